@@ -1,0 +1,1 @@
+"""Promises that every source, store or codec keeps."""

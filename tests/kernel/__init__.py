@@ -1,0 +1,1 @@
+"""The kernel interface, tried for real."""

@@ -1,0 +1,1 @@
+"""What the tests share, and no user of the package needs."""
