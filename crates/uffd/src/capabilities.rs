@@ -1,0 +1,5 @@
+//! stub, filled next
+
+/// What works here.
+#[derive(Debug, Clone)]
+pub struct Capabilities {}
