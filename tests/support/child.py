@@ -135,7 +135,7 @@ def source_of(code: str | Callable[[], object]) -> str:
 
 def environment(changes: Mapping[str, str | None] | None) -> dict[str, str]:
     """This process's environment with `changes`, and with tests/ importable as `support`."""
-    merged: dict[str, str | None] = {**os.environ, "PYTHONPATH": str(BECOME.parent.parent), **(changes or {})}
+    merged: dict[str, str | None] = {**os.environ, "PYTHONPATH": python_path(), **(changes or {})}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -168,3 +168,8 @@ def why_no_user(name: str) -> str | None:
     if probe.returncode != 0:
         return f"cannot run Python as {name}: {probe.stderr.strip()}"
     return None
+
+
+def python_path() -> str:
+    """This process's PYTHONPATH with tests/ in front, so that children can import `support`."""
+    return os.pathsep.join(filter(None, [str(BECOME.parent.parent), os.environ.get("PYTHONPATH")]))
