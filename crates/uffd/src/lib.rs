@@ -20,7 +20,7 @@ mod ops;
 mod pagemap;
 
 pub use abi::UffdMsg;
-pub use capabilities::Capabilities;
+pub use capabilities::{Capabilities, HugePool, Limit, Trial};
 pub use errno::Errno;
 pub use events::{Event, Fault, FaultFlags};
 pub use fd::{DEVICE, Handle, OpenError, OpenOptions, Userfaultfd, Via, supported_features};

@@ -1,5 +1,0 @@
-//! stub, filled next
-
-/// What works here.
-#[derive(Debug, Clone)]
-pub struct Capabilities {}
