@@ -7,6 +7,7 @@ Python time limit can reach it. The parent kills the child's whole process group
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ from support.kernel import Kernel
 __all__ = ["ChildResult"]
 
 ROOM_OF_TESTS = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.dirname(ROOM_OF_TESTS))  # for the package `bench`
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""The side of userfault: the same rounds, over the same loop, as the programs of `bench/floor`.
+
+``python -m bench.ours TOUCHER.so DELIVERY UNIT ORDER UNITS CPU``
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+
+import numpy as np
+
+import userfault as uf
+from bench.scenarios import UNITS_OF
+
+
+def numbered_bytes(length: int) -> bytes:
+    """The same bytes as `numbered_memory` of floor.h."""
+    mixed = np.arange(length // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed ^ (mixed >> np.uint64(32))).tobytes()
+
+
+def positions(units: int, step: int, order: str) -> np.ndarray:
+    """Where to touch."""
+    numbers = np.arange(units, dtype=np.uint64)
+    if order == "random":
+        np.random.default_rng(1).shuffle(numbers)
+    return numbers * np.uint64(step)
+
+
+def toucher(path: str):
+    """The timed loop, called without the GIL."""
+    function = ctypes.CDLL(path).timed_touch
+    function.restype = ctypes.c_uint64
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]
+    return function
+
+
+def main(library: str, delivery: str, unit: str, order: str, units: str, cpu: str) -> None:
+    """Map, then play a round per line of input."""
+    step, count = UNITS_OF[unit], int(units)
+    touch, where, total = toucher(library), positions(count, step, order), ctypes.c_uint64()
+    source = numbered_bytes(count * step)
+    with uf.map(uf.Bytes(source), delivery=delivery, unit=unit, huge=unit == "2MiB") as region:
+        os.sched_setaffinity(0, {int(cpu)})  # this thread only: where the handlers run is userfault's own business
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            spent = touch(region.address, where.ctypes.data, count, total)
+            answer = {"ns_per_touch": spent / count, "touches": count, "sum": total.value}
+            print(json.dumps(answer), flush=True)
+            region.evict()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

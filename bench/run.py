@@ -1,0 +1,80 @@
+"""``python -m bench.run``: play the scenarios, save the samples, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bench.peers import ROOT, FreshImport, Peer, build_floor
+from bench.report import Report, Row
+from bench.scenarios import SCENARIOS, Imports, Scenario
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="bench.run", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="scenarios whose names contain one of these; all without"
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each side, after one to warm up")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the touches per round")
+    parser.add_argument("--cpu", type=int, default=min(os.sched_getaffinity(0)), help="where the touching thread runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for the JSON file")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    return parser.parse_args(argv)
+
+
+def chosen(names: list[str]) -> list[Scenario]:
+    """The scenarios that were asked for."""
+    return [one for one in SCENARIOS if not names or any(name in one.name for name in names)]
+
+
+def sides(scenario: Scenario, built: Path, cpu: int) -> tuple[Peer | FreshImport, Peer | FreshImport]:
+    """The baseline and userfault, ready to play."""
+    if isinstance(scenario, Imports):
+        return FreshImport(scenario.beside), FreshImport(scenario.beside, scenario.module)
+    floor = [str(built / scenario.floor), str(scenario.units), str(cpu)]
+    ours = [sys.executable, "-m", "bench.ours", str(built / "toucher.so"), scenario.delivery, scenario.unit]
+    return Peer(floor), Peer([*ours, scenario.order, str(scenario.units), str(cpu)])
+
+
+def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
+    """Play one round to warm up, then `rounds` rounds in turn; who begins changes with every round."""
+    floor, ours = sides(scenario, built, cpu)
+    samples: dict[object, list[float]] = {floor: [], ours: []}
+    try:
+        for number in range(rounds + 1):
+            results = {side: side.play() for side in ((floor, ours) if number % 2 else (ours, floor))}
+            if results[floor].get("sum") != results[ours].get("sum"):
+                raise RuntimeError(f"{scenario.name}: the two sides saw different bytes")
+            if number > 0:
+                for side, result in results.items():
+                    samples[side].append(result.get("ns_per_touch") or result["ns"])
+    finally:
+        floor.close()
+        ours.close()
+    return Row(scenario, samples[floor], samples[ours])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; the status is 1 if a bar was missed."""
+    options = arguments(argv)
+    scenarios = [one.scaled(options.scale) for one in chosen(options.names)]
+    if options.list or not scenarios:
+        print("\n".join(one.name for one in scenarios or SCENARIOS))
+        return 0 if options.list else 2
+    built = build_floor()
+    rows = []
+    for scenario in scenarios:
+        print(f"{scenario.name} ...", file=sys.stderr)
+        rows.append(measure(scenario, built, rounds=options.rounds, cpu=options.cpu))
+    report = Report(rows)
+    print(report.table())
+    print(f"samples: {os.path.relpath(report.save(options.out))}", file=sys.stderr)
+    return 0 if all(row.within_bar for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

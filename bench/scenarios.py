@@ -1,0 +1,82 @@
+"""What is measured: each scenario is data, and its name is made of its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+UNITS_OF = {"4KiB": 4096, "2MiB": 2 << 20}
+
+
+@dataclass(frozen=True)
+class Touches:
+    """Load one byte of each unit, every unit absent: what does a touch cost?
+
+    Attributes:
+        delivery: how a fault reaches userfault's handler.
+        unit: bytes filled per fault, as `userfault.map` takes it.
+        order: "random" or "sequential".
+        units: how many are touched per round.
+        floor: the C program that does the same.
+        bar: the greatest ratio to it that we accept.
+    """
+
+    delivery: str
+    unit: str
+    order: str
+    units: int
+    floor: str
+    bar: float
+
+    kind = "touches"
+
+    @property
+    def name(self) -> str:
+        """For people and for file names."""
+        return f"touch-{self.unit}-{self.order}-{self.delivery}"
+
+    def scaled(self, share: float) -> Touches:
+        """The same with fewer touches."""
+        return Touches(**{**asdict(self), "units": max(2, int(self.units * share))})
+
+
+@dataclass(frozen=True)
+class Imports:
+    """Start a process that imports `module` besides `beside`: how much longer does it take?"""
+
+    module: str
+    beside: str
+    bar_ms: float
+
+    kind = "imports"
+
+    @property
+    def name(self) -> str:
+        """For people and for file names."""
+        return f"import-{self.module}-over-{self.beside}"
+
+    def scaled(self, share: float) -> Imports:
+        """The same: an import has no size."""
+        return self
+
+
+Scenario = Touches | Imports
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Touches("signal", "4KiB", "random", 16384, "touch_signal", bar=1.5),
+    Touches("thread", "4KiB", "random", 16384, "touch_thread", bar=1.5),
+    Touches("signal", "2MiB", "sequential", 64, "sequential_2m", bar=1.5),
+    Touches("thread", "2MiB", "sequential", 64, "sequential_2m", bar=1.5),
+    Imports("userfault", "numpy", bar_ms=60),
+)
+
+
+def to_data(scenario: Scenario) -> dict[str, Any]:
+    """A scenario as JSON takes it."""
+    return {"kind": scenario.kind, "name": scenario.name, **asdict(scenario)}
+
+
+def from_data(data: dict[str, Any]) -> Scenario:
+    """The opposite of `to_data`."""
+    fields = {key: value for key, value in data.items() if key not in ("kind", "name")}
+    return {"touches": Touches, "imports": Imports}[data["kind"]](**fields)
