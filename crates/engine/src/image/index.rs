@@ -4,11 +4,13 @@
 //! file of 17 n bytes or more, and 20 bytes of memory are kept for each frame.
 
 use super::frame::{most_decoded_bytes, zero_frame_bytes};
+use super::table::{GUARD_BYTES, HAS_CHECKSUMS, read_guard};
 use super::{
     FOOTER_BYTES, FOOTER_MAGIC, ImageError, MAX_COMPRESSED_BYTES, MAX_FRAME_BYTES, MAX_FRAMES, SKIPPABLE_HEADER_BYTES,
     SKIPPABLE_MAGIC, TABLE_MAGIC, ZSTD_MAGIC,
 };
 use std::io;
+use xxhash_rust::xxh64::Xxh64;
 
 /// The shortest zstd frame has 9 bytes, the shortest skippable one 8.
 const LEAST_FRAME_BYTES: u32 = 8;
@@ -16,8 +18,6 @@ const LEAST_FRAME_BYTES: u32 = 8;
 const CHUNK_BYTES: usize = 64 << 10;
 /// A unit is wished for only up to this frame size.
 const MAX_UNIT_BYTES: u64 = 2 << 20;
-/// Descriptor: each entry has a checksum.
-const HAS_CHECKSUMS: u8 = 1 << 7;
 /// Descriptor: bits that must be zero.
 const RESERVED: u8 = 0b0111_1100;
 
@@ -106,17 +106,20 @@ impl Index {
             file_bytes,
             shape: Shape::default(),
         };
-        index.read_entries(layout, read)?;
+        let digest = index.read_entries(layout, read)?;
         index.starts.shrink_to_fit();
         index.checksums.shrink_to_fit();
         let frames_end = index.last().compressed;
         if frames_end != layout.table_offset {
             return Err(ImageError::Unaccounted { frames_end, table_offset: layout.table_offset });
         }
+        index.check_guard(digest, read)?;
         Ok(index)
     }
 
-    fn read_entries(&mut self, layout: Layout, read: &ReadAt<'_>) -> Result<(), ImageError> {
+    /// Take in all entries; their digest.
+    fn read_entries(&mut self, layout: Layout, read: &ReadAt<'_>) -> Result<u64, ImageError> {
+        let mut digest = Xxh64::new(0);
         let per_chunk = CHUNK_BYTES / layout.entry_bytes;
         let mut chunk = vec![0; per_chunk.min(layout.frames as usize) * layout.entry_bytes];
         let mut offset = layout.table_offset + SKIPPABLE_HEADER_BYTES;
@@ -125,11 +128,31 @@ impl Index {
             let entries = left.min(per_chunk);
             let bytes = &mut chunk[..entries * layout.entry_bytes];
             read_exact(read, offset, bytes)?;
+            digest.update(bytes);
             bytes.chunks_exact(layout.entry_bytes).try_for_each(|entry| self.push(entry, layout))?;
             offset += bytes.len() as u64;
             left -= entries;
         }
-        Ok(())
+        Ok(digest.digest())
+    }
+
+    /// If the last frame is a guard (whatever its entry says), the digest in it must be that of the entries.
+    fn check_guard(&self, found: u64, read: &ReadAt<'_>) -> Result<(), ImageError> {
+        let Some(last) = self.frame_count().checked_sub(1).map(|number| self.frame(number)) else {
+            return Ok(());
+        };
+        if last.compressed_bytes != GUARD_BYTES {
+            return Ok(());
+        }
+        let mut bytes = [0; GUARD_BYTES as usize];
+        read_exact(read, last.offset, &mut bytes)?;
+        match read_guard(&bytes) {
+            Some(expected) if expected != found => {
+                let table_offset = last.offset + u64::from(GUARD_BYTES);
+                Err(ImageError::TableDamaged { table_offset, expected, found })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn push(&mut self, entry: &[u8], layout: Layout) -> Result<(), ImageError> {
@@ -234,7 +257,7 @@ impl Index {
     }
 
     /// All frames, in order.
-    pub fn frames(&self) -> impl ExactSizeIterator<Item = Frame> + '_ {
+    pub fn frames(&self) -> impl Iterator<Item = Frame> + Clone + '_ {
         (0..self.frame_count()).map(|number| self.frame(number))
     }
 
@@ -242,13 +265,14 @@ impl Index {
     /// is none.
     #[must_use]
     pub fn common_frame_bytes(&self) -> u32 {
-        let Some(common) = self.frames().find(|frame| frame.decoded_bytes > 0 && !frame.may_be_zero()) else {
+        let mut filled = self.frames().filter(|frame| frame.decoded_bytes > 0);
+        let Some(common) = filled.clone().find(|frame| !frame.may_be_zero()).map(|frame| frame.decoded_bytes) else {
             return 0;
         };
-        let common = u64::from(common.decoded_bytes);
-        let aligned = self.starts[..self.starts.len() - 1].iter().all(|start| start.decoded % common == 0);
-        let whole = self.frames().all(|frame| u64::from(frame.decoded_bytes) <= common || frame.may_be_zero());
-        if aligned && whole { common as u32 } else { 0 }
+        let fits = |frame: Frame| {
+            frame.decoded_offset % u64::from(common) == 0 && (frame.decoded_bytes <= common || frame.may_be_zero())
+        };
+        if filled.all(fits) { common } else { 0 }
     }
 
     /// The unit to map it with: the common frame size if it is a power of two from `page_bytes` to 2 MiB, else 0.

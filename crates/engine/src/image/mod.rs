@@ -2,12 +2,13 @@
 //! end, so that any zstd restores the bytes and this crate finds any of them without the others.
 //!
 //! `index` reads the table and trusts none of it; `frame` makes and undoes single frames, and knows the frames that
-//! hold nothing but zeros from their compressed bytes alone.
+//! hold nothing but zeros from their compressed bytes alone; `table` writes the end of a file.
 //!
 //! *Locks*: none. *Blocks on*: [`Index::read`] reads a file.
 
 pub mod frame;
 pub mod index;
+pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -166,6 +167,16 @@ pub enum ImageError {
         frames_end: u64,
         /// Where the table begins.
         table_offset: u64,
+    },
+    /// The table is not the one that was written.
+    #[error("the seek table at offset {table_offset} is damaged: its checksum is {found:#018x}, the file says {expected:#018x}")]
+    TableDamaged {
+        /// Where in the file.
+        table_offset: u64,
+        /// What the guard frame says.
+        expected: u64,
+        /// What the entries give.
+        found: u64,
     },
     /// A frame whose bytes are not what the table or zstd says.
     #[error("frame {frame} at offset {offset} (bytes {decoded_offset} and on): {fault}")]

@@ -1,6 +1,7 @@
 //! Images for tests, and a random number generator that prints nothing and needs nobody.
 
 use super::frame::{FrameEncoder, checksum, is_zero, zero_frame};
+use super::table::{entry, finish};
 use super::{FOOTER_MAGIC, Index, TABLE_MAGIC};
 use std::io;
 
@@ -30,7 +31,7 @@ pub(crate) fn table(entries: &[Entry], checksums: bool) -> Vec<u8> {
     bytes
 }
 
-/// An image of `pieces`, each a frame.
+/// An image of `pieces`, each a frame; with checksums it is one as we write them, without as others may.
 pub(crate) fn image(pieces: &[&[u8]], checksums: bool) -> Vec<u8> {
     let mut encoder = FrameEncoder::new(1).unwrap();
     let (mut bytes, mut entries) = (Vec::new(), Vec::new());
@@ -44,7 +45,12 @@ pub(crate) fn image(pieces: &[&[u8]], checksums: bool) -> Vec<u8> {
         let compressed = (bytes.len() - before) as u32;
         entries.push(Entry { compressed, decoded: piece.len() as u32, checksum: checksum(piece) });
     }
-    bytes.extend(table(&entries, checksums));
+    if checksums {
+        let entries: Vec<u8> = entries.iter().flat_map(|e| entry(e.compressed, e.decoded, e.checksum)).collect();
+        bytes.extend(finish(&entries));
+    } else {
+        bytes.extend(table(&entries, false));
+    }
     bytes
 }
 

@@ -1,0 +1,244 @@
+//! Pages from an image: a whole frame is decoded straight into the page's memory, a part of one by way of the scratch,
+//! which remembers the last frame.
+//!
+//! *Locks*: none; what was learnt about frames is kept in atomics. *Signal safety*: all of it, given a [`Scratch`] of
+//! the shape that [`Source::needs`] asks for.
+
+use super::fd::FileHandle;
+use super::{Cause, Extent, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use crate::image::frame::{FrameFault, decode, is_zero_frame};
+use crate::image::{Frame, ImageError, Index, MAX_FRAME_BYTES};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Unit of images whose frames have no common size that suits.
+const DEFAULT_UNIT_BYTES: usize = 64 << 10;
+/// A larger frame that may be zero is looked at on opening, so that no scratch needs room for it when it is.
+const UNSEEN_ZERO_BYTES: u32 = 16 << 20;
+
+/// Each image has a number of its own, by which scratches know whose frame they hold.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// An image file.
+pub struct ImageSource {
+    id: u64,
+    file: FileHandle,
+    name: String,
+    index: Index,
+    kinds: Kinds,
+    unit_bytes: usize,
+    needs: ScratchNeeds,
+}
+
+impl ImageSource {
+    /// Read and check the index of an open image; `name` is for people: a path.
+    ///
+    /// # Errors
+    /// [`ImageError`]: what is wrong with it and where.
+    pub fn new(file: FileHandle, name: &str) -> Result<Self, ImageError> {
+        let file_bytes = file.size().map_err(|error| ImageError::Io { offset: 0, bytes: 0, error })?;
+        let index = Index::read(file_bytes, &|offset, out: &mut [u8]| read_patiently(&file, offset, out))?;
+        let kinds = Kinds::new(index.frame_count());
+        let frame_bytes = largest_unit_of_work(&file, &index, &kinds)?;
+        let unit_bytes = match index.natural_unit(uffd::page_size()) {
+            0 => DEFAULT_UNIT_BYTES,
+            natural => natural,
+        };
+        let needs = ScratchNeeds {
+            compressed_bytes: (index.largest_compressed_bytes() as usize).next_power_of_two(),
+            frame_bytes: (frame_bytes as usize).next_power_of_two(),
+            decoder: true,
+        };
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, file, name: name.to_owned(), index, kinds, unit_bytes, needs })
+    }
+
+    /// Its seek table.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Does this frame hold only zeros? Reads its few compressed bytes the first time, unless its size says no.
+    fn is_zero(&self, frame: Frame, how: (Table, Patience), scratch: &mut Scratch) -> Result<bool, Cause> {
+        if !frame.may_be_zero() {
+            return Ok(false);
+        }
+        if let Some(known) = self.kinds.get(frame.number) {
+            return Ok(known);
+        }
+        let compressed = self.read_frame(frame, how, &mut scratch.compressed)?;
+        let zero = is_zero_frame(compressed, frame.decoded_bytes);
+        self.kinds.set(frame.number, zero);
+        Ok(zero)
+    }
+
+    /// Its compressed bytes.
+    fn read_frame<'a>(&self, frame: Frame, how: (Table, Patience), buffer: &'a mut [u8]) -> Result<&'a [u8], Cause> {
+        // The scratch is too small only if it was made for another source.
+        let buffer = buffer.get_mut(..frame.compressed_bytes as usize).ok_or(Cause::Os(libc::ENOMEM))?;
+        self.file.read_exact_at(how, frame.offset, buffer)?;
+        Ok(buffer)
+    }
+
+    /// Give `part` the bytes of the frame from `within` on.
+    fn fill(&self, frame: Frame, within: usize, part: &mut [u8], how: &mut Reading<'_>) -> Result<(), Cause> {
+        let (access, tag) = ((how.table, how.patience), (self.id, u64::from(frame.number)));
+        let scratch = &mut *how.scratch;
+        let frame_bytes = frame.decoded_bytes as usize;
+        if self.is_zero(frame, access, scratch)? {
+            part.fill(0);
+            return Ok(());
+        }
+        let Scratch { compressed, frame: kept, frame_tag, decoder, .. } = scratch;
+        let decoder = decoder.as_mut().ok_or(Cause::Os(libc::ENOMEM))?;
+        if *frame_tag != Some(tag) {
+            let compressed = self.read_frame(frame, access, compressed)?;
+            if part.len() == frame_bytes {
+                return decode(decoder, compressed, part, frame.checksum).map_err(cause_of);
+            }
+            let room = kept.get_mut(..frame_bytes).ok_or(Cause::Os(libc::ENOMEM))?;
+            *frame_tag = None;
+            decode(decoder, compressed, room, frame.checksum).map_err(cause_of)?;
+            *frame_tag = Some(tag);
+        }
+        part.copy_from_slice(kept.get(within..within + part.len()).ok_or(Cause::Os(libc::ENOMEM))?);
+        Ok(())
+    }
+}
+
+impl Source for ImageSource {
+    fn len(&self) -> u64 {
+        self.index.decoded_bytes()
+    }
+
+    fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset + done as u64;
+            let frame = self.index.find(at).ok_or(SourceError::new(at, Cause::Short))?;
+            let step = usize::try_from(frame.decoded_end() - at).unwrap_or(usize::MAX).min(out.len() - done);
+            let within = (at - frame.decoded_offset) as usize;
+            self.fill(frame, within, &mut out[done..done + step], how)
+                .map_err(|cause| SourceError::new(frame.decoded_offset, cause))?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn extent(&self, offset: u64, len: usize, how: &mut Reading<'_>) -> Extent {
+        // A frame that the page cache does not have, and that may not be waited for, is data: read_into finds out.
+        let access = (how.table, how.patience);
+        let zero = |frame, scratch: &mut Scratch| self.is_zero(frame, access, scratch).unwrap_or(false);
+        let Some(first) = self.index.find(offset) else {
+            return Extent::Data(len);
+        };
+        let wanted = zero(first, how.scratch);
+        let end = offset.saturating_add(len as u64);
+        let mut frame = first;
+        while frame.decoded_end() < end {
+            match self.index.find(frame.decoded_end()) {
+                Some(next) if zero(next, how.scratch) == wanted => frame = next,
+                _ => break,
+            }
+        }
+        let bytes = (frame.decoded_end().min(end) - offset) as usize;
+        if wanted { Extent::Zero(bytes) } else { Extent::Data(bytes.min(len)) }
+    }
+
+    fn name(&self) -> String {
+        format!("Image('{}')", self.name)
+    }
+
+    fn preferred_unit(&self) -> usize {
+        self.unit_bytes
+    }
+
+    fn signal_safe(&self) -> bool {
+        true
+    }
+
+    fn readahead_helps(&self) -> bool {
+        true
+    }
+
+    fn needs(&self) -> ScratchNeeds {
+        self.needs
+    }
+}
+
+/// What is known about frames whose size says that they may be zero: two bits each.
+struct Kinds(Vec<AtomicU64>);
+
+impl Kinds {
+    const FRAMES_PER_WORD: u32 = 32;
+
+    fn new(frames: u32) -> Self {
+        Self((0..frames.div_ceil(Self::FRAMES_PER_WORD)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn place(&self, frame: u32) -> (&AtomicU64, u32) {
+        (&self.0[(frame / Self::FRAMES_PER_WORD) as usize], frame % Self::FRAMES_PER_WORD * 2)
+    }
+
+    /// Zeros (true), data (false), or not known yet.
+    fn get(&self, frame: u32) -> Option<bool> {
+        let (word, shift) = self.place(frame);
+        match word.load(Ordering::Relaxed) >> shift & 3 {
+            1 => Some(true),
+            2 => Some(false),
+            _ => None,
+        }
+    }
+
+    fn set(&self, frame: u32, zero: bool) {
+        let (word, shift) = self.place(frame);
+        let bits: u64 = if zero { 1 } else { 2 };
+        // Relaxed: the bits guard no other memory, and whoever does not see them looks again.
+        word.fetch_or(bits << shift, Ordering::Relaxed);
+    }
+}
+
+fn cause_of(fault: FrameFault) -> Cause {
+    match fault {
+        FrameFault::Checksum { .. } => Cause::Checksum,
+        FrameFault::Corrupt | FrameFault::Length { .. } => Cause::Corrupt,
+    }
+}
+
+/// For opening, which happens in a thread of the application and may wait.
+fn read_patiently(file: &FileHandle, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    file.read_exact_at((Table::Application, Patience::Wait), offset, out).map_err(|cause| match cause {
+        Cause::Os(errno) => io::Error::from_raw_os_error(errno),
+        Cause::Short => io::ErrorKind::UnexpectedEof.into(),
+        other => io::Error::other(other.describe()),
+    })
+}
+
+/// The most that a frame which is not zero decodes to. Very large ones that may be zero are looked at for this.
+fn largest_unit_of_work(file: &FileHandle, index: &Index, kinds: &Kinds) -> Result<u32, ImageError> {
+    let mut largest = index.largest_data_bytes();
+    let mut compressed = Vec::new();
+    for frame in index.frames().filter(Frame::may_be_zero) {
+        if frame.decoded_bytes <= UNSEEN_ZERO_BYTES {
+            largest = largest.max(frame.decoded_bytes);
+            continue;
+        }
+        compressed.resize(frame.compressed_bytes as usize, 0);
+        let bytes = u64::from(frame.compressed_bytes);
+        read_patiently(file, frame.offset, &mut compressed).map_err(|error| ImageError::Io {
+            offset: frame.offset,
+            bytes,
+            error,
+        })?;
+        let zero = is_zero_frame(&compressed, frame.decoded_bytes);
+        kinds.set(frame.number, zero);
+        largest = if zero { largest } else { largest.max(frame.decoded_bytes) };
+    }
+    debug_assert!(largest <= MAX_FRAME_BYTES, "the index refuses larger frames");
+    Ok(largest)
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;
