@@ -43,7 +43,6 @@ pub struct Fault {
 
 /// A decoded message.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event {
     /// Somebody touched a page. He waits until it is resolved; signals make him ask again, so expect duplicates.
     PageFault {

@@ -41,15 +41,16 @@ impl OpenOptions {
 
 /// Why there is no descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum OpenError {
     /// No door opened; each errno is that of one door, `None` where it was not tried.
-    #[error("userfaultfd refused: {}", refusal(*device, *syscall))]
+    #[error("userfaultfd refused: {}", refusal(*device, *syscall, *user_mode_only))]
     Refused {
         /// What `/dev/userfaultfd` said.
         device: Option<Errno>,
         /// What userfaultfd(2) said.
         syscall: Option<Errno>,
+        /// Whether only user-mode faults were asked for, which every user may have by default.
+        user_mode_only: bool,
     },
     /// The kernel lacks features that were asked for.
     #[error("this kernel has no userfaultfd feature {}", missing.names().join(", "))]
@@ -73,17 +74,42 @@ impl OpenError {
     /// The one errno that stands for the whole failure: of the system call where it was tried, else of the device.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Refused { device, syscall } => syscall.or(*device).unwrap_or(Errno(libc::EINVAL)),
+            Self::Refused { device, syscall, .. } => syscall.or(*device).unwrap_or(Errno(libc::EINVAL)),
             Self::Unsupported { .. } => Errno(libc::EINVAL),
             Self::Handshake { errno, .. } => *errno,
         }
     }
+
+    /// The one command (or change) that would help, where one is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { syscall: Some(Errno(libc::ENOSYS)), .. } => Some(hints::NO_KERNEL_SUPPORT),
+            Self::Refused { user_mode_only: true, .. } => Some(hints::SANDBOX),
+            Self::Refused { device: Some(Errno(libc::EACCES | libc::EPERM)), .. } => Some(hints::OWN_DEVICE),
+            Self::Refused { syscall: Some(Errno(libc::EPERM)), .. } => Some(hints::ALLOW_ALL),
+            Self::Refused { .. } => None,
+            Self::Unsupported { .. } => Some(hints::NEWER_KERNEL),
+            Self::Handshake { errno: Errno(libc::EPERM), .. } => Some(hints::GRANT_PTRACE),
+            Self::Handshake { .. } => None,
+        }
+    }
 }
 
-fn refusal(device: Option<Errno>, syscall: Option<Errno>) -> String {
+/// The commands, each once.
+mod hints {
+    pub const OWN_DEVICE: &str = "sudo chown $(id -un) /dev/userfaultfd";
+    pub const ALLOW_ALL: &str = "sudo sysctl vm.unprivileged_userfaultfd=1";
+    pub const SANDBOX: &str = "a sandbox forbids it: start the container with --device /dev/userfaultfd";
+    pub const NO_KERNEL_SUPPORT: &str = "boot a kernel built with CONFIG_USERFAULTFD=y";
+    pub const NEWER_KERNEL: &str = "boot a newer kernel: 6.8 has all that is needed";
+    pub const GRANT_PTRACE: &str = "run with CAP_SYS_PTRACE: sudo, or docker run --cap-add SYS_PTRACE";
+}
+
+fn refusal(device: Option<Errno>, syscall: Option<Errno>, user_mode_only: bool) -> String {
+    let user_mode_only = user_mode_only.then(|| "even for user-mode faults only".to_owned());
     let device = device.map(|errno| format!("/dev/userfaultfd {errno}"));
     let syscall = syscall.map(|errno| format!("userfaultfd(2) {errno}"));
-    [device, syscall].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    [user_mode_only, device, syscall].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// An owned userfaultfd.
@@ -106,7 +132,8 @@ impl Userfaultfd {
             Via::Syscall => by_syscall().map_err(|errno| (None, Some(errno))),
             Via::Auto => by_device().or_else(|device| by_syscall().map_err(|errno| (Some(device), Some(errno)))),
         };
-        opened.map(Self).map_err(|(device, syscall)| OpenError::Refused { device, syscall })
+        let user_mode_only = options.user_mode_only;
+        opened.map(Self).map_err(|(device, syscall)| OpenError::Refused { device, syscall, user_mode_only })
     }
 
     /// Opens a descriptor and completes the handshake with exactly `features`.

@@ -50,6 +50,8 @@ pub struct Capabilities {
     pub huge_pools: Vec<HugePool>,
     /// Transparent huge pages: `always`, `madvise` or `never`.
     pub transparent_huge_pages: Option<String>,
+    /// The one command that would get (or widen) access to userfaultfd; `None` where nothing is missing or known.
+    pub hint: Option<&'static str>,
     /// `/dev/kvm` can be opened.
     pub kvm: Trial,
     /// Seccomp mode of this thread: 0 none, 1 strict, 2 filter.
@@ -83,6 +85,7 @@ impl Capabilities {
             write_tracking: trials::write_tracking(),
             huge_pools: system::huge_pools(),
             transparent_huge_pages: system::transparent_huge_pages(),
+            hint: access_hint(),
             kvm: system::can_open("/dev/kvm"),
             seccomp: system::seccomp(),
             memlock: Limit::read(libc::RLIMIT_MEMLOCK),
@@ -100,6 +103,12 @@ impl Capabilities {
     pub fn kernel_faults(&self) -> bool {
         self.syscall.is_ok() || self.device.is_ok()
     }
+}
+
+/// What would help: to any descriptor if there is none, otherwise to faults of system calls too.
+fn access_hint() -> Option<&'static str> {
+    let open = |user_mode_only| Userfaultfd::open(OpenOptions { user_mode_only, ..OpenOptions::default() });
+    open(true).and_then(|_| open(false)).err().and_then(|error| error.hint())
 }
 
 fn try_open(via: Via, user_mode_only: bool) -> Trial {

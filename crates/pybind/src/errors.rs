@@ -1,0 +1,49 @@
+//! Rust errors become Python exceptions here and nowhere else.
+//!
+//! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
+//! programs, and as a note of the exception, which a traceback shows.
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use uffd::{Errno, OpenError};
+
+/// The OSError subclass for `errno`, saying `what` failed.
+pub fn os_error(errno: Errno, what: &str) -> PyErr {
+    // Called with two arguments, OSError picks the subclass (PermissionError, FileNotFoundError...) itself.
+    PyOSError::new_err((errno.0, format!("{what}: {errno}")))
+}
+
+/// As [`os_error`], for an operation on a range of addresses; says why where the range itself is at fault.
+pub fn range_error(py: Python<'_>, what: &str, start: usize, length: usize, errno: Errno) -> PyErr {
+    let error = os_error(errno, &format!("{what} of {length} bytes at {start:#x}"));
+    let page = uffd::page_size();
+    if errno == Errno(libc::EINVAL) && (start % page != 0 || length % page != 0 || length == 0) {
+        let hint = format!("start and length must be whole pages of {page} bytes, as memory of mmap.mmap is");
+        return with_hint(py, error, &hint);
+    }
+    error
+}
+
+/// No descriptor: PermissionError where it was refused, with the command that would change it.
+pub fn open_error(py: Python<'_>, error: &OpenError) -> PyErr {
+    let raised = PyOSError::new_err((error.errno().0, error.to_string()));
+    match error.hint() {
+        Some(hint) => with_hint(py, raised, hint),
+        None => raised,
+    }
+}
+
+/// The descriptor was closed.
+pub fn closed() -> PyErr {
+    PyValueError::new_err("operation on a closed userfaultfd")
+}
+
+/// Attaches a hint; an exception that cannot carry one stays as it is.
+pub fn with_hint(py: Python<'_>, error: PyErr, hint: &str) -> PyErr {
+    let value = error.value(py);
+    let noted = value.setattr("hint", hint).and_then(|()| value.call_method1("add_note", (format!("hint: {hint}"),)));
+    if let Err(problem) = noted {
+        problem.write_unraisable(py, None);
+    }
+    error
+}
