@@ -2,16 +2,20 @@
 //! end, so that any zstd restores the bytes and this crate finds any of them without the others.
 //!
 //! `index` reads the table and trusts none of it; `frame` makes and undoes single frames, and knows the frames that
-//! hold nothing but zeros from their compressed bytes alone; `table` writes the end of a file.
+//! hold nothing but zeros from their compressed bytes alone; `table` writes the end of a
+//! file, `chunk` what is before it. `file` looks at images that are not mapped.
 //!
 //! *Locks*: none. *Blocks on*: [`Index::read`] reads a file.
 
+pub mod chunk;
+pub mod file;
 pub mod frame;
 pub mod index;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use file::{BadFrame, ImageFile};
 pub use frame::{FrameEncoder, FrameFault};
 pub use index::{Frame, Index};
 
@@ -41,6 +45,9 @@ pub(crate) const SKIPPABLE_HEADER_BYTES: u64 = 8;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
+    /// There is no such file, or it is refused.
+    #[error("cannot be opened: {0}")]
+    Open(#[source] std::io::Error),
     /// The file could not be read.
     #[error("cannot read {bytes} bytes at offset {offset}: {error}")]
     Io {

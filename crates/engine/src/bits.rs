@@ -1,0 +1,141 @@
+//! A set of page numbers that a signal handler can add to: one bit a page, and one summary bit for each 4096 pages so
+//! that sweeping a huge, nearly empty set is cheap.
+//!
+//! *Locks*: none. *Threads*: `insert` from any thread or handler; `sweep` from one thread at a time.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Pages covered by one summary bit: 64 words of 64 bits.
+const GROUP_PAGES: usize = 64 * 64;
+
+/// The set.
+pub struct PageBits {
+    leaves: Box<[AtomicU64]>,
+    summary: Box<[AtomicU64]>,
+    count: AtomicUsize,
+}
+
+/// Zeroed without being touched: a region of a terabyte costs what its failures touch.
+fn zeroed(words: usize) -> Box<[AtomicU64]> {
+    // A zeroed Vec comes from calloc, which maps fresh pages lazily for large sizes.
+    let plain: Box<[u64]> = vec![0u64; words].into_boxed_slice();
+    // SAFETY: AtomicU64 has the size, alignment and bit validity of u64, and the box is owned.
+    unsafe { Box::from_raw(Box::into_raw(plain) as *mut [AtomicU64]) }
+}
+
+impl PageBits {
+    /// An empty set of pages `0..pages`.
+    #[must_use]
+    pub fn new(pages: usize) -> Self {
+        let groups = pages.div_ceil(GROUP_PAGES).max(1);
+        Self { leaves: zeroed(groups * 64), summary: zeroed(groups.div_ceil(64)), count: AtomicUsize::new(0) }
+    }
+
+    /// How many pages are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Is it empty?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Add a page; true if it was not there.
+    pub fn insert(&self, page: usize) -> bool {
+        let bit = 1 << (page % 64);
+        let new = self.leaves[page / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0;
+        let group = page / GROUP_PAGES;
+        self.summary[group / 64].fetch_or(1 << (group % 64), Ordering::AcqRel);
+        if new {
+            self.count.fetch_add(1, Ordering::AcqRel);
+        }
+        new
+    }
+
+    /// Is this page in it?
+    #[must_use]
+    pub fn contains(&self, page: usize) -> bool {
+        self.leaves[page / 64].load(Ordering::Acquire) & (1 << (page % 64)) != 0
+    }
+
+    /// Take a page out; true if it was there.
+    pub fn remove(&self, page: usize) -> bool {
+        let bit = 1 << (page % 64);
+        let there = self.leaves[page / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0;
+        if there {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
+        there
+    }
+
+    /// Call `visit` for each page in the set; pages for which it answers true are taken out.
+    pub fn sweep(&self, mut visit: impl FnMut(usize) -> bool) {
+        for (index, word) in self.summary.iter().enumerate() {
+            let groups = word.swap(0, Ordering::AcqRel);
+            for bit in bits_of(groups) {
+                let group = index * 64 + bit;
+                if self.sweep_group(group, &mut visit) {
+                    self.summary[index].fetch_or(1 << bit, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    /// True if something stays in the group.
+    fn sweep_group(&self, group: usize, visit: &mut impl FnMut(usize) -> bool) -> bool {
+        let mut stays = false;
+        for leaf in group * 64..(group + 1) * 64 {
+            for bit in bits_of(self.leaves[leaf].load(Ordering::Acquire)) {
+                let page = leaf * 64 + bit;
+                if visit(page) {
+                    self.remove(page);
+                } else {
+                    stays = true;
+                }
+            }
+        }
+        stays
+    }
+}
+
+fn bits_of(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        (word != 0).then(|| {
+            let bit = word.trailing_zeros() as usize;
+            word &= word - 1;
+            bit
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweep_visits_what_was_inserted_and_keeps_what_is_refused() {
+        let set = PageBits::new(3 * GROUP_PAGES + 5);
+        for page in [0, 63, 64, GROUP_PAGES, 3 * GROUP_PAGES + 4] {
+            assert!(set.insert(page));
+            assert!(!set.insert(page));
+        }
+        let mut seen = vec![];
+        set.sweep(|page| {
+            seen.push(page);
+            page != 64
+        });
+        assert_eq!(seen, [0, 63, 64, GROUP_PAGES, 3 * GROUP_PAGES + 4]);
+        assert_eq!(set.len(), 1);
+        assert!(set.contains(64));
+        let mut again = vec![];
+        set.sweep(|page| {
+            again.push(page);
+            true
+        });
+        assert_eq!(again, [64]);
+        assert!(set.is_empty());
+    }
+}

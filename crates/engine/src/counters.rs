@@ -1,0 +1,129 @@
+//! What happened, counted. Law 2: every fault that was read ends in exactly one of the endings.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// How a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// We put the page there.
+    Resolved,
+    /// Somebody else did, or was about to.
+    Coalesced,
+    /// The page could not be had: an error was raised.
+    Poisoned,
+    /// Its region went away.
+    TornDown,
+    /// A pager had read it and died.
+    Requeued,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// The counters of one region, or of all closed ones. Relaxed: each is exact, their sums only when quiet.
+        #[derive(Default)]
+        pub struct Counters {
+            /// Faults read and not yet ended.
+            pub in_flight: AtomicI64,
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        /// A copy of [`Counters`] at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            /// Faults read and not yet ended.
+            pub in_flight: i64,
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Read them all.
+            #[must_use]
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot {
+                    in_flight: self.in_flight.load(Ordering::Relaxed),
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                }
+            }
+        }
+
+        impl Snapshot {
+            /// Names and values, in order, for the language above.
+            #[must_use]
+            pub fn fields(&self) -> Vec<(&'static str, i64)> {
+                vec![
+                    ("in_flight", self.in_flight),
+                    $((stringify!($name), i64::try_from(self.$name).unwrap_or(i64::MAX)),)*
+                ]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Faults received: messages read, and signals taken.
+    faults,
+    /// Ended by our filling the page.
+    resolved,
+    /// Ended because somebody else filled it.
+    coalesced,
+    /// Ended with an error for the toucher.
+    poisoned,
+    /// Ended because the region was closed.
+    torn_down,
+    /// Lost with a pager and asked again.
+    requeued,
+    /// Units filled by demand.
+    demand_units,
+    /// Units filled ahead: prefetch, populate, readahead.
+    prefetched_units,
+    /// Units evicted.
+    evicted_units,
+    /// Bytes installed by UFFDIO_COPY.
+    copied_bytes,
+    /// Bytes installed by UFFDIO_MOVE.
+    moved_bytes,
+    /// Bytes installed by UFFDIO_ZEROPAGE.
+    zero_bytes,
+    /// Bytes installed by UFFDIO_CONTINUE.
+    continued_bytes,
+    /// MOVEs that were refused for good and became COPYs.
+    move_fallbacks,
+    /// Resolving calls that had to be repeated (EAGAIN, transient EBUSY).
+    retries,
+    /// Faults put off to the timer queue (EAGAIN without progress).
+    deferred,
+    /// Reads of the source that failed.
+    source_errors,
+    /// Pages that showed the error pattern to their toucher.
+    exposed_pages,
+    /// Faults handed to the worker pool.
+    dispatched,
+    /// Readahead requests made by sequential detection.
+    readaheads,
+}
+
+/// Add to a counter.
+pub fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+impl Counters {
+    /// A fault was received.
+    pub fn begin(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It ended.
+    pub fn end(&self, ending: Ending) {
+        let counter = match ending {
+            Ending::Resolved => &self.resolved,
+            Ending::Coalesced => &self.coalesced,
+            Ending::Poisoned => &self.poisoned,
+            Ending::TornDown => &self.torn_down,
+            Ending::Requeued => &self.requeued,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

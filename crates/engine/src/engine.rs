@@ -1,0 +1,196 @@
+//! Everything there is one of in a process: descriptors, the table of regions, the queue, shared working memory.
+//!
+//! *Locks*: `stocks`, `pools`, `lanes_started`: only while a region is opened. *Threads*: shared by all.
+
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::queue::Queue;
+use crate::region::{Handles, Region};
+use crate::scratch::{ScratchNeeds, ScratchPool};
+use crate::stock::Stock;
+use crate::table::AddressTable;
+use crate::threads::Root;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use uffd::{Handle, Userfaultfd};
+
+/// What the kernel lets this process do.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// UFFDIO_MOVE (6.8).
+    pub can_move: bool,
+    /// UFFDIO_POISON (6.6).
+    pub can_poison: bool,
+    /// Faults of system calls reach a descriptor.
+    pub kernel_faults: bool,
+}
+
+/// One descriptor with its reader.
+pub struct Lane {
+    /// In the engine's table.
+    pub handle: Handle,
+    /// Has its reader thread been started?
+    pub started: Mutex<bool>,
+    /// The CPU its reader pinned itself to, -1: none yet. For people.
+    pub cpu: AtomicU32,
+}
+
+/// The descriptor with the SIGBUS feature.
+pub struct SignalDescriptor {
+    /// Keeps the application's copy open; nobody but this owns it.
+    pub application: Userfaultfd,
+    /// Its number in the engine's table: a dup that outlives the application's.
+    pub engine: Handle,
+}
+
+/// The engine of this process.
+pub struct Engine {
+    /// Address to region.
+    pub table: AddressTable<Region>,
+    /// What works here.
+    pub abilities: Abilities,
+    /// For thread delivery.
+    pub lanes: Vec<Lane>,
+    /// For signal delivery, and for resolving from signal handlers of any region.
+    pub signal: SignalDescriptor,
+    /// Engine threads.
+    pub root: &'static Root,
+    /// Work for the pool.
+    pub queue: Queue,
+    /// Sums of closed regions.
+    pub closed: Counters,
+    /// Dead engines of the processes this one was forked from, for their tombstones.
+    pub previous: *const Engine,
+    /// Starts one more worker. A pointer, because workers live above this floor.
+    pub start_worker: fn(&'static Engine),
+    next_region: AtomicU64,
+    next_lane: AtomicU64,
+    stocks: Mutex<Vec<(Handle, &'static Stock)>>,
+    pools: Mutex<Vec<Weak<ScratchPool>>>,
+}
+
+// SAFETY: `previous` points to a leaked engine that nobody writes any more; everything else is Sync by itself.
+unsafe impl Sync for Engine {}
+// SAFETY: as above.
+unsafe impl Send for Engine {}
+
+static CURRENT: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
+/// The newest engine of a process we were forked from.
+static DEAD: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Scratches in a pool of large units and small ones.
+const SCRATCHES: usize = 8;
+
+impl Engine {
+    /// The engine, if it was started.
+    #[must_use]
+    pub fn current() -> Option<&'static Engine> {
+        // SAFETY: the pointer is null or a leaked box.
+        unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The engine of the process we were forked from, if we were and it had one.
+    #[must_use]
+    pub fn dead() -> Option<&'static Engine> {
+        // SAFETY: the pointer is null or a leaked box.
+        unsafe { DEAD.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Make this the engine of the process.
+    pub fn install(self) -> &'static Engine {
+        let engine: &'static Engine = Box::leak(Box::new(self));
+        CURRENT.store(std::ptr::from_ref(engine).cast_mut(), Ordering::Release);
+        engine
+    }
+
+    /// In a forked child: the engine is the parent's; nothing of it works here.
+    pub fn bury() {
+        let engine = CURRENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        if !engine.is_null() {
+            DEAD.store(engine, Ordering::Release);
+        }
+    }
+
+    /// Put an engine together.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the descriptors cannot be shared with the engine's threads.
+    pub fn new(
+        root: &'static Root,
+        lanes: Vec<Handle>,
+        signal: Userfaultfd,
+        abilities: Abilities,
+        start_worker: fn(&'static Engine),
+    ) -> Result<Self, Error> {
+        let owned: OwnedFd = signal.into_owned();
+        let engine = Handle::from_raw(root.adopt(&owned)?);
+        Ok(Self {
+            table: AddressTable::new(),
+            abilities,
+            lanes: lanes.into_iter().map(Lane::new).collect(),
+            signal: SignalDescriptor { application: Userfaultfd::from_owned(owned), engine },
+            root,
+            queue: Queue::default(),
+            closed: Counters::default(),
+            previous: DEAD.load(Ordering::Acquire),
+            start_worker,
+            next_region: AtomicU64::new(1),
+            next_lane: AtomicU64::new(0),
+            stocks: Mutex::default(),
+            pools: Mutex::default(),
+        })
+    }
+
+    /// A number for a new region.
+    #[must_use]
+    pub fn next_region(&self) -> u64 {
+        self.next_region.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Lanes in turn.
+    #[must_use]
+    pub fn next_lane(&self) -> usize {
+        (self.next_lane.fetch_add(1, Ordering::Relaxed) % self.lanes.len() as u64) as usize
+    }
+
+    /// The signal descriptor in both tables.
+    #[must_use]
+    pub fn signal_handles(&self) -> Handles {
+        Handles { application: self.signal.application.handle(), engine: self.signal.engine }
+    }
+
+    /// Staging for this descriptor and unit; made on first use, kept for good.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn stock(&self, handle: Handle, unit: usize, huge: bool) -> Result<&'static Stock, Error> {
+        let mut stocks = self.stocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = stocks.iter().find(|(owner, stock)| *owner == handle && stock.serves(unit, huge));
+        if let Some((_, stock)) = known {
+            return Ok(stock);
+        }
+        let stock: &'static Stock = Box::leak(Box::new(self.root.run(move || Stock::new(unit, huge, handle))?));
+        stocks.push((handle, stock));
+        Ok(stock)
+    }
+
+    /// Working memory for this shape, shared by the regions that need it.
+    #[must_use]
+    pub fn pool(&self, unit: usize, needs: ScratchNeeds) -> Arc<ScratchPool> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        let known = pools.iter().filter_map(Weak::upgrade).find(|pool| pool.shape() == (unit, needs));
+        known.unwrap_or_else(|| {
+            let pool = Arc::new(ScratchPool::new(unit, needs, SCRATCHES));
+            pools.push(Arc::downgrade(&pool));
+            pool
+        })
+    }
+}
+
+impl Lane {
+    fn new(handle: Handle) -> Self {
+        Self { handle, started: Mutex::new(false), cpu: AtomicU32::new(u32::MAX) }
+    }
+}

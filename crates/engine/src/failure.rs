@@ -1,0 +1,312 @@
+//! A page that cannot be had (law 4; recipe and limits: docs, «When a page cannot be had»).
+//!
+//! The thread that touched it is in the middle of a load or store. Its SIGBUS handler lets the instruction finish on a
+//! page of 0xFF bytes (never zeros), counts the exposure, and has the language above raise in that thread. The page is
+//! turned back into a hole by the keeper soon after, so that the next touch asks again.
+//!
+//! *Locks*: none: everything here runs in signal handlers. *Threads*: any.
+
+use crate::counters::add;
+use crate::futex::Bell;
+use crate::region::{OnError, Region};
+use crate::source::{Cause, SourceError, Table};
+use crate::threads::{abort_with, say, thread_id};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use uffd::{CopyMode, Outcome};
+
+/// What is known about one failed page.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// The region.
+    pub region: u64,
+    /// Address of the page; 0: not one page in particular.
+    pub address: usize,
+    /// Offset in the source and why.
+    pub error: SourceError,
+}
+
+/// Recent failures, written where they happen and read where they are raised.
+const RECORDS: usize = 256;
+
+struct Record {
+    /// Odd while being written.
+    sequence: AtomicU32,
+    failure: UnsafeCell<Failure>,
+}
+
+// SAFETY: `failure` is written only between the odd and even steps of `sequence`, by the one thread that made it odd,
+// and readers copy it and then check that the sequence did not move.
+unsafe impl Sync for Record {}
+
+const EMPTY: Failure = Failure { region: 0, address: 0, error: SourceError { offset: 0, cause: Cause::Latched } };
+static RING: [Record; RECORDS] =
+    [const { Record { sequence: AtomicU32::new(0), failure: UnsafeCell::new(EMPTY) } }; RECORDS];
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Keep a failure for the thread that will raise it.
+pub fn record(failure: Failure) {
+    let record = &RING[NEXT.fetch_add(1, Ordering::Relaxed) as usize % RECORDS];
+    let sequence = record.sequence.load(Ordering::Relaxed);
+    let odd = sequence | 1;
+    if sequence & 1 == 1 || record.sequence.compare_exchange(sequence, odd, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        return;
+    }
+    // SAFETY: this thread made the sequence odd, so it alone writes.
+    unsafe { record.failure.get().write_volatile(failure) };
+    record.sequence.store(odd.wrapping_add(1), Ordering::Release);
+}
+
+/// The newest record of a page.
+#[must_use]
+pub fn find(region: u64, address: usize) -> Option<Failure> {
+    let newest = NEXT.load(Ordering::Relaxed) as usize;
+    (1..=RECORDS).find_map(|back| {
+        let record = &RING[newest.wrapping_sub(back) % RECORDS];
+        let before = record.sequence.load(Ordering::Acquire);
+        // SAFETY: a torn copy is thrown away below when the sequence moved; the type is plain data.
+        let failure = unsafe { record.failure.get().read_volatile() };
+        let steady = before & 1 == 0 && before != 0 && record.sequence.load(Ordering::Acquire) == before;
+        (steady && failure.region == region && failure.address == address).then_some(failure)
+    })
+}
+
+/// Threads with an error that was raised and has not surfaced yet.
+const LATCHES: usize = 256;
+/// A latch that was not touched for this long is over: its exception was swallowed, or its thread is gone.
+const LATCH_LIFE: Duration = Duration::from_secs(1);
+/// How soon the language above is asked again for a thread that does not hold its lock.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+struct Latch {
+    thread: AtomicI32,
+    touched_ns: AtomicU64,
+    asked_ns: AtomicU64,
+    failure: UnsafeCell<Failure>,
+}
+
+// SAFETY: `failure` is written and read by the latch's own thread only (`thread` says whose it is).
+unsafe impl Sync for Latch {}
+
+static TABLE: [Latch; LATCHES] = [const {
+    Latch {
+        thread: AtomicI32::new(0),
+        touched_ns: AtomicU64::new(0),
+        asked_ns: AtomicU64::new(0),
+        failure: UnsafeCell::new(EMPTY),
+    }
+}; LATCHES];
+/// How many latches are set: nobody searches while it is 0.
+static LATCHED: AtomicU32 = AtomicU32::new(0);
+
+/// Nanoseconds of the monotonic clock; a plain call, safe in handlers.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills our timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn latch_of(thread: i32) -> Option<&'static Latch> {
+    if LATCHED.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    TABLE.iter().find(|latch| latch.thread.load(Ordering::Acquire) == thread)
+}
+
+/// Does this thread have an error on its way? Then further failing touches of it are answered at once.
+#[must_use]
+pub fn is_latched(thread: i32) -> bool {
+    latch_of(thread).is_some_and(|latch| {
+        let age = now_ns().saturating_sub(latch.touched_ns.load(Ordering::Acquire));
+        if age > LATCH_LIFE.as_nanos() as u64 {
+            release(latch, thread);
+            return false;
+        }
+        true
+    })
+}
+
+fn release(latch: &Latch, thread: i32) {
+    if latch.thread.compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        LATCHED.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Latch the calling thread; true: it is time to ask the language above (again).
+fn latch(failure: Failure) -> bool {
+    let thread = thread_id();
+    let now = now_ns();
+    if let Some(latch) = latch_of(thread) {
+        latch.touched_ns.store(now, Ordering::Release);
+        let ask = now.saturating_sub(latch.asked_ns.load(Ordering::Relaxed)) > ASK_AGAIN.as_nanos() as u64;
+        if ask {
+            latch.asked_ns.store(now, Ordering::Relaxed);
+        }
+        return ask;
+    }
+    let free = TABLE
+        .iter()
+        .find(|latch| latch.thread.compare_exchange(0, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+    if let Some(latch) = free {
+        // SAFETY: -1 marks the latch as ours alone until the thread id is stored.
+        unsafe { latch.failure.get().write_volatile(failure) };
+        latch.touched_ns.store(now, Ordering::Relaxed);
+        latch.asked_ns.store(now, Ordering::Relaxed);
+        latch.thread.store(thread, Ordering::Release);
+        LATCHED.fetch_add(1, Ordering::AcqRel);
+    }
+    true
+}
+
+/// The calling thread's error has surfaced (or is not wanted any more): what it was, and the latch is open again.
+pub fn take() -> Option<Failure> {
+    let thread = thread_id();
+    let latch = latch_of(thread)?;
+    // SAFETY: the latch is this thread's, so nobody else writes it.
+    let failure = unsafe { latch.failure.get().read_volatile() };
+    release(latch, thread);
+    Some(failure)
+}
+
+/// Rings when the keeper should look: a page was exposed, a deadline was set.
+pub static ATTENTION: Bell = Bell::new();
+
+/// Exposures in all regions.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// How many pages have shown the pattern so far, in all regions.
+#[must_use]
+pub fn epoch() -> u64 {
+    EPOCH.load(Ordering::SeqCst)
+}
+
+/// Raises in the calling thread; `ask` false: it was asked a moment ago, only repeat what is free.
+pub type Raise = fn(ask: bool);
+static RAISE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The language above tells how to raise. Without it a failed page aborts.
+pub fn set_raise(raise: Raise) {
+    RAISE.store(raise as *mut (), Ordering::Release);
+}
+
+/// SIGINTs seen, and whether one means an exception.
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+static INTERRUPTIBLE: AtomicU32 = AtomicU32::new(0);
+
+/// Called by the SIGINT hook.
+pub fn note_interrupt() {
+    INTERRUPTS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// How many so far.
+#[must_use]
+pub fn interrupts() -> u32 {
+    INTERRUPTS.load(Ordering::SeqCst)
+}
+
+/// Does SIGINT raise in the language above, so that a wait may be given up for it?
+pub fn set_interruptible(yes: bool) {
+    INTERRUPTIBLE.store(u32::from(yes), Ordering::Release);
+}
+
+/// See [`set_interruptible`].
+#[must_use]
+pub fn is_interruptible() -> bool {
+    INTERRUPTIBLE.load(Ordering::Acquire) == 1
+}
+
+/// The pattern: NaN for floats, -1 for integers.
+#[repr(align(65536))]
+struct Pattern([u8; 65536]);
+static PATTERN: Pattern = Pattern([0xFF; 65536]);
+
+/// In the SIGBUS handler of the thread that touched `page`: let its instruction finish on the pattern, and raise.
+pub fn expose(region: &Region, page: usize, failure: Failure) {
+    if region.options.on_error == OnError::Abort || RAISE.load(Ordering::Acquire).is_null() {
+        return die(region, page, &failure);
+    }
+    let address = region.page_address(page);
+    let pattern = PATTERN.0.as_ptr() as usize;
+    let size = uffd::page_size();
+    match region.handle(Table::Application).copy(address, pattern, size, CopyMode::NONE) {
+        Outcome::Done => {}
+        Outcome::Exists | Outcome::Retry => return, // the page is there, or the instruction asks again
+        outcome => return lost(region, outcome),
+    }
+    region.exposed.insert(page);
+    add(&region.counters.exposed_pages, 1);
+    region.epoch.fetch_add(1, Ordering::SeqCst);
+    EPOCH.fetch_add(1, Ordering::SeqCst);
+    ATTENTION.ring();
+    if failure.error.cause == Cause::Interrupted {
+        return; // the language above raises for the signal itself
+    }
+    let ask = latch(failure);
+    let raise = RAISE.load(Ordering::Acquire);
+    // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
+    let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
+    raise(ask);
+}
+
+/// The descriptor that resolves does not: somebody closed it.
+fn lost(region: &Region, outcome: Outcome) {
+    abort_with(format_args!(
+        "userfault: the userfaultfd of region {} does not work any more ({:?}; was its descriptor closed, as by os.closerange?): \
+         stopping, because the alternative is zeros\n",
+        region.id,
+        outcome.errno()
+    ));
+}
+
+/// `on_error="abort"`: one line, then the default action of SIGBUS when the instruction runs again.
+fn die(region: &Region, page: usize, failure: &Failure) {
+    let offset = page * uffd::page_size();
+    say(format_args!(
+        "userfault: the page at offset {offset} of {} cannot be had: {}{}; on_error=\"abort\"\n",
+        region.source_name,
+        failure.error.cause.describe(),
+        Errno(failure.error.cause)
+    ));
+    // SAFETY: resets the action of SIGBUS; the touching instruction then ends the process by it.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+}
+
+struct Errno(Cause);
+
+impl std::fmt::Display for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Cause::Os(errno) => write!(f, " (errno {errno})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_record_of_a_page_is_found() {
+        for offset in 0..3 {
+            record(Failure { region: 77, address: 4096, error: SourceError::new(offset, Cause::Short) });
+        }
+        assert_eq!(find(77, 4096).unwrap().error.offset, 2);
+        assert!(find(77, 8192).is_none());
+    }
+
+    #[test]
+    fn a_latch_is_of_one_thread_and_opens_once() {
+        let failure = Failure { region: 78, address: 4096, error: SourceError::new(5, Cause::Corrupt) };
+        assert!(latch(failure));
+        assert!(!latch(failure), "asked a moment ago");
+        assert!(is_latched(thread_id()));
+        let other = std::thread::spawn(|| (is_latched(thread_id()), take().is_none())).join().unwrap();
+        assert_eq!(other, (false, true));
+        assert_eq!(take().unwrap().error.offset, 5);
+        assert!(take().is_none());
+    }
+}

@@ -1,0 +1,283 @@
+//! One unit, from source to page. The same code serves readers, workers and signal handlers: it allocates nothing and
+//! takes no lock that an interrupted thread may hold.
+//!
+//! The caller owns the unit (`states.claim`) and settles it afterwards.
+
+use crate::counters::add;
+use crate::policy::{Choice, Method, choose};
+use crate::region::Region;
+use crate::source::bytes::copy_by_kernel;
+use crate::source::{Cause, Extent, Patience, Reading, Scratch, SourceError, Table};
+use crate::stock::{Stock, StockSlot};
+use std::sync::atomic::AtomicU64;
+use uffd::{ContinueMode, CopyMode, Errno, MoveMode, Outcome, Wake};
+
+/// Why a unit is not filled (yet).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It would have to wait, and `NoWait` was asked.
+    WouldBlock,
+    /// The kernel says EAGAIN and gets nowhere: put it on the timer queue.
+    Deferred,
+    /// The process is going away.
+    Gone,
+    /// The bytes cannot be had, or the kernel cannot take them.
+    Failed(SourceError),
+}
+
+impl From<SourceError> for Stop {
+    fn from(error: SourceError) -> Self {
+        if error.cause == Cause::WouldBlock { Stop::WouldBlock } else { Stop::Failed(error) }
+    }
+}
+
+/// Who fills: which descriptor table, with what patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Who {
+    /// The thread's descriptor table.
+    pub table: Table,
+    /// May it wait?
+    pub patience: Patience,
+}
+
+/// Repetitions without progress before a fault goes to the timer queue, or a MOVE becomes a COPY.
+const TRIES: usize = 64;
+
+/// Fill all holes of `unit`. If that fails and the source can give single pages, fill `page` alone: then the unit is
+/// `Ok(false)`, not whole.
+///
+/// # Errors
+/// See [`Stop`]. What was installed stays.
+pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) -> Result<bool, Stop> {
+    let mut scratch = region.scratch.take();
+    let range = region.unit_range(unit);
+    let mut fill = Fill { region, who, scratch: &mut scratch };
+    let outcome = fill.range(range.start, range.len()).map(|()| true);
+    let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
+    if outcome.is_ok() {
+        region.forget_poison(pages);
+        return outcome;
+    }
+    let (Err(Stop::Failed(_)), Some(page), true) = (&outcome, page, region.source.page_granular()) else {
+        return outcome;
+    };
+    add(&region.counters.source_errors, 1);
+    fill.range(page * uffd::page_size(), uffd::page_size())?;
+    region.forget_poison(page..page + 1);
+    Ok(false)
+}
+
+struct Fill<'a> {
+    region: &'a Region,
+    who: Who,
+    scratch: &'a mut Scratch,
+}
+
+impl Fill<'_> {
+    /// Fill `len` mapped bytes from `start`, both whole pages; the source may end inside the last one.
+    fn range(&mut self, start: usize, len: usize) -> Result<(), Stop> {
+        let end = (start + len).min(self.region.len);
+        let mut at = start;
+        while at < end {
+            at += self.extent(at, end - at)?;
+        }
+        if end <= start && len > 0 {
+            self.install_zero(start, len)?; // a region of an empty source still has its one page
+        }
+        Ok(())
+    }
+
+    /// Fill what lies at `at`; returns how many bytes, whole pages unless the source ends there.
+    fn extent(&mut self, at: usize, left: usize) -> Result<usize, Stop> {
+        let page = uffd::page_size();
+        let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
+        let extent = self.region.source.extent(at as u64, left, &mut reading);
+        let whole = |bytes: usize| if bytes >= left { left } else { bytes / page * page };
+        match extent {
+            Extent::Zero(bytes) if whole(bytes) > 0 => {
+                let bytes = whole(bytes);
+                self.install_zero(at, bytes.next_multiple_of(page))?;
+                Ok(bytes)
+            }
+            Extent::Memory(address, bytes) if whole(bytes) >= page => self.memory(at, address, whole(bytes) / page * page),
+            Extent::Zero(bytes) | Extent::Memory(_, bytes) | Extent::Data(bytes) => {
+                let bytes = bytes.max(1).next_multiple_of(page).min(left);
+                self.data(at, bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Bytes in memory: the kernel copies them straight to their place, unless staging is faster.
+    fn memory(&mut self, at: usize, address: usize, bytes: usize) -> Result<usize, Stop> {
+        if self.method(bytes) == Method::Copy {
+            self.install(at, address, bytes, Method::Copy)?;
+        } else {
+            self.data(at, bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn method(&self, bytes: usize) -> Method {
+        choose(&Choice {
+            bytes,
+            unit: self.region.unit,
+            huge: self.region.options.huge,
+            shared: self.region.file.is_some(),
+            can_move: self.region.stock.is_some(),
+        })
+    }
+
+    /// Read bytes into staging or a buffer and install them; a last page that the source does not fill ends in zeros.
+    fn data(&mut self, at: usize, bytes: usize) -> Result<(), Stop> {
+        let method = self.method(bytes);
+        let slot = if method == Method::Move { self.staging() } else { None };
+        if let (Some(stock), Some(slot)) = (self.region.stock, slot) {
+            return self.data_by_move(at, bytes, stock, slot);
+        }
+        let padded = bytes.next_multiple_of(uffd::page_size());
+        let buffer = self.scratch.unit.address();
+        self.read(at, bytes, buffer)?;
+        if method == Method::Continue {
+            return self.install_shared(at, buffer, padded);
+        }
+        self.install(at, buffer, padded, Method::Copy)
+    }
+
+    /// Recycled staging pages; fresh ones for huge units, where making them still beats copying.
+    fn staging(&self) -> Option<StockSlot> {
+        let stock = self.region.stock?;
+        stock.take_populated().or_else(|| {
+            if self.region.options.huge { stock.make_fresh(self.region.handle(self.who.table)) } else { None }
+        })
+    }
+
+    fn data_by_move(&mut self, at: usize, bytes: usize, stock: &Stock, slot: StockSlot) -> Result<(), Stop> {
+        let from = stock.address(&slot);
+        if let Err(stop) = self.read(at, bytes, from) {
+            stock.put_populated(slot);
+            return Err(stop);
+        }
+        let moved = self.install(at, from, bytes, Method::Move);
+        stock.put_back(slot, moved == Ok(()));
+        moved
+    }
+
+    /// Read `bytes` of the source into memory of ours at `buffer`, zeros after the source's end up to a whole page.
+    fn read(&mut self, at: usize, bytes: usize, buffer: usize) -> Result<(), Stop> {
+        let padded = bytes.next_multiple_of(uffd::page_size());
+        // SAFETY: `buffer` is this thread's scratch or a staging slot on loan: at least `padded` bytes, populated or
+        // fresh anonymous memory, and reached by nobody else meanwhile.
+        let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
+        let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
+        if let Extent::Memory(address, there) = self.region.source.extent(at as u64, bytes, &mut reading)
+            && there >= bytes
+        {
+            copy_by_kernel(address, &mut out[..bytes])
+                .map_err(|(done, errno)| SourceError::new((at + done) as u64, Cause::Os(errno)))?;
+        } else {
+            self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading)?;
+        }
+        out[bytes..].fill(0);
+        Ok(())
+    }
+
+    fn install_zero(&mut self, at: usize, bytes: usize) -> Result<(), Stop> {
+        let handle = self.region.handle(self.who.table);
+        self.each_hole(at, bytes, |dst, _, left| handle.zeropage(dst, left, Wake::Yes))?;
+        add(&self.region.counters.zero_bytes, bytes);
+        Ok(())
+    }
+
+    /// Install pages by COPY, or by MOVE with COPY for those that MOVE refuses.
+    fn install(&mut self, at: usize, from: usize, bytes: usize, method: Method) -> Result<(), Stop> {
+        let handle = self.region.handle(self.who.table);
+        let counters = &self.region.counters;
+        if method == Method::Move {
+            // SAFETY: `from` is a staging slot on loan to this thread; its pages may go.
+            let moved = self.each_hole(at, bytes, |dst, done, left| unsafe {
+                handle.move_pages(dst, from + done, left, MoveMode::NONE)
+            });
+            match moved {
+                Err(Stop::Failed(SourceError { cause: Cause::Os(libc::EBUSY | libc::EINVAL), .. })) => {
+                    add(&counters.move_fallbacks, 1); // pinned or shared with a fork: their bytes can still be copied
+                }
+                outcome => {
+                    add(&counters.moved_bytes, bytes);
+                    return outcome;
+                }
+            }
+        }
+        self.each_hole(at, bytes, |dst, done, left| handle.copy(dst, from + done, left, CopyMode::NONE))?;
+        add(&counters.copied_bytes, bytes);
+        Ok(())
+    }
+
+    /// Write the bytes to the memory file, then map the file's pages.
+    fn install_shared(&mut self, at: usize, from: usize, bytes: usize) -> Result<(), Stop> {
+        let file = self.region.file.as_ref().ok_or(Stop::Gone)?;
+        let fd = file.number(self.who.table);
+        let mut done = 0;
+        while done < bytes {
+            let position = libc::off_t::try_from(at + done).unwrap_or(libc::off_t::MAX);
+            // SAFETY: `from` holds `bytes` readable bytes (see `read`).
+            let wrote = unsafe { libc::pwrite(fd, (from + done) as *const libc::c_void, bytes - done, position) };
+            match wrote {
+                1.. => done += wrote as usize,
+                _ if Errno::last().0 == libc::EINTR => {}
+                _ => return Err(failed(at + done, Errno::last())),
+            }
+        }
+        let handle = self.region.handle(self.who.table);
+        self.each_hole(at, bytes, |dst, _, left| handle.continue_(dst, left, ContinueMode::NONE))?;
+        add(&self.region.counters.continued_bytes, bytes);
+        Ok(())
+    }
+
+    /// Drive one resolving operation over a range: go on after partial success, step over pages that are there (and wake
+    /// whoever waits for them: the kernel does not), lift poison, repeat what is transient.
+    fn each_hole(&self, at: usize, bytes: usize, step: impl Fn(usize, usize, usize) -> Outcome) -> Result<(), Stop> {
+        let region = self.region;
+        let page = uffd::page_size();
+        let (mut done, mut tries) = (0, 0);
+        while done < bytes {
+            let address = region.base + at + done;
+            match step(address, done, bytes - done) {
+                Outcome::Done => return Ok(()),
+                Outcome::Partial(more) => {
+                    done += more;
+                    tries = 0;
+                }
+                Outcome::Exists => {
+                    if !region.lift_poison((at + done) / page) {
+                        let _ = region.handle(self.who.table).wake(address, page);
+                        done += page;
+                    }
+                }
+                Outcome::Retry => again(&mut tries, &region.counters.retries, Stop::Deferred)?,
+                Outcome::Failed(errno @ Errno(libc::EBUSY)) => {
+                    // O_DIRECT reads drop their pin a moment after they are done (performance.md 2).
+                    again(&mut tries, &region.counters.retries, failed(at + done, errno))?;
+                }
+                Outcome::Gone => return Err(Stop::Gone),
+                Outcome::Failed(errno) => return Err(failed(at + done, errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn again(tries: &mut usize, counter: &AtomicU64, at_last: Stop) -> Result<(), Stop> {
+    *tries += 1;
+    add(counter, 1);
+    if *tries > TRIES {
+        return Err(at_last);
+    }
+    // SAFETY: sched_yield has no preconditions.
+    unsafe { libc::sched_yield() };
+    Ok(())
+}
+
+fn failed(at: usize, errno: Errno) -> Stop {
+    Stop::Failed(SourceError::new(at as u64, Cause::Os(errno.0)))
+}

@@ -1,0 +1,95 @@
+//! What a forked child gets (law 3): its regions are not there (MADV_DONTFORK), and inaccessible tombstones stand at
+//! their addresses, so that nothing else is ever mapped where a stale pointer leads. A touch dies by SIGSEGV with one
+//! line. Nothing of the parent's engine is used again; the child may start an engine of its own.
+//!
+//! *Locks*: none. *Threads*: the child's only one, inside fork(2): system calls only, no allocation.
+
+use crate::engine::Engine;
+use crate::threads::{KeepErrno, Root, say};
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static HOOKED: Once = Once::new();
+/// Rises in every forked child: regions of another generation are dead.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
+// SAFETY: written once, in the forked child while it has one thread, before our handler is installed.
+unsafe impl Sync for Previous {}
+static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
+
+/// Which process of a line of forks this is.
+#[must_use]
+pub fn generation() -> u32 {
+    GENERATION.load(Ordering::Acquire)
+}
+
+/// Have every fork of this process and its children looked after; C forks too, which Python's hooks do not see.
+pub fn hook() {
+    HOOKED.call_once(|| {
+        // SAFETY: the hook is a plain function that only makes system calls.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
+unsafe extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::AcqRel);
+    let Some(engine) = Engine::current() else { return Root::forget() };
+    engine.table.for_each(|region| tombstone(region.base, region.mapped));
+    // SAFETY: the child's copy drives the parent's memory and must go; the dead engine never uses the number again.
+    unsafe { libc::close(engine.signal.application.handle().as_raw_fd()) };
+    Engine::bury();
+    Root::forget();
+    watch_tombstones();
+}
+
+/// Where something else stands already (a region of `mode` shared by the child's mapping rules), it stays.
+fn tombstone(start: usize, bytes: usize) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: NOREPLACE takes only free address space; the range was DONTFORK and so is free here.
+    unsafe { libc::mmap(start as *mut libc::c_void, bytes, libc::PROT_NONE, flags, -1, 0) };
+}
+
+fn watch_tombstones() {
+    // SAFETY: sigaction with our structures; the child has one thread, so nobody reads PREVIOUS meanwhile. A child of a
+    // child finds our handler in place already and keeps the first PREVIOUS.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut current);
+        if current.sa_sigaction == on_segv as *const () as usize {
+            return;
+        }
+        (*PREVIOUS.0.get()).write(current);
+        let mut ours: libc::sigaction = std::mem::zeroed();
+        ours.sa_sigaction = on_segv as *const () as usize;
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSEGV, &raw const ours, std::ptr::null_mut());
+    }
+}
+
+extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    let _errno = KeepErrno::new();
+    // SAFETY: the kernel passes a valid siginfo.
+    let address = unsafe { (*info).si_addr() as usize };
+    let mut engine = Engine::dead();
+    while let Some(dead) = engine {
+        if let Some(region) = dead.table.pin(address).filter(|region| region.contains(address)) {
+            say(format_args!(
+                "userfault: this forked process touched {} at offset {}, which belongs to its parent; use spawn or forkserver, \
+                 or open it again in the child\n",
+                region.source_name,
+                address - region.base
+            ));
+            // SAFETY: the default action ends the process when the instruction runs again.
+            unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
+            return;
+        }
+        // SAFETY: `previous` is null or a leaked engine.
+        engine = unsafe { dead.previous.as_ref() };
+    }
+    // Not a tombstone: whoever was there before us takes it when the instruction runs again.
+    // SAFETY: PREVIOUS was written before this handler was installed.
+    unsafe { libc::sigaction(libc::SIGSEGV, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
+}

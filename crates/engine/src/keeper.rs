@@ -1,0 +1,103 @@
+//! The keeper thread: answers faults whose deadline has passed, turns failed pages back into holes, lets poison expire.
+//! Asleep as long as nothing waits and nothing failed.
+//!
+//! *Locks*: a region's `waits`, `poisoned`, `rearm`. *Threads*: one engine thread. *Blocks on*: [`ATTENTION`].
+
+use crate::counters::Ending;
+use crate::engine::Engine;
+use crate::failure::ATTENTION;
+use crate::region::{REARM_PACE, Region};
+use crate::serve::{refuse, settle};
+use crate::source::{Cause, SourceError};
+use crate::states::State;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// Poison that nobody touches in user code is lifted after this.
+const POISON_LIFE: Duration = Duration::from_secs(1);
+/// A region without a failure for this long starts at the first pace again.
+const CALM: Duration = Duration::from_secs(1);
+
+/// Start it.
+pub fn start(engine: &'static Engine) {
+    engine.root.spawn("userfault-keep", move || {
+        loop {
+            let rung = ATTENTION.rung();
+            let due = round(engine);
+            ATTENTION.wait(rung, due.map(|due| due.saturating_duration_since(Instant::now())));
+        }
+    });
+}
+
+/// Look after every region; answers when to look again.
+fn round(engine: &Engine) -> Option<Instant> {
+    let mut next: Option<Instant> = None;
+    engine.table.for_each(|region| {
+        let due = [deadlines(&region), expire_poison(&region), rearm_when_due(&region)];
+        next = due.into_iter().flatten().chain(next).min();
+    });
+    next
+}
+
+fn deadlines(region: &Region) -> Option<Instant> {
+    for wait in region.waits.take_due(Instant::now()) {
+        let error = SourceError::new((wait.page * uffd::page_size()) as u64, Cause::Timeout);
+        // The fault itself is ended by whoever still reads for it; this only frees the toucher.
+        let _: Ending = refuse(region, wait.page, error);
+    }
+    region.waits.next_deadline()
+}
+
+fn expire_poison(region: &Region) -> Option<Instant> {
+    for page in region.poisoned_since(POISON_LIFE) {
+        owning(region, page, || {
+            region.lift_poison(page);
+        });
+    }
+    region.has_poison().then(|| Instant::now() + POISON_LIFE / 4)
+}
+
+fn rearm_when_due(region: &Region) -> Option<Instant> {
+    if region.exposed.is_empty() {
+        return None;
+    }
+    let now = Instant::now();
+    let mut rearm = region.rearm.lock().unwrap_or_else(PoisonError::into_inner);
+    match rearm.due {
+        None => {
+            rearm.due = Some(now + rearm.pace);
+            rearm.due
+        }
+        Some(due) if due > now && due - now <= REARM_PACE.end => Some(due),
+        Some(due) => {
+            rearm.pace = if now > due + CALM { REARM_PACE.start } else { (rearm.pace * 2).min(REARM_PACE.end) };
+            rearm.due = None;
+            drop(rearm);
+            rearm_all(region);
+            (!region.exposed.is_empty()).then(|| Instant::now() + REARM_PACE.start)
+        }
+    }
+}
+
+/// Turn every page that shows the error pattern back into a hole. Also called at the end of `checked()`, by way of the
+/// engine's threads.
+pub fn rearm_all(region: &Region) {
+    region.exposed.sweep(|page| {
+        owning(region, page, || {
+            region.drop_page(page);
+            region.forget_poison(page..page + 1);
+        })
+    });
+}
+
+/// Do something to a page while owning its unit; false: somebody else owns it now.
+fn owning(region: &Region, page: usize, work: impl FnOnce()) -> bool {
+    let unit = region.unit_of_page(page);
+    let state = region.states.get(unit);
+    if state == State::Filling || !region.states.claim(unit, state) {
+        return false;
+    }
+    work();
+    settle(region, unit, state);
+    true
+}

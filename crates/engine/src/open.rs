@@ -1,0 +1,338 @@
+//! Regions come and go; the engine starts with the first.
+//!
+//! *Locks*: `STARTING` while the engine starts. *Threads*: application threads, which must not hold the GIL here.
+//! *Blocks on*: the root thread; [`close`] up to two seconds for faults in flight.
+
+use crate::counters::{Counters, Snapshot, add};
+use crate::engine::{Abilities, Engine};
+use crate::error::Error;
+use crate::queue::Bulk;
+use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes, mapping};
+use crate::serve::settle;
+use crate::source::{Reading, Source, Table};
+use crate::states::State;
+use crate::table::{CHUNK, Pin};
+use crate::threads::Root;
+use crate::{fork, keeper, signal, thread, workers};
+use std::ops::Range;
+use std::os::fd::IntoRawFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
+
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Fault descriptors with a reader each, at most; regions are spread over them.
+const LANES: usize = 4;
+/// The unit when neither caller nor source has a wish.
+pub const DEFAULT_UNIT: usize = 64 << 10;
+
+/// The engine of this process, started if need be.
+///
+/// # Errors
+/// [`Error::Refused`] when this process may not have a userfaultfd.
+pub fn engine() -> Result<&'static Engine, Error> {
+    if let Some(engine) = Engine::current() {
+        return Ok(engine);
+    }
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    match Engine::current() {
+        Some(engine) => Ok(engine),
+        None => start(),
+    }
+}
+
+fn start() -> Result<&'static Engine, Error> {
+    fork::hook();
+    uffd::page_size();
+    let (signal, kernel_faults, supported) = signal_descriptor()?;
+    let root = Root::get(&[]);
+    let lanes = root.run(move || open_lanes(!kernel_faults))?;
+    let abilities = Abilities {
+        can_move: supported.contains(Features::MOVE),
+        can_poison: supported.contains(Features::POISON),
+        kernel_faults,
+    };
+    let engine = Engine::new(root, lanes, signal, abilities, workers::start)?.install();
+    keeper::start(engine);
+    for _ in 0..2 {
+        workers::start(engine);
+    }
+    Ok(engine)
+}
+
+fn refused(error: &uffd::OpenError) -> Error {
+    match error {
+        uffd::OpenError::Refused { .. } => Error::Refused(error.to_string()),
+        _ => Error::Unsupported(error.to_string()),
+    }
+}
+
+/// The SIGBUS descriptor in the application's table; whether faults of system calls may be served; all features.
+fn signal_descriptor() -> Result<(Userfaultfd, bool, Features), Error> {
+    let supported = uffd::supported_features().map_err(|error| refused(&error))?;
+    let full = OpenOptions::default();
+    let user = OpenOptions { user_mode_only: true, ..full };
+    match Userfaultfd::open_with(full, Features::SIGBUS) {
+        Ok(fd) => Ok((fd, true, supported)),
+        Err(_) => Userfaultfd::open_with(user, Features::SIGBUS)
+            .map(|fd| (fd, false, supported))
+            .map_err(|error| refused(&error)),
+    }
+}
+
+/// On the root thread, so that the descriptors are in the engine's table only.
+fn open_lanes(user_mode_only: bool) -> Result<Vec<Handle>, Error> {
+    let count = std::thread::available_parallelism().map_or(1, usize::from).min(LANES);
+    let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
+    let lane = || {
+        let fd = Userfaultfd::open_with(options, Features::THREAD_ID).map_err(|error| refused(&error))?;
+        Ok(Handle::from_raw(fd.into_owned().into_raw_fd()))
+    };
+    (0..count).map(|_| lane()).collect()
+}
+
+/// A region as its owner holds it.
+pub struct Owned {
+    pin: Option<Pin<Region>>,
+    engine: &'static Engine,
+    generation: u32,
+}
+
+/// Map `source`.
+///
+/// # Errors
+/// [`Error::Invalid`] for options that make no sense together, [`Error::Refused`], [`Error::Os`].
+pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Error> {
+    let engine = engine()?;
+    let unit = check(engine, &*source, &mut options)?;
+    let len = usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
+    let bytes = mapped_bytes(len);
+    let (base, file) = map(engine, bytes, &options)?;
+    let lane = engine.next_lane();
+    let handles = match options.delivery {
+        Delivery::Signal => engine.signal_handles(),
+        Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
+    };
+    let modes = if options.shared { RegisterModes::MISSING.union(RegisterModes::MINOR) } else { RegisterModes::MISSING };
+    // SAFETY: a fresh mapping of our own that nobody knows yet.
+    let registered = engine.root.run(move || unsafe { handles.engine.register(base, bytes, modes) });
+    if let Err(errno) = registered {
+        mapping::unmap(base, bytes);
+        return Err(Error::Os { what: format!("registering {bytes} bytes with userfaultfd"), errno });
+    }
+    let moves = engine.abilities.can_move && !options.shared && (options.huge || unit >= 256 << 10);
+    let stock = if moves { engine.stock(handles.engine, unit, options.huge).ok() } else { None };
+    let scratch = engine.pool(unit, source.needs());
+    signal::ensure_front();
+    if options.delivery == Delivery::Thread {
+        thread::start(engine, lane);
+    }
+    let id = engine.next_region();
+    let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch });
+    let pin = engine.table.insert(base, bytes, Box::new(region));
+    Ok(Owned { pin: Some(pin), engine, generation: fork::generation() })
+}
+
+/// Check the options, settle what depends on the kernel, and answer the unit.
+fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<usize, Error> {
+    let page = uffd::page_size();
+    let invalid = |text: String| Err(Error::Invalid(text));
+    if options.huge && options.unit != 0 && options.unit != CHUNK {
+        return invalid(format!("huge=True means units of 2 MiB; unit={} was asked for", options.unit));
+    }
+    let unit = match options.unit {
+        _ if options.huge => CHUNK,
+        0 => if source.preferred_unit() == 0 { DEFAULT_UNIT } else { source.preferred_unit() },
+        given => given,
+    };
+    if !unit.is_power_of_two() || unit < page || unit > 64 << 20 {
+        return invalid(format!("unit must be a power of two from one page ({page}) to 64 MiB; {unit} is not"));
+    }
+    if options.delivery == Delivery::Signal && !source.signal_safe() {
+        return invalid(format!(
+            "delivery=\"signal\" runs inside a signal handler, where this source cannot: {}; use delivery=\"thread\"",
+            source.signal_unsafe_reason()
+        ));
+    }
+    if options.shared && options.on_error == OnError::Raise {
+        return invalid("a shared region shows its pages to other processes, and an error pattern must not get there; \
+                        use on_error=\"abort\" with shared=True".into());
+    }
+    if !engine.abilities.can_poison {
+        options.on_error = OnError::Abort;
+    }
+    Ok(unit)
+}
+
+fn map(engine: &Engine, bytes: usize, options: &Options) -> Result<(usize, Option<SharedFile>), Error> {
+    if !options.shared {
+        return Ok((mapping::map_private(bytes, options.huge)?, None));
+    }
+    let (base, application) = mapping::map_shared(bytes)?;
+    match engine.root.adopt(&application) {
+        Ok(engine) => Ok((base, Some(SharedFile { application, engine }))),
+        Err(error) => {
+            mapping::unmap(base, bytes);
+            Err(error)
+        }
+    }
+}
+
+impl Owned {
+    /// The region.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when it was closed, or belongs to the parent of this process.
+    pub fn get(&self) -> Result<&Pin<Region>, Error> {
+        if self.is_foreign() {
+            return Err(Error::Closed("this Region belongs to the process this one was forked from; open it again here".into()));
+        }
+        self.pin.as_ref().ok_or_else(|| Error::Closed("the Region is closed".into()))
+    }
+
+    /// Does it belong to another process?
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.generation != fork::generation()
+    }
+
+    /// Start filling `bytes` (offsets) in the background; with `awaited` the answer can be waited for.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn fill(&self, bytes: Range<usize>, awaited: bool) -> Result<Arc<Bulk>, Error> {
+        let region = self.get()?;
+        let units = region.units_touching(bytes);
+        let bulk = Bulk::new(region.clone(), units.clone(), awaited);
+        let shares = units.len().clamp(1, self.engine.queue.workers.load(Ordering::Relaxed));
+        if self.engine.queue.push_bulk(&bulk, shares) {
+            workers::start(self.engine);
+        }
+        Ok(bulk)
+    }
+
+    /// Give back the memory of whole units inside `bytes`; returns how many units.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a region that may hold modified pages, [`Error::Closed`].
+    pub fn evict(&self, bytes: Range<usize>) -> Result<usize, Error> {
+        let region = self.get()?.clone();
+        if region.options.mode != Mode::Read {
+            return Err(Error::Invalid(
+                "evict needs mode=\"r\": this region may hold modified pages, and those are never dropped".into(),
+            ));
+        }
+        let start = bytes.start.div_ceil(region.unit);
+        let stop = if bytes.end >= region.len { region.states.len() } else { bytes.end / region.unit };
+        Ok(self.engine.root.run(move || (start..stop.max(start)).filter(|unit| evict_unit(&region, *unit)).count()))
+    }
+
+    /// Turn pages that show the error pattern back into holes, now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn rearm(&self) -> Result<(), Error> {
+        let region = self.get()?.clone();
+        if !region.exposed.is_empty() {
+            self.engine.root.run(move || keeper::rearm_all(&region));
+        }
+        Ok(())
+    }
+
+    /// Take the region down and unmap it. Twice is fine; in a forked child nothing happens.
+    pub fn close(&mut self) {
+        if self.is_foreign() {
+            // The pin counts in the parent's table, a copy of which this process leaks.
+            std::mem::forget(self.pin.take());
+            return;
+        }
+        let Some(pin) = self.pin.take() else { return };
+        pin.closing.store(true, Ordering::Release);
+        let (base, mapped) = (pin.base, pin.mapped);
+        let engine = self.engine;
+        let retired = engine.table.retire(pin, base, mapped);
+        match engine.table.reclaim(retired, Duration::from_secs(2)) {
+            Ok(region) => engine.root.run(move || take_down(engine, region)),
+            Err(retired) => engine.root.spawn("userfault-reap", move || {
+                // A source still reads for it; whenever it comes back, the region goes.
+                let mut retired = retired;
+                loop {
+                    match engine.table.reclaim(retired, Duration::from_secs(1)) {
+                        Ok(region) => return take_down(engine, region),
+                        Err(again) => retired = again,
+                    }
+                }
+            }),
+        }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn take_down(engine: &Engine, region: Box<Region>) {
+    merge(&engine.closed, &region.counters.snapshot());
+    drop(region);
+}
+
+fn merge(into: &Counters, from: &Snapshot) {
+    let n = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    add(&into.faults, n(from.faults));
+    add(&into.resolved, n(from.resolved));
+    add(&into.coalesced, n(from.coalesced));
+    add(&into.poisoned, n(from.poisoned));
+    add(&into.torn_down, n(from.torn_down));
+}
+
+fn evict_unit(region: &Region, unit: usize) -> bool {
+    if !region.states.claim(unit, State::Present) {
+        return false;
+    }
+    let range = region.unit_range(unit);
+    let start = region.base + range.start;
+    // SAFETY: the unit is claimed by us and its pages are clean copies of the source (mode "r").
+    let moved = range.len() == region.unit && region.stock.is_some_and(|stock| unsafe { stock.move_out(start) });
+    if !moved {
+        let advice = if region.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        let _ = mapping::advise(start, range.len(), advice);
+    }
+    settle(region, unit, State::Absent);
+    add(&region.counters.evicted_units, 1);
+    true
+}
+
+/// Everything at once into ordinary memory, for machines without userfaultfd. The caller owns the mapping.
+///
+/// # Errors
+/// [`Error::Page`] when the source fails, [`Error::Os`] when there is no memory.
+pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
+    let len = usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
+    let bytes = mapped_bytes(len);
+    let base = mapping::map_private(bytes, false)?;
+    let mut scratch = crate::scratch::Scratch::new(DEFAULT_UNIT, source.needs());
+    for at in (0..len).step_by(DEFAULT_UNIT) {
+        let piece = DEFAULT_UNIT.min(len - at);
+        // SAFETY: a part of the fresh mapping above.
+        let out = unsafe { std::slice::from_raw_parts_mut((base + at) as *mut u8, piece) };
+        let mut how = Reading { patience: crate::source::Patience::Wait, table: Table::Application, scratch: &mut scratch };
+        if let Err(error) = source.read_into(at as u64, out, &mut how) {
+            mapping::unmap(base, bytes);
+            return Err(Error::Page { source_name: source.name(), error });
+        }
+    }
+    Ok((base, bytes))
+}
+
+/// What works for regions of this process.
+///
+/// # Errors
+/// As [`engine`].
+pub fn abilities() -> Result<Abilities, Error> {
+    engine().map(|engine| engine.abilities)
+}
+

@@ -1,0 +1,237 @@
+//! Work for the worker pool: demand first, then what a caller waits for or hinted at, then readahead (law 8).
+//!
+//! *Locks*: one mutex around the lists, never held while anything else is done; the readahead ring takes none, because
+//! signal handlers write it. *Threads*: any. *Blocks on*: [`Queue::next`] sleeps until there is work.
+
+use crate::futex::Bell;
+use crate::region::Region;
+use crate::source::SourceError;
+use crate::table::Pin;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A fault that the reader could not end at once. Its unit is claimed (`Filling`) and belongs to the job.
+pub struct FaultJob {
+    /// Where.
+    pub region: Pin<Region>,
+    /// The page touched.
+    pub page: usize,
+    /// The toucher, 0 when unknown.
+    pub thread: i32,
+    /// Not before this (a deferred EAGAIN).
+    pub after: Option<Instant>,
+    /// How often it was deferred.
+    pub deferrals: u32,
+}
+
+/// Many units of one region, filled by whichever workers have time.
+pub struct Bulk {
+    /// Where.
+    pub region: Pin<Region>,
+    /// Units.
+    pub units: Range<usize>,
+    /// Does somebody wait for it: then failures matter, and units that others fill are waited for.
+    pub awaited: bool,
+    next: AtomicUsize,
+    active: AtomicUsize,
+    /// Stop early.
+    pub cancelled: AtomicBool,
+    failed: Mutex<Option<SourceError>>,
+    done: AtomicU32,
+}
+
+impl Bulk {
+    /// All of `units`, not begun.
+    #[must_use]
+    pub fn new(region: Pin<Region>, units: Range<usize>, awaited: bool) -> Arc<Self> {
+        Arc::new(Self {
+            region,
+            next: AtomicUsize::new(units.start),
+            units,
+            awaited,
+            active: AtomicUsize::new(0),
+            cancelled: AtomicBool::new(false),
+            failed: Mutex::default(),
+            done: AtomicU32::new(0),
+        })
+    }
+
+    /// A worker takes part; every `join` is followed by one `leave`.
+    pub fn join(&self) {
+        self.active.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The next unit, if any is left.
+    pub fn take(&self) -> Option<usize> {
+        if self.cancelled.load(Ordering::Acquire) || self.region.is_closing() {
+            self.next.store(self.units.end, Ordering::SeqCst);
+            return None;
+        }
+        let unit = self.next.fetch_add(1, Ordering::SeqCst);
+        (unit < self.units.end).then_some(unit)
+    }
+
+    /// See `join`.
+    pub fn leave(&self) {
+        if self.active.fetch_sub(1, Ordering::SeqCst) == 1 && self.next.load(Ordering::SeqCst) >= self.units.end {
+            self.done.store(1, Ordering::SeqCst);
+            crate::futex::wake_all(&self.done);
+        }
+    }
+
+    /// Is nothing left to be taken?
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.next.load(Ordering::SeqCst) >= self.units.end
+    }
+
+    /// Remember the first failure and stop.
+    pub fn fail(&self, error: SourceError) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Wait until all is done, or `limit` passed: `None`.
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> Option<Result<(), SourceError>> {
+        if self.done.load(Ordering::SeqCst) == 0 {
+            crate::futex::wait(&self.done, 0, Some(limit));
+        }
+        if self.done.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        Some(self.failed.lock().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err))
+    }
+}
+
+/// What a worker does next.
+pub enum Job {
+    /// A demand fault.
+    Fault(FaultJob),
+    /// A share of a bulk.
+    Bulk(Arc<Bulk>),
+    /// Units from this address on, ahead of a sequential toucher.
+    Ahead(usize, usize),
+}
+
+#[derive(Default)]
+struct Lists {
+    demand: VecDeque<FaultJob>,
+    bulk: VecDeque<Arc<Bulk>>,
+    deferred: Vec<FaultJob>,
+}
+
+/// Readahead requests under way at most.
+const RING: usize = 64;
+/// More workers are started up to this number while all of them wait for slow sources.
+pub const MOST_WORKERS: usize = 32;
+
+/// The queue.
+pub struct Queue {
+    lists: Mutex<Lists>,
+    ahead: [AtomicU64; RING],
+    bell: Bell,
+    idle: AtomicUsize,
+    /// Workers there are.
+    pub workers: AtomicUsize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            lists: Mutex::default(),
+            ahead: [const { AtomicU64::new(0) }; RING],
+            bell: Bell::new(),
+            idle: AtomicUsize::new(0),
+            workers: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Queue {
+    fn lists(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A demand fault. True: every worker is busy, and another one may be started.
+    pub fn push_fault(&self, job: FaultJob) -> bool {
+        let mut lists = self.lists();
+        if job.after.is_some() { lists.deferred.push(job) } else { lists.demand.push_back(job) }
+        let waiting = lists.demand.len();
+        drop(lists);
+        self.bell.ring();
+        self.wants_worker(waiting)
+    }
+
+    /// A bulk, for up to `shares` workers. True: as `push_fault`.
+    pub fn push_bulk(&self, bulk: &Arc<Bulk>, shares: usize) -> bool {
+        self.lists().bulk.extend((0..shares).map(|_| bulk.clone()));
+        self.bell.ring_all();
+        self.wants_worker(1)
+    }
+
+    fn wants_worker(&self, waiting: usize) -> bool {
+        self.idle.load(Ordering::SeqCst) < waiting && self.workers.load(Ordering::SeqCst) < MOST_WORKERS
+    }
+
+    /// Ask for `units` units from `address` on (page-aligned). Callable from a signal handler; dropped when too much is
+    /// under way.
+    pub fn push_ahead(&self, address: usize, units: usize) {
+        let word = address as u64 | units.min(uffd::page_size() - 1) as u64;
+        let free = self
+            .ahead
+            .iter()
+            .find(|slot| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+        if free.is_some() {
+            self.bell.ring();
+        }
+    }
+
+    fn pop_ahead(&self) -> Option<Job> {
+        let page = uffd::page_size();
+        let word = self.ahead.iter().find_map(|slot| match slot.load(Ordering::Relaxed) {
+            0 => None,
+            _ => Some(slot.swap(0, Ordering::AcqRel)).filter(|word| *word != 0),
+        })? as usize;
+        Some(Job::Ahead(word / page * page, word % page))
+    }
+
+    /// The next demand fault, without waiting: looked at between the units of anything else.
+    #[must_use]
+    pub fn next_fault(&self) -> Option<FaultJob> {
+        let mut lists = self.lists();
+        let now = Instant::now();
+        if let Some(due) = lists.deferred.iter().position(|job| job.after.is_none_or(|after| after <= now)) {
+            return Some(lists.deferred.swap_remove(due));
+        }
+        lists.demand.pop_front()
+    }
+
+    /// The next job, waiting for one as long as it takes. An idle queue burns no CPU.
+    pub fn next(&self) -> Job {
+        loop {
+            let rung = self.bell.rung();
+            if let Some(job) = self.try_next() {
+                return job;
+            }
+            let due = self.lists().deferred.iter().filter_map(|job| job.after).min();
+            let limit = due.map(|due| due.saturating_duration_since(Instant::now()));
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            self.bell.wait(rung, limit);
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn try_next(&self) -> Option<Job> {
+        if let Some(job) = self.next_fault() {
+            return Some(Job::Fault(job));
+        }
+        if let Some(bulk) = self.lists().bulk.pop_front() {
+            return Some(Job::Bulk(bulk));
+        }
+        self.pop_ahead()
+    }
+}

@@ -1,0 +1,97 @@
+//! Fresh address space of our own (law 7), and nothing else.
+
+use crate::error::Error;
+use crate::table::CHUNK;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// A private anonymous range aligned to 2 MiB: not reserved, not inherited by a fork (law 3), huge pages or none.
+///
+/// # Errors
+/// [`Error::Os`] when there is no room.
+pub fn map_private(bytes: usize, huge: bool) -> Result<usize, Error> {
+    let base = map_aligned(bytes, None)?;
+    advise(base, bytes, libc::MADV_DONTFORK)?;
+    // Below 2 MiB units a huge page would be split at every turn, and khugepaged would build more (abi.md F10). Kernels
+    // without huge pages refuse both advices; there is nothing to prevent then.
+    let _ = advise(base, bytes, if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
+    Ok(base)
+}
+
+/// A memory file mapped shared and aligned to 2 MiB; others may map it too.
+///
+/// # Errors
+/// [`Error::Os`] when the file cannot be made or mapped.
+pub fn map_shared(bytes: usize) -> Result<(usize, OwnedFd), Error> {
+    // SAFETY: the name is a C string; the result is checked.
+    let fd = unsafe { libc::memfd_create(c"userfault".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last_os("creating a memory file"));
+    }
+    // SAFETY: memfd_create just made it and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let size = libc::off_t::try_from(bytes).map_err(|_| Error::Invalid("the region is too long for a file".into()))?;
+    // SAFETY: sets the size of our own file.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+        return Err(Error::last_os(format!("giving a memory file {bytes} bytes")));
+    }
+    let base = map_aligned(bytes, Some(fd.as_raw_fd()))?;
+    advise(base, bytes, libc::MADV_DONTFORK)?;
+    Ok((base, fd))
+}
+
+fn map_aligned(bytes: usize, file: Option<RawFd>) -> Result<usize, Error> {
+    let room = bytes.checked_add(CHUNK).ok_or_else(|| Error::Invalid(format!("{bytes} bytes do not fit the address space")))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh reservation where the kernel likes.
+    let raw = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+    if raw == libc::MAP_FAILED {
+        return Err(Error::last_os(format!("mapping {bytes} bytes of address space")));
+    }
+    let raw = raw as usize;
+    let base = raw.next_multiple_of(CHUNK);
+    unmap(raw, base - raw);
+    unmap(base + bytes, raw + room - (base + bytes));
+    let (kind, fd) = match file {
+        Some(fd) => (libc::MAP_SHARED, fd),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
+    let flags = kind | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: replaces a part of our own reservation.
+    let mapped = unsafe { libc::mmap(base as *mut libc::c_void, bytes, protection, flags, fd, 0) };
+    if mapped == libc::MAP_FAILED {
+        let error = Error::last_os(format!("mapping {bytes} bytes"));
+        unmap(base, bytes);
+        return Err(error);
+    }
+    Ok(base)
+}
+
+/// Give address space back. For ranges of our own only.
+pub fn unmap(start: usize, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: callers pass ranges they mapped and no longer use.
+        unsafe { libc::munmap(start as *mut libc::c_void, bytes) };
+    }
+}
+
+/// madvise on a range of our own.
+///
+/// # Errors
+/// [`Error::Os`].
+pub fn advise(start: usize, bytes: usize, advice: libc::c_int) -> Result<(), Error> {
+    // SAFETY: callers pass ranges they mapped, and own the pages they drop.
+    if unsafe { libc::madvise(start as *mut libc::c_void, bytes, advice) } != 0 {
+        return Err(Error::last_os(format!("madvise({advice}) on {bytes} bytes at {start:#x}")));
+    }
+    Ok(())
+}
+
+/// Is the page at `address` there? A swapped-out page answers no: resolving it then answers EEXIST, which is right too.
+#[must_use]
+pub fn is_resident(address: usize) -> bool {
+    let mut answer = 0u8;
+    // SAFETY: one page, one byte of answer.
+    let done = unsafe { libc::mincore(address as *mut libc::c_void, uffd::page_size(), &raw mut answer) };
+    done == 0 && answer & 1 == 1
+}

@@ -1,0 +1,362 @@
+//! One range we mapped: where it is, where its pages come from, how its faults are delivered, and what state it is in.
+//!
+//! *Locks*: `poisoned`, `waits`: engine threads only, held for a few system calls, never while a source is read.
+//! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
+
+pub mod mapping;
+pub mod waits;
+
+use crate::bits::PageBits;
+use crate::counters::Counters;
+use crate::scratch::ScratchPool;
+use crate::source::{Source, Table};
+use crate::states::UnitStates;
+use crate::stock::Stock;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use uffd::Handle;
+
+/// How a fault reaches its handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// To fault readers; serves system calls too.
+    Thread,
+    /// To the touching thread itself, by SIGBUS; CPU accesses only.
+    Signal,
+}
+
+/// May the memory be changed?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// No: pages may be dropped and had again.
+    Read,
+    /// Yes, in memory: a page that may have been modified is never dropped.
+    Change,
+}
+
+/// What happens when a page cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// An exception in the touching thread.
+    Raise,
+    /// The process dies with one line.
+    Abort,
+}
+
+/// What a caller chooses about a region.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How faults are delivered.
+    pub delivery: Delivery,
+    /// Bytes filled per fault; 0: the source's wish, or 64 KiB.
+    pub unit: usize,
+    /// 2 MiB units of whole huge pages.
+    pub huge: bool,
+    /// May it be changed?
+    pub mode: Mode,
+    /// What if a page cannot be had?
+    pub on_error: OnError,
+    /// How long a fault may take.
+    pub timeout: Duration,
+    /// Pages in a memory file that other processes may map.
+    pub shared: bool,
+}
+
+/// The descriptor as each table numbers it.
+#[derive(Clone, Copy, Debug)]
+pub struct Handles {
+    /// For code in a signal handler. For thread delivery: the process-wide SIGBUS descriptor, which resolves just as well.
+    pub application: Handle,
+    /// For the engine's threads.
+    pub engine: Handle,
+}
+
+/// The region.
+pub struct Region {
+    /// Never used twice in a process.
+    pub id: u64,
+    /// First address; a multiple of 2 MiB.
+    pub base: usize,
+    /// Bytes of the source.
+    pub len: usize,
+    /// Bytes mapped: `len` rounded up to pages.
+    pub mapped: usize,
+    /// Bytes filled per fault; a power of two.
+    pub unit: usize,
+    /// As chosen.
+    pub options: Options,
+    /// Where pages come from.
+    pub source: Arc<dyn Source>,
+    /// Its name, made before any fault.
+    pub source_name: String,
+    /// The memory file of a shared region.
+    pub file: Option<SharedFile>,
+    /// The userfaultfd it is registered with.
+    pub handles: Handles,
+    /// Which lane serves it (thread delivery).
+    pub lane: usize,
+    /// Staging for MOVE, where the unit is large enough.
+    pub stock: Option<&'static Stock>,
+    /// Working memory for fills.
+    pub scratch: Arc<ScratchPool>,
+    /// Absent, filling, present.
+    pub states: UnitStates,
+    /// What happened.
+    pub counters: Counters,
+    /// Pages that show the error pattern.
+    pub exposed: PageBits,
+    /// Pages that were poisoned, until they are touched, filled or expire.
+    poisoned: Mutex<Vec<(usize, Instant)>>,
+    /// Is `poisoned` worth locking?
+    poisoned_count: AtomicU64,
+    /// Faults that wait for a slow read.
+    pub waits: waits::Waits,
+    /// Rises with each page exposed.
+    pub epoch: AtomicU64,
+    /// Set before it is taken down: queued work ends early.
+    pub closing: AtomicBool,
+    /// When failed pages are re-armed next, and how far apart; the keeper's.
+    pub rearm: Mutex<Rearm>,
+    /// Sequential detection.
+    pub readahead: crate::readahead::Readahead,
+}
+
+/// The memory file behind a shared region, in both tables.
+pub struct SharedFile {
+    /// The application's.
+    pub application: OwnedFd,
+    /// The engine's number.
+    pub engine: i32,
+}
+
+impl SharedFile {
+    /// The number for a thread with this table.
+    #[must_use]
+    pub fn number(&self, table: Table) -> i32 {
+        match table {
+            Table::Application => self.application.as_raw_fd(),
+            Table::Engine => self.engine,
+        }
+    }
+}
+
+/// The pace of re-arming: fast for a lone failure, slower for a storm, so that a slow toucher makes progress.
+#[derive(Clone, Copy, Debug)]
+pub struct Rearm {
+    /// Not before this.
+    pub due: Option<Instant>,
+    /// The present distance.
+    pub pace: Duration,
+}
+
+/// First and last pace of re-arming.
+pub const REARM_PACE: Range<Duration> = Duration::from_micros(100)..Duration::from_millis(10);
+
+impl Default for Rearm {
+    fn default() -> Self {
+        Self { due: None, pace: REARM_PACE.start }
+    }
+}
+
+/// Everything [`Region::new`] is given.
+pub struct Parts {
+    /// Never used twice.
+    pub id: u64,
+    /// Where it was mapped.
+    pub base: usize,
+    /// A power of two.
+    pub unit: usize,
+    /// As chosen.
+    pub options: Options,
+    /// Where pages come from.
+    pub source: Arc<dyn Source>,
+    /// Of a shared region.
+    pub file: Option<SharedFile>,
+    /// The userfaultfd.
+    pub handles: Handles,
+    /// Which lane.
+    pub lane: usize,
+    /// Staging.
+    pub stock: Option<&'static Stock>,
+    /// Working memory.
+    pub scratch: Arc<ScratchPool>,
+}
+
+impl Region {
+    /// Put a region together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let len = usize::try_from(parts.source.len()).unwrap_or(usize::MAX);
+        let mapped = mapped_bytes(len);
+        let pages = mapped / uffd::page_size();
+        let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit);
+        Self {
+            id: parts.id,
+            base: parts.base,
+            len,
+            mapped,
+            unit: parts.unit,
+            source_name: parts.source.name(),
+            source: parts.source,
+            options: parts.options,
+            file: parts.file,
+            handles: parts.handles,
+            lane: parts.lane,
+            stock: parts.stock,
+            scratch: parts.scratch,
+            states: UnitStates::new(mapped.div_ceil(parts.unit)),
+            counters: Counters::default(),
+            exposed: PageBits::new(pages),
+            poisoned: Mutex::default(),
+            poisoned_count: AtomicU64::new(0),
+            waits: waits::Waits::default(),
+            epoch: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            rearm: Mutex::default(),
+            readahead,
+        }
+    }
+
+    /// Is this address in it?
+    #[must_use]
+    pub fn contains(&self, address: usize) -> bool {
+        address >= self.base && address - self.base < self.mapped
+    }
+
+    /// The page of an address inside.
+    #[must_use]
+    pub fn page_of(&self, address: usize) -> usize {
+        (address - self.base) / uffd::page_size()
+    }
+
+    /// Where a page is.
+    #[must_use]
+    pub fn page_address(&self, page: usize) -> usize {
+        self.base + page * uffd::page_size()
+    }
+
+    /// The unit a page lies in.
+    #[must_use]
+    pub fn unit_of_page(&self, page: usize) -> usize {
+        page * uffd::page_size() / self.unit
+    }
+
+    /// The mapped bytes of a unit, as offsets in the region.
+    #[must_use]
+    pub fn unit_range(&self, unit: usize) -> Range<usize> {
+        let start = unit * self.unit;
+        start..(start + self.unit).min(self.mapped)
+    }
+
+    /// The units that a range of bytes touches.
+    #[must_use]
+    pub fn units_touching(&self, bytes: Range<usize>) -> Range<usize> {
+        if bytes.is_empty() {
+            return 0..0;
+        }
+        bytes.start / self.unit..bytes.end.min(self.mapped).div_ceil(self.unit)
+    }
+
+    /// The descriptor number for a thread with this table.
+    #[must_use]
+    pub fn handle(&self, table: Table) -> Handle {
+        match table {
+            Table::Application => self.handles.application,
+            Table::Engine => self.handles.engine,
+        }
+    }
+
+    /// Is it being taken down?
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Make all waiters of a unit fault again; errors do not matter: then nobody can be waiting there.
+    pub fn wake_unit(&self, unit: usize) {
+        let range = self.unit_range(unit);
+        let _ = self.handles.engine.wake(self.base + range.start, range.len());
+    }
+
+    fn poisoned(&self) -> MutexGuard<'_, Vec<(usize, Instant)>> {
+        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answer a fault on `page` by an error: whoever touches it gets SIGBUS, or EFAULT in a system call. True: done;
+    /// false: the page is there after all, or the region is gone. Engine threads only.
+    pub fn poison(&self, page: usize) -> bool {
+        let mut poisoned = self.poisoned();
+        let address = self.page_address(page);
+        let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
+        if outcome == uffd::Outcome::Done {
+            poisoned.retain(|(known, _)| *known != page);
+            poisoned.push((page, Instant::now()));
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        } else {
+            let _ = self.handles.engine.wake(address, uffd::page_size());
+        }
+        outcome == uffd::Outcome::Done
+    }
+
+    /// Forget poison on a range of pages, whatever stands there now.
+    pub fn forget_poison(&self, pages: Range<usize>) {
+        if self.poisoned_count.load(Ordering::SeqCst) > 0 {
+            let mut poisoned = self.poisoned();
+            poisoned.retain(|(page, _)| !pages.contains(page));
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        }
+    }
+
+    /// Turn a poisoned page back into a hole; false: it was not poisoned. The caller owns the page's unit.
+    pub fn lift_poison(&self, page: usize) -> bool {
+        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let mut poisoned = self.poisoned();
+        let Some(at) = poisoned.iter().position(|(known, _)| *known == page) else { return false };
+        poisoned.swap_remove(at);
+        self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        self.drop_page(page);
+        true
+    }
+
+    /// Pages poisoned at least `age` ago.
+    #[must_use]
+    pub fn poisoned_since(&self, age: Duration) -> Vec<usize> {
+        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
+            return vec![];
+        }
+        self.poisoned().iter().filter(|(_, since)| since.elapsed() >= age).map(|(page, _)| *page).collect()
+    }
+
+    /// Is any page poisoned?
+    #[must_use]
+    pub fn has_poison(&self) -> bool {
+        self.poisoned_count.load(Ordering::SeqCst) > 0
+    }
+
+    /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
+    pub fn drop_page(&self, page: usize) {
+        let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // Unmapping first: there is no moment at which the range is mapped and not registered.
+        mapping::unmap(self.base, self.mapped);
+        let _ = self.handles.engine.wake(self.base, self.mapped);
+        if let (Some(file), Some(root)) = (&self.file, crate::threads::Root::current()) {
+            root.close(file.engine);
+        }
+    }
+}
+
+/// Whole pages for `len` bytes, at least one.
+#[must_use]
+pub fn mapped_bytes(len: usize) -> usize {
+    len.max(1).next_multiple_of(uffd::page_size())
+}

@@ -1,0 +1,174 @@
+//! Memory that a fill works in, allocated before any fault: an aligned buffer of one unit, room for compressed bytes,
+//! a decoder, and the last frame decoded when frames are larger than units.
+//!
+//! *Locks*: none. [`ScratchPool`] hands out its scratches by compare-and-swap, so a signal handler may take one.
+//! *Threads*: a scratch belongs to one thread between `take` and drop of the guard.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a source wants to find in a [`Scratch`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ScratchNeeds {
+    /// Largest compressed frame, bytes.
+    pub compressed_bytes: usize,
+    /// Largest decoded frame that does not fit a unit, bytes; 0 when every frame is read whole.
+    pub frame_bytes: usize,
+    /// Is a zstd decoder wanted?
+    pub decoder: bool,
+}
+
+/// One thread's working memory. All fields are public: sources fill them directly.
+pub struct Scratch {
+    /// Page-aligned, one unit long: where COPY reads from.
+    pub unit: AlignedBuffer,
+    /// Compressed bytes as read from the file.
+    pub compressed: Vec<u8>,
+    /// The last frame decoded, when frames are larger than units.
+    pub frame: Vec<u8>,
+    /// Which (source id, frame number) `frame` holds; `None` when nothing useful.
+    pub frame_tag: Option<(u64, u64)>,
+    /// The decoder, if the needs asked for one.
+    pub decoder: Option<zstd_safe::DCtx<'static>>,
+}
+
+impl Scratch {
+    /// Allocate for units of `unit_bytes` and a source with these needs.
+    #[must_use]
+    pub fn new(unit_bytes: usize, needs: ScratchNeeds) -> Self {
+        Self {
+            unit: AlignedBuffer::new(unit_bytes),
+            compressed: vec![0; needs.compressed_bytes],
+            frame: vec![0; needs.frame_bytes],
+            frame_tag: None,
+            decoder: needs.decoder.then(zstd_safe::DCtx::create),
+        }
+    }
+}
+
+/// Anonymous memory of its own, page-aligned, never shared with a fork: what UFFDIO_COPY reads.
+pub struct AlignedBuffer {
+    address: usize,
+    bytes: usize,
+}
+
+impl AlignedBuffer {
+    /// Map `bytes` (rounded up to pages; at least one page). Aborts the process when even that is not to be had.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        let bytes = bytes.max(1).next_multiple_of(uffd::page_size());
+        // SAFETY: a fresh anonymous mapping; nothing else is touched.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            std::alloc::handle_alloc_error(std::alloc::Layout::from_size_align(bytes, 4096).expect("page aligned"));
+        }
+        Self { address: address as usize, bytes }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.address
+    }
+
+    /// All of it.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is ours, `bytes` long, readable and writable, and borrowed for the life of the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.bytes) }
+    }
+}
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody can hold a slice of it any more.
+        unsafe { libc::munmap(self.address as *mut libc::c_void, self.bytes) };
+    }
+}
+
+/// How many scratches a pool can hold: one bit each.
+const POOL_SLOTS: usize = 16;
+
+/// Scratches shared by all regions of one shape, handed out without a lock.
+pub struct ScratchPool {
+    unit_bytes: usize,
+    needs: ScratchNeeds,
+    /// Bit i set: `slots[i]` is free.
+    free: AtomicU64,
+    slots: Vec<UnsafeCell<Scratch>>,
+}
+
+// SAFETY: a slot is reached only by the one thread that cleared its bit in `free` (acquire) until it sets it (release).
+unsafe impl Sync for ScratchPool {}
+// SAFETY: as above; `DCtx` is a plain owned allocation.
+unsafe impl Send for ScratchPool {}
+
+impl ScratchPool {
+    /// A pool of `count` scratches (at most 16), all allocated now.
+    #[must_use]
+    pub fn new(unit_bytes: usize, needs: ScratchNeeds, count: usize) -> Self {
+        let count = count.clamp(1, POOL_SLOTS);
+        let slots = (0..count).map(|_| UnsafeCell::new(Scratch::new(unit_bytes, needs))).collect();
+        Self { unit_bytes, needs, free: AtomicU64::new((1 << count) - 1), slots }
+    }
+
+    /// The shape it was made for.
+    #[must_use]
+    pub fn shape(&self) -> (usize, ScratchNeeds) {
+        (self.unit_bytes, self.needs)
+    }
+
+    /// Take one, or wait (yielding the CPU) until another thread gives one back: its holder is running, never waiting
+    /// for this thread.
+    #[must_use]
+    pub fn take(&self) -> ScratchGuard<'_> {
+        loop {
+            let free = self.free.load(Ordering::Relaxed);
+            if free == 0 {
+                // SAFETY: sched_yield has no preconditions.
+                unsafe { libc::sched_yield() };
+                continue;
+            }
+            let bit = free.trailing_zeros();
+            let taken = free & !(1 << bit);
+            if self.free.compare_exchange_weak(free, taken, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return ScratchGuard { pool: self, index: bit as usize };
+            }
+        }
+    }
+}
+
+/// A scratch on loan; goes back when dropped.
+pub struct ScratchGuard<'a> {
+    pool: &'a ScratchPool,
+    index: usize,
+}
+
+impl std::ops::Deref for ScratchGuard<'_> {
+    type Target = Scratch;
+    fn deref(&self) -> &Scratch {
+        // SAFETY: this guard cleared the slot's bit, so it is the only way to the slot.
+        unsafe { &*self.pool.slots[self.index].get() }
+    }
+}
+
+impl std::ops::DerefMut for ScratchGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Scratch {
+        // SAFETY: as in `deref`.
+        unsafe { &mut *self.pool.slots[self.index].get() }
+    }
+}
+
+impl Drop for ScratchGuard<'_> {
+    fn drop(&mut self) {
+        self.pool.free.fetch_or(1 << self.index, Ordering::Release);
+    }
+}

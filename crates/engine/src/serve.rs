@@ -1,0 +1,83 @@
+//! One fault, from message to ending: what readers and workers have in common. Engine threads only.
+
+use crate::counters::{Ending, add};
+use crate::engine::Engine;
+use crate::failure::{ATTENTION, Failure, record};
+use crate::fill::{Stop, Who, fill_unit};
+use crate::queue::FaultJob;
+use crate::region::Region;
+use crate::source::{Cause, Patience, SourceError, Table};
+use crate::states::State;
+use crate::table::Pin;
+use std::time::{Duration, Instant};
+
+/// How an engine thread reads.
+#[must_use]
+pub fn engine_thread(patience: Patience) -> Who {
+    Who { table: Table::Engine, patience }
+}
+
+/// The unit was filled, or cannot be: settle it and answer everybody who waited for it.
+pub fn settle(region: &Region, unit: usize, state: State) {
+    region.states.settle(unit, state);
+    let range = region.unit_range(unit);
+    let page = uffd::page_size();
+    region.waits.over(range.start / page..range.end / page);
+    if state == State::Absent {
+        region.wake_unit(unit); // those who were told to wait ask again
+    }
+}
+
+/// Fill the claimed unit of `page` for a demand fault and end it. `Err`: it has to wait, and the unit stays claimed.
+///
+/// # Errors
+/// Only [`Stop::WouldBlock`] and [`Stop::Deferred`].
+pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
+    let unit = region.unit_of_page(page);
+    match fill_unit(region, unit, Some(page), who) {
+        Ok(whole) => {
+            add(&region.counters.demand_units, 1);
+            settle(region, unit, if whole { State::Present } else { State::Absent });
+            Ok(Ending::Resolved)
+        }
+        Err(Stop::Gone) => {
+            settle(region, unit, State::Absent);
+            Ok(Ending::TornDown)
+        }
+        Err(Stop::Failed(error)) => {
+            add(&region.counters.source_errors, 1);
+            let ending = refuse(region, page, error);
+            settle(region, unit, State::Absent);
+            Ok(ending)
+        }
+        Err(wait) => Err(wait),
+    }
+}
+
+/// Answer a fault by an error.
+pub fn refuse(region: &Region, page: usize, error: SourceError) -> Ending {
+    if error.cause != Cause::Latched {
+        record(Failure { region: region.id, address: region.page_address(page), error });
+    }
+    if !region.poison(page) {
+        return Ending::Coalesced; // it is there after all
+    }
+    ATTENTION.ring(); // poison that only system calls touch must expire
+    Ending::Poisoned
+}
+
+/// Between 250 us and 2 ms: how long an EAGAIN is put off (design law 10).
+fn deferral(deferrals: u32) -> Duration {
+    Duration::from_micros(250) * 2u32.pow(deferrals.min(3))
+}
+
+/// Hand a fault to the pool; its unit is claimed.
+pub fn dispatch(engine: &'static Engine, region: &Pin<Region>, page: usize, thread: i32, stop: Stop, deferrals: u32) {
+    let after = (stop == Stop::Deferred).then(|| Instant::now() + deferral(deferrals));
+    add(if after.is_some() { &region.counters.deferred } else { &region.counters.dispatched }, 1);
+    ATTENTION.ring(); // it has a deadline
+    let job = FaultJob { region: region.clone(), page, thread, after, deferrals };
+    if engine.queue.push_fault(job) {
+        (engine.start_worker)(engine);
+    }
+}

@@ -1,0 +1,198 @@
+//! Delivery in the touching thread: the SIGBUS handler, and what it shares with thread delivery: a failed page ends in a
+//! SIGBUS there too.
+//!
+//! Rules, each seen to matter (abi.md F3): all signals blocked inside; errno kept; no allocation, no lock that the
+//! interrupted thread may hold, no thread-local; foreign *fault* addresses are passed on; a SIGBUS that somebody *sent*
+//! (si_code <= 0) while regions live is a chained handler's raise() and is ignored, unless we did the chaining.
+//!
+//! *Locks*: none. *Threads*: any application thread.
+
+use crate::counters::{Ending, add};
+use crate::engine::Engine;
+use crate::failure::{self, Failure, expose, is_interruptible, is_latched};
+use crate::fill::{Stop, Who, fill_unit};
+use crate::region::mapping::is_resident;
+use crate::region::{Delivery, Region};
+use crate::source::{Cause, Patience, SourceError, Table};
+use crate::states::State;
+use crate::threads::{KeepErrno, thread_id};
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+struct Previous(std::cell::UnsafeCell<MaybeUninit<libc::sigaction>>);
+// SAFETY: written under INSTALLING before our handler is (re)installed, read by handlers after that.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(std::cell::UnsafeCell::new(MaybeUninit::zeroed()));
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+static INSTALLING: Mutex<()> = Mutex::new(());
+/// The thread whose foreign fault was passed on last: a SIGBUS it raises now is the passed-on handler's last word.
+static CHAINED: AtomicI32 = AtomicI32::new(0);
+
+/// Put our SIGBUS handler in front, if it is not. Called whenever a region is opened and at `checked()`.
+pub fn ensure_front() {
+    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: sigaction reads and writes our structures; PREVIOUS is written only here, under the lock, and a handler
+    // that reads it meanwhile sees the old or the new foreign action, both of which stay valid.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut current);
+        if current.sa_sigaction == handler as *const () as usize {
+            return;
+        }
+        (*PREVIOUS.0.get()).write(current);
+        let mut ours: libc::sigaction = std::mem::zeroed();
+        ours.sa_sigaction = handler as *const () as usize;
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigfillset(&raw mut ours.sa_mask);
+        libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut());
+    }
+    INSTALLED.store(true, Ordering::Release);
+}
+
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let _errno = KeepErrno::new();
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    let Some(engine) = Engine::current() else { return chain(signal, info, context) };
+    if code <= 0 {
+        return if CHAINED.load(Ordering::Relaxed) == thread_id() { give_up() } else { () };
+    }
+    match engine.table.pin(address).filter(|region| region.contains(address)) {
+        Some(region) => touch(engine, &region, region.page_of(address)),
+        None => chain(signal, info, context),
+    }
+}
+
+/// The default action, at once when the instruction runs again.
+fn give_up() {
+    // SAFETY: resets the action and raises a signal, both async-signal-safe.
+    unsafe {
+        libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        libc::raise(libc::SIGBUS);
+    }
+}
+
+/// Not ours: what was there before decides.
+fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: PREVIOUS was written before our handler was installed.
+    let previous = unsafe { (*PREVIOUS.0.get()).assume_init_ref() };
+    let handler = previous.sa_sigaction;
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        // SAFETY: a fault cannot be ignored: the default action takes it when the instruction runs again.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        return;
+    }
+    CHAINED.store(thread_id(), Ordering::Relaxed);
+    // SAFETY: the previous action was installed by somebody as a handler of this signature (SA_SIGINFO tells which).
+    unsafe {
+        if previous.sa_flags & libc::SA_SIGINFO != 0 {
+            std::mem::transmute::<usize, Action>(handler)(signal, info, context);
+        } else {
+            std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler)(signal);
+        }
+    }
+}
+
+fn touch(engine: &'static Engine, region: &Region, page: usize) {
+    if region.options.delivery == Delivery::Thread {
+        // Thread delivery sends SIGBUS for pages it poisoned, and for nothing else; the fault was counted there.
+        let address = region.page_address(page);
+        let latched = SourceError::new((page * uffd::page_size()) as u64, Cause::Latched);
+        let unknown = Failure { region: region.id, address, error: latched };
+        return expose(region, page, failure::find(region.id, address).unwrap_or(unknown));
+    }
+    region.counters.begin();
+    let ending = match resolve(engine, region, page) {
+        Ok(ending) => ending,
+        Err(error) => {
+            expose(region, page, Failure { region: region.id, address: region.page_address(page), error });
+            Ending::Poisoned
+        }
+    };
+    region.counters.end(ending);
+}
+
+/// How long one sleep in the handler lasts before it looks around.
+const SLICE: Duration = Duration::from_millis(5);
+
+fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Ending, SourceError> {
+    let unit = region.unit_of_page(page);
+    let here = (page * uffd::page_size()) as u64;
+    let error = |cause| SourceError::new(here, cause);
+    if is_latched(thread_id()) {
+        return Err(error(Cause::Latched));
+    }
+    let mut started = None;
+    loop {
+        let state = region.states.get(unit);
+        if state == State::Filling {
+            let began = *started.get_or_insert_with(Instant::now);
+            if region.states.wait_while_filling(unit, SLICE) != State::Filling {
+                return Ok(Ending::Coalesced); // the instruction asks again if the page is not there after all
+            }
+            if began.elapsed() > region.options.timeout {
+                return Err(error(Cause::Timeout));
+            }
+            if interrupted() {
+                return Err(error(Cause::Interrupted));
+            }
+            continue;
+        }
+        if state == State::Present && is_resident(region.page_address(page)) {
+            return Ok(Ending::Coalesced);
+        }
+        if region.states.claim(unit, state) {
+            return fill(engine, region, page, unit);
+        }
+    }
+}
+
+fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
+    let who = Who { table: Table::Application, patience: Patience::Wait };
+    let outcome = fill_unit(region, unit, Some(page), who);
+    region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+    match outcome {
+        Ok(_) => {
+            add(&region.counters.demand_units, 1);
+            if let Some(units) = region.readahead.note(unit, region.states.len()) {
+                add(&region.counters.readaheads, 1);
+                engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
+            }
+            Ok(Ending::Resolved)
+        }
+        Err(Stop::Failed(error)) => {
+            add(&region.counters.source_errors, 1);
+            Err(error)
+        }
+        // The kernel gets nowhere at the moment: the instruction asks again.
+        Err(_) => Ok(Ending::Coalesced),
+    }
+}
+
+/// Ctrl-C waits while we do: all signals are blocked here. Only the main thread gets a KeyboardInterrupt.
+fn interrupted() -> bool {
+    // SAFETY: sigpending fills our set; getpid has no preconditions.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        is_interruptible()
+            && thread_id() == libc::getpid()
+            && libc::sigpending(&raw mut pending) == 0
+            && libc::sigismember(&raw const pending, libc::SIGINT) == 1
+    }
+}
+
+/// Is our handler the one in front?
+#[must_use]
+pub fn is_front() -> bool {
+    // SAFETY: asks for the current action only.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut current) == 0
+            && current.sa_sigaction == handler as *const () as usize
+    }
+}

@@ -1,0 +1,74 @@
+//! Why bytes could not be had. Plain data of fixed size: it is built inside signal handlers.
+
+/// The reason a read failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The kernel said so; the errno.
+    Os(i32),
+    /// The source ends before this byte, although it promised more (a truncated file).
+    Short,
+    /// The bytes do not match their checksum.
+    Checksum,
+    /// The compressed data is not what it should be.
+    Corrupt,
+    /// No answer within the deadline.
+    Timeout,
+    /// Somebody pressed Ctrl-C.
+    Interrupted,
+    /// An earlier error of the same thread has not been delivered yet.
+    Latched,
+    /// Not in the page cache, and waiting was not allowed: never leaves the engine.
+    WouldBlock,
+    /// A fault-injecting layer was told to fail here.
+    Injected,
+}
+
+impl Cause {
+    /// Might the same read succeed a moment later?
+    #[must_use]
+    pub fn is_transient(self) -> bool {
+        match self {
+            Cause::Os(errno) => matches!(
+                errno,
+                libc::EIO | libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT | libc::ECONNRESET | libc::ENETUNREACH | libc::ESTALE
+            ),
+            Cause::Timeout | Cause::Injected => true,
+            _ => false,
+        }
+    }
+
+    /// One line for people.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Cause::Os(_) => "the kernel returned an error",
+            Cause::Short => "the source ends before this byte (was it truncated?)",
+            Cause::Checksum => "the bytes do not match their checksum",
+            Cause::Corrupt => "the compressed data is damaged",
+            Cause::Timeout => "no answer within the deadline",
+            Cause::Interrupted => "interrupted by Ctrl-C",
+            Cause::Latched => "an earlier PageError of this thread was still on its way",
+            Cause::WouldBlock => "the data is not in memory",
+            Cause::Injected => "a fault-injecting layer failed this read on purpose",
+        }
+    }
+}
+
+/// A failed read: the first byte that could not be had, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} at byte {offset}", cause.describe())]
+pub struct SourceError {
+    /// Offset in bytes within the source.
+    pub offset: u64,
+    /// The reason.
+    pub cause: Cause,
+}
+
+impl SourceError {
+    /// A failure at `offset`.
+    #[must_use]
+    pub fn new(offset: u64, cause: Cause) -> Self {
+        Self { offset, cause }
+    }
+}

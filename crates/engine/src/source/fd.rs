@@ -1,0 +1,99 @@
+//! A file as both descriptor tables know it.
+
+use super::{Cause, Patience, Table};
+use crate::error::Error;
+use crate::threads::Root;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A file open in the application's descriptor table and in the engine's.
+pub struct FileHandle {
+    application: OwnedFd,
+    engine: RawFd,
+    /// The filesystem cannot say whether data is in the page cache.
+    no_nowait: AtomicBool,
+}
+
+impl FileHandle {
+    /// Share an open file with the engine's threads.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when it cannot be brought there.
+    pub fn new(fd: OwnedFd) -> Result<Self, Error> {
+        let engine = Root::get(&[]).adopt(&fd)?;
+        Ok(Self { application: fd, engine, no_nowait: AtomicBool::new(false) })
+    }
+
+    /// Open a path for reading.
+    ///
+    /// # Errors
+    /// [`Error::Os`] names the path.
+    pub fn open(path: &std::path::Path) -> Result<Self, Error> {
+        let file = std::fs::File::open(path).map_err(|error| Error::Os {
+            what: format!("opening {}", path.display()),
+            errno: uffd::Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+        })?;
+        Self::new(OwnedFd::from(file))
+    }
+
+    /// Its size now, bytes.
+    ///
+    /// # Errors
+    /// What fstat says.
+    pub fn size(&self) -> std::io::Result<u64> {
+        Ok(std::fs::File::from(self.application.try_clone()?).metadata()?.len())
+    }
+
+    /// Read exactly `out.len()` bytes at `offset`. Safe in a signal handler.
+    ///
+    /// # Errors
+    /// `Os`, `Short` where the file ends, `WouldBlock` when `NoWait` was asked and the page cache does not have it.
+    pub fn read_exact_at(&self, how: (Table, Patience), offset: u64, out: &mut [u8]) -> Result<(), Cause> {
+        let fd = match how.0 {
+            Table::Application => self.application.as_raw_fd(),
+            Table::Engine => self.engine,
+        };
+        let mut done = 0;
+        while done < out.len() {
+            let flags = if how.1 == Patience::NoWait {
+                if self.no_nowait.load(Ordering::Relaxed) {
+                    return Err(Cause::WouldBlock);
+                }
+                libc::RWF_NOWAIT
+            } else {
+                0
+            };
+            let piece = libc::iovec { iov_base: out[done..].as_mut_ptr().cast(), iov_len: out.len() - done };
+            let at = libc::off_t::try_from(offset + done as u64).map_err(|_| Cause::Os(libc::EOVERFLOW))?;
+            // SAFETY: the vector describes the rest of `out`, which is writable for the call.
+            let got = unsafe { libc::preadv2(fd, &raw const piece, 1, at, flags) };
+            match got {
+                0 => return Err(Cause::Short),
+                1.. => done += got as usize,
+                _ => self.look_at(uffd::Errno::last().0)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ok: try again.
+    fn look_at(&self, errno: i32) -> Result<(), Cause> {
+        match errno {
+            libc::EINTR => Ok(()),
+            libc::EAGAIN => Err(Cause::WouldBlock),
+            libc::EOPNOTSUPP => {
+                self.no_nowait.store(true, Ordering::Relaxed);
+                Err(Cause::WouldBlock)
+            }
+            errno => Err(Cause::Os(errno)),
+        }
+    }
+}
+
+impl Drop for FileHandle {
+    fn drop(&mut self) {
+        if let Some(root) = Root::current() {
+            root.close(self.engine);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One byte a unit: absent, filling, present. A hint for scheduling and the ownership of filling; a fault is the truth.
+//!
+//! *Locks*: none. *Threads*: any, handlers too. *Blocks on*: [`UnitStates::wait_while_filling`] only.
+//!
+//! Whoever turns a unit to `Filling` owns it: it alone installs or drops pages of the unit until it settles the state.
+
+use crate::futex;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The state of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Nothing there, or holes.
+    Absent = 0,
+    /// Owned by a thread that fills or empties it.
+    Filling = 1,
+    /// Was filled.
+    Present = 2,
+}
+
+impl State {
+    fn from(byte: u8) -> Self {
+        match byte {
+            0 => State::Absent,
+            1 => State::Filling,
+            _ => State::Present,
+        }
+    }
+}
+
+/// The states of all units of a region.
+pub struct UnitStates {
+    units: Box<[AtomicU8]>,
+    /// Counts settlements while somebody waits; the futex word.
+    settled: AtomicU32,
+    waiters: AtomicU32,
+}
+
+impl UnitStates {
+    /// All absent.
+    #[must_use]
+    pub fn new(units: usize) -> Self {
+        let plain: Box<[u8]> = vec![0u8; units].into_boxed_slice();
+        // SAFETY: AtomicU8 has the size, alignment and bit validity of u8, and the box is owned.
+        let units = unsafe { Box::from_raw(Box::into_raw(plain) as *mut [AtomicU8]) };
+        Self { units, settled: AtomicU32::new(0), waiters: AtomicU32::new(0) }
+    }
+
+    /// How many units.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.units.len()
+    }
+
+    /// A region of no units.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn get(&self, unit: usize) -> State {
+        State::from(self.units[unit].load(Ordering::SeqCst))
+    }
+
+    /// Become the owner, if the unit is in state `from`.
+    pub fn claim(&self, unit: usize, from: State) -> bool {
+        self.units[unit]
+            .compare_exchange(from as u8, State::Filling as u8, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Give up ownership: the unit is now `to`; waiters look again.
+    pub fn settle(&self, unit: usize, to: State) {
+        debug_assert_ne!(to, State::Filling);
+        self.units[unit].store(to as u8, Ordering::SeqCst);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            self.settled.fetch_add(1, Ordering::SeqCst);
+            futex::wake_all(&self.settled);
+        }
+    }
+
+    /// Sleep while the unit is being filled, at most about `limit`; returns the state seen last.
+    pub fn wait_while_filling(&self, unit: usize, limit: Duration) -> State {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let seen = self.settled.load(Ordering::SeqCst);
+        if self.get(unit) == State::Filling {
+            futex::wait(&self.settled, seen, Some(limit));
+        }
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        self.get(unit)
+    }
+
+    /// Units present, by counting.
+    #[must_use]
+    pub fn count_present(&self) -> usize {
+        self.units.iter().filter(|unit| unit.load(Ordering::Relaxed) == State::Present as u8).count()
+    }
+
+    /// A copy of the states of `units`, one byte each, for pictures and tests.
+    #[must_use]
+    pub fn snapshot(&self, units: std::ops::Range<usize>) -> Vec<u8> {
+        self.units[units].iter().map(|unit| unit.load(Ordering::Relaxed)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_of_many_claims_wins() {
+        let states = UnitStates::new(1);
+        let wins = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..8).map(|_| scope.spawn(|| states.claim(0, State::Absent))).collect();
+            tries.into_iter().filter(|_| true).map(|t| t.join().unwrap()).filter(|won| *won).count()
+        });
+        assert_eq!(wins, 1);
+        states.settle(0, State::Present);
+        assert!(!states.claim(0, State::Absent));
+    }
+
+    #[test]
+    fn a_waiter_wakes_when_the_unit_settles() {
+        let states = UnitStates::new(2);
+        assert!(states.claim(1, State::Absent));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| loop {
+                let state = states.wait_while_filling(1, Duration::from_secs(5));
+                if state != State::Filling {
+                    return state;
+                }
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            states.settle(1, State::Present);
+            assert_eq!(waiter.join().unwrap(), State::Present);
+        });
+    }
+}

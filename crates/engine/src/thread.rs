@@ -1,0 +1,228 @@
+//! Delivery to threads: one reader for each lane, blocked in read(2), moving itself to the CPU of the thread that
+//! faults (waking a handler on another CPU costs ten times as much: performance.md 2).
+//!
+//! Fast sources are served here; what has to wait goes to the worker pool, so a reader is always about to read.
+//!
+//! *Locks*: a region's `waits` and `poisoned`, for faults that wait or fail only. *Threads*: engine threads.
+//! *Blocks on*: read(2) on the lane's userfaultfd.
+
+use crate::counters::Ending;
+use crate::engine::{Engine, Lane};
+use crate::failure::{interrupts, is_interruptible, is_latched};
+use crate::fill::Stop;
+use crate::region::mapping::is_resident;
+use crate::region::{Region, waits::Wait};
+use crate::serve::{demand, dispatch, engine_thread, refuse};
+use crate::source::{Cause, Latency, Patience, SourceError};
+use crate::states::State;
+use crate::table::Pin;
+use crate::threads::abort_with;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use uffd::{Errno, Fault, UffdMsg};
+
+/// Messages taken by one read.
+const BATCH: usize = 32;
+
+/// Start the reader of a lane, if it does not run yet.
+pub fn start(engine: &'static Engine, lane: usize) {
+    let lane = &engine.lanes[lane];
+    let mut started = lane.started.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*started {
+        *started = true;
+        engine.root.spawn("userfault-read", move || read_faults(engine, lane));
+    }
+}
+
+fn read_faults(engine: &'static Engine, lane: &'static Lane) -> ! {
+    let mut messages = [UffdMsg::ZERO; BATCH];
+    let mut place = Place::default();
+    loop {
+        match lane.handle.read_messages(&mut messages) {
+            Ok(count) => {
+                for fault in messages[..count].iter().filter_map(UffdMsg::fault) {
+                    place.follow(fault.tid, lane);
+                    serve(engine, &fault);
+                }
+            }
+            Err(Errno(libc::EINTR | libc::EAGAIN)) => {}
+            Err(errno) => abort_with(format_args!(
+                "userfault: reading faults failed ({}): was the library's descriptor closed, as by os.closerange? \
+                 Stopping, because the alternative is a hang or zeros\n",
+                errno.0
+            )),
+        }
+    }
+}
+
+fn serve(engine: &'static Engine, fault: &Fault) {
+    // A fault outside every region: its region was closed, and munmap plus WAKE answered it.
+    let Some(region) = engine.table.pin(fault.address).filter(|region| region.contains(fault.address)) else { return };
+    region.counters.begin();
+    if let Some(ending) = answer(engine, &region, fault) {
+        region.counters.end(ending);
+    }
+}
+
+/// `None`: a worker ends it.
+fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Option<Ending> {
+    let page = region.page_of(fault.address);
+    let unit = region.unit_of_page(page);
+    if region.is_closing() {
+        return Some(Ending::TornDown);
+    }
+    if is_latched(fault.tid) {
+        return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Latched)));
+    }
+    loop {
+        let state = region.states.get(unit);
+        match state {
+            State::Filling => match wait_for_other(region, page, unit, fault.tid) {
+                Some(ending) => return Some(ending),
+                None => continue,
+            },
+            State::Present if is_resident(region.page_address(page)) => {
+                let _ = region.handles.engine.wake(region.page_address(page), uffd::page_size());
+                return Some(Ending::Coalesced);
+            }
+            _ => {}
+        }
+        if region.states.claim(unit, state) {
+            return fill(engine, region, page, fault.tid);
+        }
+    }
+}
+
+fn fill(engine: &'static Engine, region: &Pin<Region>, page: usize, thread: i32) -> Option<Ending> {
+    let unit = region.unit_of_page(page);
+    let stop = if region.source.latency() == Latency::Fast {
+        match demand(region, page, engine_thread(Patience::NoWait)) {
+            Ok(ending) => {
+                read_ahead(engine, region, unit);
+                return Some(ending);
+            }
+            Err(stop) => stop,
+        }
+    } else {
+        Stop::WouldBlock
+    };
+    region.waits.note(wait(region, page, thread));
+    dispatch(engine, region, page, thread, stop, 0);
+    read_ahead(engine, region, unit);
+    None
+}
+
+fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
+    if let Some(units) = region.readahead.note(unit, region.states.len()) {
+        crate::counters::add(&region.counters.readaheads, 1);
+        engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
+    }
+}
+
+fn wait(region: &Region, page: usize, thread: i32) -> Wait {
+    let now = Instant::now();
+    Wait { thread, page, deadline: now + region.options.timeout, interrupts: interrupts(), looked: now }
+}
+
+/// Somebody fills this unit already. `None`: not any more, look again.
+fn wait_for_other(region: &Region, page: usize, unit: usize, thread: i32) -> Option<Ending> {
+    let known = region.waits.note(wait(region, page, thread));
+    if region.states.get(unit) != State::Filling {
+        region.waits.over(page..page + 1);
+        return None;
+    }
+    // The same thread asks for the same page again: a signal interrupted its wait. Was it Ctrl-C?
+    if known.is_some_and(|known| wants_out(region, &known)) {
+        region.waits.over(page..page + 1);
+        return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Interrupted)));
+    }
+    crate::failure::ATTENTION.ring();
+    Some(Ending::Coalesced)
+}
+
+/// How often /proc is asked about a thread that repeats itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Only the main thread gets a KeyboardInterrupt. A fault in user code shows that its handler ran (the count rose); one in
+/// a system call repeats itself with the signal still pending.
+fn wants_out(region: &Region, known: &Wait) -> bool {
+    // SAFETY: getpid has no preconditions.
+    if known.thread != unsafe { libc::getpid() } || !is_interruptible() {
+        return false;
+    }
+    if interrupts() != known.interrupts {
+        return true;
+    }
+    let now = Instant::now();
+    if now.duration_since(known.looked) < LOOK_AGAIN {
+        return false;
+    }
+    region.waits.looked_at(known.thread, now);
+    sigint_pending(known.thread)
+}
+
+fn sigint_pending(thread: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")) else { return false };
+    let bit = 1u64 << (libc::SIGINT - 1);
+    status.lines().any(|line| {
+        let pending = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
+        pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & bit != 0)
+    })
+}
+
+/// Where the toucher runs, asked every few faults, and this reader's own place.
+#[derive(Default)]
+struct Place {
+    thread: i32,
+    stat: Option<File>,
+    faults: u32,
+    cpu: Option<usize>,
+}
+
+/// Faults between two looks at the toucher's CPU.
+const LOOK_EVERY: u32 = 16;
+
+impl Place {
+    fn follow(&mut self, thread: i32, lane: &Lane) {
+        if thread == 0 {
+            return;
+        }
+        self.faults += 1;
+        if thread != self.thread {
+            self.stat = File::open(format!("/proc/self/task/{thread}/stat")).ok();
+            self.thread = thread;
+        } else if !self.faults.is_multiple_of(LOOK_EVERY) {
+            return;
+        }
+        let Some(cpu) = self.stat.as_ref().and_then(cpu_of) else { return };
+        if self.cpu != Some(cpu) && pin_to(cpu) {
+            self.cpu = Some(cpu);
+            lane.cpu.store(cpu as u32, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Field 39 of /proc/PID/stat: the CPU a thread ran on last (proc(5)).
+fn cpu_of(stat: &File) -> Option<usize> {
+    let mut text = [0u8; 512];
+    let count = stat.read_at(&mut text, 0).ok()?;
+    let text = &text[..count];
+    let rest = &text[text.iter().rposition(|byte| *byte == b')')? + 2..];
+    let field = rest.split(|byte| *byte == b' ').nth(39 - 3)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn pin_to(cpu: usize) -> bool {
+    // SAFETY: the set is ours; CPU_SET writes inside it for cpu < CPU_SETSIZE.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return false;
+        }
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) == 0
+    }
+}

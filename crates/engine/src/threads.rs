@@ -1,0 +1,302 @@
+//! The engine's threads, and a table of file descriptors of their own.
+//!
+//! `os.closerange(3, 65536)` closes a library's descriptors behind its back, and a number may then mean another file.
+//! So the first engine thread gives itself a private descriptor table (`unshare(CLONE_FILES)`), closes what it
+//! inherited, and starts all others, which share it. Descriptors get there by being opened there, or by `adopt`.
+//! Where `unshare` is forbidden the threads share the application's table, and a closed descriptor ends the process
+//! with a line that says so.
+//!
+//! *Locks*: the queue of the root thread. *Threads*: see above; all block every signal.
+//! *Blocks on*: [`Root::run`] waits for the root thread to run a closure.
+
+use crate::error::Error;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use uffd::Errno;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The first engine thread: runs closures that need the engine's descriptor table, and starts the other threads.
+pub struct Root {
+    jobs: Mutex<Sender<Job>>,
+    private_table: bool,
+    thread: i32,
+}
+
+static ROOT: AtomicPtr<Root> = AtomicPtr::new(std::ptr::null_mut());
+static STARTING: Mutex<()> = Mutex::new(());
+
+impl Root {
+    /// The root of this process; started by the first call. `keep` are descriptors that the engine's table shall hold
+    /// too, under the same numbers; they matter on the first call only.
+    #[must_use]
+    pub fn get(keep: &[RawFd]) -> &'static Root {
+        if let Some(root) = Self::current() {
+            return root;
+        }
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(root) = Self::current() {
+            return root;
+        }
+        let root: &'static Root = Box::leak(Box::new(Self::start(keep.to_vec())));
+        ROOT.store(std::ptr::from_ref(root).cast_mut(), Ordering::Release);
+        root
+    }
+
+    /// The root, if it was started.
+    #[must_use]
+    pub fn current() -> Option<&'static Root> {
+        // SAFETY: the pointer is null or came from Box::leak.
+        unsafe { ROOT.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// In a forked child: there are no engine threads any more; the next `get` starts new ones.
+    pub fn forget() {
+        ROOT.store(std::ptr::null_mut(), Ordering::Release);
+    }
+
+    fn start(keep: Vec<RawFd>) -> Root {
+        let (jobs, inbox) = channel::<Job>();
+        let (ready, started) = channel();
+        spawn_here("userfault-root", move || {
+            let private_table = own_table(&keep);
+            // The receiver waits for exactly this message.
+            let _ = ready.send((private_table, thread_id()));
+            while let Ok(job) = inbox.recv() {
+                job();
+            }
+        });
+        let (private_table, thread) = started.recv().expect("the root thread sends before anything can fail");
+        Root { jobs: Mutex::new(jobs), private_table, thread }
+    }
+
+    /// Do the engine's threads have a descriptor table of their own?
+    #[must_use]
+    pub fn has_private_table(&self) -> bool {
+        self.private_table
+    }
+
+    /// Run `work` on the root thread and wait for its answer; on the root thread itself: at once.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if thread_id() == self.thread {
+            return work();
+        }
+        let (answer, wait) = channel();
+        let job: Job = Box::new(move || {
+            // The caller waits below for as long as the job takes.
+            let _ = answer.send(work());
+        });
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).send(job).expect("the root thread never ends");
+        wait.recv().expect("the root thread runs each job to its end or aborts the process")
+    }
+
+    /// Start an engine thread.
+    pub fn spawn(&self, name: &'static str, work: impl FnOnce() + Send + 'static) {
+        self.run(move || spawn_here(name, work));
+    }
+
+    /// Bring a descriptor of the application into the engine's table; the application keeps its own.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the kernel does not let a thread look at its own process's descriptors.
+    pub fn adopt(&self, fd: &OwnedFd) -> Result<RawFd, Error> {
+        let number = fd.as_raw_fd();
+        if !self.private_table {
+            return Ok(number);
+        }
+        // SAFETY: gettid has no preconditions.
+        let caller = unsafe { libc::gettid() };
+        self.run(move || fetch(number, caller))
+    }
+
+    /// Close a descriptor of the engine's table.
+    pub fn close(&self, fd: RawFd) {
+        if self.private_table {
+            self.run(move || {
+                // SAFETY: the number belongs to the engine's table and its one owner gives it up here.
+                unsafe { libc::close(fd) };
+            });
+        }
+    }
+}
+
+/// In the engine's table: a copy of descriptor `number` of the thread `caller`'s table.
+fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
+    // SAFETY: plain system calls on numbers; every descriptor made here is closed or returned.
+    unsafe {
+        let process = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0);
+        if process >= 0 {
+            let fd = libc::syscall(libc::SYS_pidfd_getfd, process, number, 0);
+            libc::close(process as RawFd);
+            if fd >= 0 {
+                return Ok(fd as RawFd);
+            }
+        }
+    }
+    // A sandbox may forbid pidfd_getfd; a file can then be opened again through /proc.
+    let path = format!("/proc/self/task/{caller}/fd/{number}\0");
+    // SAFETY: the path ends in a zero byte.
+    let fd = unsafe { libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if fd < 0 { Err(Error::last_os("bringing a descriptor to the engine's threads")) } else { Ok(fd) }
+}
+
+/// Start a thread that shares this thread's descriptor table, with all signals blocked. A panic in it ends the process
+/// with one line: an engine thread that is gone would leave faults without an answer.
+fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) {
+    let old = block_all_signals();
+    let spawned = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+            abort_with(format_args!("userfault: engine thread {name} panicked: a bug of ours; the process must stop\n"));
+        }
+    });
+    set_signal_mask(&old);
+    if let Err(error) = spawned {
+        abort_with(format_args!("userfault: cannot start thread {name}: {error}\n"));
+    }
+}
+
+fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: both sets are ours; sigfillset and pthread_sigmask fill them.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut old: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old);
+        old
+    }
+}
+
+fn set_signal_mask(mask: &libc::sigset_t) {
+    // SAFETY: the set is valid for the call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
+}
+
+/// Make this thread's descriptor table its own and empty but for standard error and `keep`. False: not permitted.
+fn own_table(keep: &[RawFd]) -> bool {
+    // SAFETY: unshare(CLONE_FILES) copies this thread's table; close_range and dup2 then act on the copy alone.
+    unsafe {
+        if libc::unshare(libc::CLONE_FILES) != 0 {
+            return false;
+        }
+        let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
+        keep.sort_unstable();
+        let mut from = 3;
+        for fd in keep {
+            close_between(from, fd - 1);
+            from = fd + 1;
+        }
+        close_between(from, RawFd::MAX);
+        // 0 and 1 may be pipes whose other end waits for us to let go; 2 stays for the last words of the process.
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null >= 0 {
+            libc::dup2(null, 0);
+            libc::dup2(null, 1);
+            libc::close(null);
+        }
+    }
+    true
+}
+
+fn close_between(first: RawFd, last: RawFd) {
+    if first <= last {
+        // SAFETY: closing numbers of the private table; nobody but the engine uses it.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// Say why on standard error, in one write and without allocating, and abort.
+pub fn abort_with(message: std::fmt::Arguments<'_>) -> ! {
+    say(message);
+    // SAFETY: abort has no preconditions.
+    unsafe { libc::abort() }
+}
+
+/// One line on standard error, in one write, from any context.
+pub fn say(message: std::fmt::Arguments<'_>) {
+    let mut line = Line::default();
+    let _ = std::fmt::write(&mut line, message);
+    // SAFETY: the buffer is ours and `used` bytes of it are initialised.
+    unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.used) };
+}
+
+/// A line built on the stack.
+pub struct Line {
+    bytes: [u8; 512],
+    used: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { bytes: [0; 512], used: 0 }
+    }
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let room = self.bytes.len() - self.used;
+        let take = text.len().min(room);
+        self.bytes[self.used..self.used + take].copy_from_slice(&text.as_bytes()[..take]);
+        self.used += take;
+        Ok(())
+    }
+}
+
+/// The calling thread's id.
+#[must_use]
+pub fn thread_id() -> i32 {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::gettid() }
+}
+
+/// Give this thread's errno back on drop: a signal handler must not change it.
+pub struct KeepErrno(Errno);
+
+impl KeepErrno {
+    /// Remember it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Errno::last())
+    }
+}
+
+impl Default for KeepErrno {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for KeepErrno {
+    fn drop(&mut self) {
+        // SAFETY: the location is this thread's own errno.
+        unsafe { *libc::__errno_location() = self.0.0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    #[test]
+    fn adopted_descriptors_outlive_the_application_closing_its_own() {
+        let root = Root::get(&[]);
+        let mut ends = [0; 2];
+        // SAFETY: the array has room for two descriptors.
+        assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+        // SAFETY: pipe2 just made them and nobody else owns them.
+        let (read, write) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        let inside = root.adopt(&write).unwrap();
+        drop(write);
+        if root.has_private_table() {
+            // SAFETY: writes one byte from a static string to the engine's copy.
+            assert_eq!(root.run(move || unsafe { libc::write(inside, c"x".as_ptr().cast(), 1) }), 1);
+            let mut byte = 0u8;
+            // SAFETY: one byte of room.
+            assert_eq!(unsafe { libc::read(read.as_raw_fd(), (&raw mut byte).cast(), 1) }, 1);
+            assert_eq!(byte, b'x');
+            root.close(inside);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The worker pool: slow reads, deferred faults, prefetch, populate, readahead. Two to begin with, more while all of them
+//! wait for slow sources.
+//!
+//! *Threads*: engine threads. *Blocks on*: sources, and the queue.
+
+use crate::counters::add;
+use crate::engine::Engine;
+use crate::fill::{Stop, fill_unit};
+use crate::queue::{Bulk, FaultJob, Job};
+use crate::region::Region;
+use crate::serve::{demand, dispatch, engine_thread, settle};
+use crate::source::{Cause, Patience, SourceError};
+use crate::states::State;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Start a worker; on failure there is one less. Any thread.
+pub fn start(engine: &'static Engine) {
+    engine.queue.workers.fetch_add(1, Ordering::SeqCst);
+    engine.root.spawn("userfault-work", move || work(engine));
+}
+
+fn work(engine: &'static Engine) -> ! {
+    loop {
+        match engine.queue.next() {
+            Job::Fault(job) => fault(engine, job),
+            Job::Bulk(bulk) => share(engine, &bulk),
+            Job::Ahead(address, units) => ahead(engine, address, units),
+        }
+    }
+}
+
+fn fault(engine: &'static Engine, job: FaultJob) {
+    let region = job.region;
+    if region.is_closing() {
+        settle(&region, region.unit_of_page(job.page), State::Absent);
+        return region.counters.end(crate::counters::Ending::TornDown);
+    }
+    match demand(&region, job.page, engine_thread(Patience::Wait)) {
+        Ok(ending) => region.counters.end(ending),
+        Err(stop) => dispatch(engine, &region, job.page, job.thread, stop, job.deferrals + 1),
+    }
+}
+
+/// Take units of a bulk until none is left; demand faults in between.
+fn share(engine: &'static Engine, bulk: &Bulk) {
+    bulk.join();
+    while let Some(unit) = bulk.take() {
+        while let Some(job) = engine.queue.next_fault() {
+            fault(engine, job);
+        }
+        if let Err(error) = fill_ahead(&bulk.region, unit, bulk.awaited)
+            && bulk.awaited
+        {
+            bulk.fail(error);
+        }
+    }
+    bulk.leave();
+}
+
+fn ahead(engine: &'static Engine, address: usize, units: usize) {
+    let Some(region) = engine.table.pin(address).filter(|region| region.contains(address)) else { return };
+    let first = (address - region.base) / region.unit;
+    for unit in first..(first + units).min(region.states.len()) {
+        while let Some(job) = engine.queue.next_fault() {
+            fault(engine, job);
+        }
+        if region.is_closing() || fill_ahead(&region, unit, false).is_err() {
+            return;
+        }
+    }
+}
+
+/// Fill a unit that nobody may be waiting for. A failure is the caller's to tell: no page is poisoned for it.
+fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceError> {
+    let start = Instant::now();
+    let here = (unit * region.unit) as u64;
+    loop {
+        let state = region.states.get(unit);
+        match state {
+            State::Present if !must || !has_hole(region, unit) => return Ok(()),
+            State::Filling if !must => return Ok(()),
+            State::Filling => {
+                region.states.wait_while_filling(unit, Duration::from_millis(50));
+                if start.elapsed() > region.options.timeout {
+                    return Err(SourceError::new(here, Cause::Timeout));
+                }
+                continue;
+            }
+            _ => {}
+        }
+        if !region.states.claim(unit, state) {
+            continue;
+        }
+        let outcome = fill_unit(region, unit, None, engine_thread(Patience::Wait));
+        settle(region, unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+        match outcome {
+            Ok(_) => {
+                add(&region.counters.prefetched_units, 1);
+                return Ok(());
+            }
+            Err(Stop::Failed(error)) => {
+                add(&region.counters.source_errors, 1);
+                return Err(error);
+            }
+            Err(Stop::Gone) => return Err(SourceError::new(here, Cause::Os(libc::ESRCH))),
+            Err(_) if start.elapsed() > region.options.timeout => return Err(SourceError::new(here, Cause::Timeout)),
+            Err(_) => std::thread::sleep(Duration::from_micros(250)),
+        }
+    }
+}
+
+/// Does a page of a unit that was filled once lack now (it failed, or was dropped)?
+fn has_hole(region: &Region, unit: usize) -> bool {
+    let range = region.unit_range(unit);
+    let pages = range.len() / uffd::page_size();
+    let mut answers = [0u8; 512];
+    (0..pages).step_by(answers.len()).any(|first| {
+        let count = (pages - first).min(answers.len());
+        let address = region.base + range.start + first * uffd::page_size();
+        // SAFETY: `count` pages of our own mapping, `count` bytes of answers.
+        let asked = unsafe { libc::mincore(address as *mut libc::c_void, count * uffd::page_size(), answers.as_mut_ptr()) };
+        asked != 0 || answers[..count].iter().any(|answer| answer & 1 == 0)
+    })
+}
