@@ -101,7 +101,7 @@ mod hints {
     pub const ALLOW_ALL: &str = "sudo sysctl vm.unprivileged_userfaultfd=1";
     pub const SANDBOX: &str = "a sandbox forbids it: start the container with --device /dev/userfaultfd";
     pub const NO_KERNEL_SUPPORT: &str = "boot a kernel built with CONFIG_USERFAULTFD=y";
-    pub const NEWER_KERNEL: &str = "boot a newer kernel: 6.8 has all that is needed";
+    pub const NEWER_KERNEL: &str = "boot a newer kernel, or do without the feature";
     pub const GRANT_PTRACE: &str = "run with CAP_SYS_PTRACE: sudo, or docker run --cap-add SYS_PTRACE";
 }
 

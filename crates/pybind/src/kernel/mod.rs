@@ -13,6 +13,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<userfaultfd::Userfaultfd>()?;
     module.add_function(wrap_pyfunction!(capabilities::capabilities, module)?)?;
     module.add_function(wrap_pyfunction!(capabilities::kernel_names, module)?)?;
+    module.add_function(wrap_pyfunction!(place::range_of, module)?)?;
     module.add_function(wrap_pyfunction!(pagemap::pagemap_scan, module)?)?;
     Ok(())
 }

@@ -56,6 +56,12 @@ impl<'py> FromPyObject<'_, 'py> for Place {
     }
 }
 
+/// Address and length of the memory a buffer (or pair) names.
+#[pyfunction]
+pub fn range_of(place: Place) -> PyResult<(usize, usize)> {
+    place.range()
+}
+
 /// How many bytes go from `src` to `dst`: as said, else as long as the source, else as long as the destination.
 pub fn transfer_length(dst: &Place, src: &Place, length: Option<usize>) -> PyResult<usize> {
     let length = length.or(src.length).or(dst.length);

@@ -1,0 +1,13 @@
+//! `userfault._core`: the only crate that names pyo3. It converts; it never decides.
+
+mod errors;
+mod kernel;
+
+use pyo3::prelude::*;
+
+/// The native half of `userfault`; its documents are in `_core.pyi`.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    kernel::register(module)?;
+    Ok(())
+}

@@ -1,0 +1,97 @@
+"""The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
+
+from typing import Any, TypeAlias
+
+from _typeshed import ReadableBuffer
+
+# kernel
+
+_Range: TypeAlias = tuple[int, int] | ReadableBuffer
+_Place: TypeAlias = int | _Range
+_Ended: TypeAlias = tuple[int, int, int]
+
+class Userfaultfd:
+    """One userfaultfd descriptor; `userfault.kernel.Userfaultfd` is its public face.
+
+    Threads: safe from any. The descriptor is closed once the last call in progress has left.
+    GIL: released in every call into the kernel.
+    """
+
+    def __new__(cls, features: int, user_mode_only: bool, device: bool | None) -> Userfaultfd:
+        """Open a descriptor and complete the handshake."""
+
+    @staticmethod
+    def adopt(fd: int) -> Userfaultfd:
+        """Take over a descriptor from elsewhere."""
+
+    def fileno(self) -> int:
+        """Return the number of the descriptor."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    def close(self) -> None:
+        """Close it and call its readers away; twice is fine."""
+
+    def register(self, place: _Range, modes: int) -> int:
+        """UFFDIO_REGISTER; returns the bits of the ioctls granted."""
+
+    def unregister(self, place: _Range) -> None:
+        """UFFDIO_UNREGISTER."""
+
+    def wake(self, place: _Range) -> None:
+        """UFFDIO_WAKE."""
+
+    def copy(self, dst: _Place, src: _Place, length: int | None, mode: int) -> _Ended:
+        """UFFDIO_COPY."""
+
+    def move(self, dst: _Place, src: _Place, length: int | None, mode: int) -> _Ended:
+        """UFFDIO_MOVE."""
+
+    def zeropage(self, place: _Range, wake: bool) -> _Ended:
+        """UFFDIO_ZEROPAGE."""
+
+    def poison(self, place: _Range, wake: bool) -> _Ended:
+        """UFFDIO_POISON."""
+
+    def continue_(self, place: _Range, mode: int) -> _Ended:
+        """UFFDIO_CONTINUE."""
+
+    def write_protect(self, place: _Range, mode: int) -> _Ended:
+        """UFFDIO_WRITEPROTECT."""
+
+    def rw_protect(self, place: _Range, mode: int) -> _Ended:
+        """UFFDIO_RWPROTECT."""
+
+    def set_mode(self, enable: int, disable: int) -> None:
+        """UFFDIO_SET_MODE."""
+
+    def fdinfo(self) -> tuple[int, int, int]:
+        """Return unread faults, waiting faults, and the features in force."""
+
+    def read_events(self, max: int, timeout: float | None) -> list[tuple[Any, ...]]:
+        """Wait for messages; each is a tuple that begins with the kernel's event number."""
+
+def capabilities() -> dict[str, Any]:
+    """Try what the kernel permits; keys are the fields of `userfault.kernel.Capabilities`."""
+
+def kernel_names() -> dict[str, list[tuple[str, int]]]:
+    """Every named bit of the native module, by the name of its set."""
+
+def range_of(place: _Range) -> tuple[int, int]:
+    """Address and length of the memory that a buffer names."""
+
+def pagemap_scan(
+    start: int,
+    stop: int,
+    *,
+    pid: int | None,
+    flags: int,
+    inverted: int,
+    all_of: int,
+    any_of: int,
+    report: int,
+    max_pages: int,
+) -> list[tuple[int, int, int]]:
+    """PAGEMAP_SCAN; returns (start, stop, categories) triples."""
