@@ -1,6 +1,7 @@
 //! `userfault._core`: the only crate that names pyo3. It converts; it never decides.
 
 mod errors;
+mod image;
 mod kernel;
 
 use pyo3::prelude::*;
@@ -8,6 +9,7 @@ use pyo3::prelude::*;
 /// The native half of `userfault`; its documents are in `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    image::register(module)?;
     kernel::register(module)?;
     Ok(())
 }
