@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv}
 PY=$VENV/bin/python
+export PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 [ -t 2 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '== %s\n' "$*" >&2; }
@@ -39,7 +40,5 @@ need_venv() {
     need_python
     say "making $VENV"
     "$PYTHON" -m venv --clear "$VENV"
-    "$PY" -m pip install --quiet --disable-pip-version-check --upgrade pip
+    "$PY" -m pip install --upgrade pip
 }
-
-pip_install() { "$PY" -m pip install --quiet --disable-pip-version-check "$@"; }

@@ -43,10 +43,8 @@ def why_no_userfaultfd() -> str | None:
 
 @cache
 def why_not(feature: str) -> str | None:
-    """Why `feature`, a name of ``userfault.capabilities()``, does not work here, or None."""
-    import userfault
+    """Why `feature`, an attribute of ``userfault.capabilities()``, does not work here, or None."""
+    from userfault.kernel import capabilities
 
-    found = getattr(userfault.capabilities(), feature)
-    if isinstance(found, bool):
-        return None if found else "does not work here"
-    return None if found.works else str(found.why)
+    found = getattr(capabilities(), feature)
+    return None if found else getattr(found, "why", None) or "does not work here"
