@@ -95,3 +95,76 @@ def pagemap_scan(
     max_pages: int,
 ) -> list[tuple[int, int, int]]:
     """PAGEMAP_SCAN; returns (start, stop, categories) triples."""
+
+# image
+
+ZSTD_LEVELS: tuple[int, int]
+MAX_FRAME_BYTES: int
+FRAME_ENTRY_BYTES: int
+
+class ImageIndex:
+    """The seek table of an image file, checked; `userfault.image.inspect` is its public face.
+
+    Threads: safe from any. GIL: released while the file is read.
+    """
+
+    def __new__(cls, path: str) -> ImageIndex:
+        """Open an image; `ImageError` when it is none, `OSError` when it cannot be read."""
+
+    @property
+    def path(self) -> str:
+        """What it was opened by."""
+
+    @property
+    def decoded_bytes(self) -> int:
+        """What it decompresses to."""
+
+    @property
+    def filled_frames(self) -> int:
+        """How many frames hold bytes; the others are to be skipped."""
+
+    @property
+    def file_bytes(self) -> int:
+        """What it takes."""
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether each frame has a checksum."""
+
+    @property
+    def common_frame_bytes(self) -> int:
+        """The one size of its frames (the last, and zeros, aside); 0 if there is none."""
+
+    @property
+    def largest_frame_bytes(self) -> int:
+        """The most that a frame decompresses to, frames of the size of zeros aside."""
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+
+    def frame(self, number: int) -> tuple[int, int, int, int, int | None]:
+        """Return offset, compressed bytes, decoded offset, decoded bytes, checksum."""
+
+    def is_zero(self, number: int) -> bool:
+        """Whether a frame holds only zeros, written as such; reads its few bytes."""
+
+    def count_zeros(self) -> tuple[int, int]:
+        """Return how many frames `is_zero` holds for, and how many bytes these are."""
+
+    def verify(self, start: int, stop: int) -> list[tuple[int, int, int, str]]:
+        """Decompress frames [start, stop); (frame, decoded offset, decoded bytes, what is wrong) of each bad one."""
+
+class FrameEncoders:
+    """Makes frames, in as many threads at once as call it."""
+
+    def __new__(cls, frame_bytes: int, level: int) -> FrameEncoders:
+        """Check the frame size and the level."""
+
+    def encode(self, data: bytes) -> list[tuple[bytes, bytes] | int]:
+        """Cut into frames; in order, an int is that many zeros, a pair is frames and their table entries."""
+
+def zero_frame(decoded_bytes: int) -> tuple[bytes, bytes]:
+    """Return the frame of so many zeros, and its table entry."""
+
+def seek_table(entries: bytes) -> bytes:
+    """Return what follows the last frame: the guard of the table, and the table."""

@@ -17,21 +17,26 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(seek_table, module)?)?;
     let (lowest, highest) = frame::levels();
     module.add("ZSTD_LEVELS", (lowest, highest))?;
+    module.add("FRAME_ENTRY_BYTES", table::ENTRY_BYTES)?;
     module.add("MAX_FRAME_BYTES", MAX_FRAME_BYTES)
 }
 
 /// An `OSError` where the kernel said no, `userfault.errors.ImageError` where the file is at fault.
-pub fn image_error(py: Python<'_>, path: Option<&str>, error: &ImageError) -> PyErr {
-    match (error, path) {
-        (ImageError::Open(cause) | ImageError::Io { error: cause, .. }, Some(path))
-            if cause.raw_os_error().is_some() =>
-        {
-            let errno = cause.raw_os_error().unwrap_or_default();
-            PyOSError::new_err((errno, uffd::Errno(errno).to_string(), path.to_owned()))
-        }
-        (_, Some(path)) => image_error_class(py, format!("{path}: {error}")),
-        (_, None) => image_error_class(py, error.to_string()),
+pub fn image_error(py: Python<'_>, error: &ImageError, path: &str) -> PyErr {
+    let errno = match error {
+        ImageError::Open(cause) | ImageError::Io { error: cause, .. } => cause.raw_os_error(),
+        _ => None,
+    };
+    match errno {
+        Some(errno) => os_error(py, errno, path).unwrap_or_else(|problem| problem),
+        None => image_error_class(py, format!("{path}: {error}")),
     }
+}
+
+/// The `OSError` that `open()` would raise.
+fn os_error(py: Python<'_>, errno: i32, path: &str) -> PyResult<PyErr> {
+    let text: String = py.import("os")?.call_method1("strerror", (errno,))?.extract()?;
+    Ok(PyOSError::new_err((errno, text, path.to_owned())))
 }
 
 fn image_error_class(py: Python<'_>, text: String) -> PyErr {
@@ -67,7 +72,7 @@ impl ImageIndex {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let name = path.to_string_lossy().into_owned();
-        let file = py.detach(|| ImageFile::open(&path)).map_err(|error| image_error(py, Some(&name), &error))?;
+        let file = py.detach(|| ImageFile::open(&path)).map_err(|error| image_error(py, &error, &name))?;
         Ok(Self { file, path: name })
     }
 
@@ -79,6 +84,11 @@ impl ImageIndex {
     #[getter]
     fn decoded_bytes(&self) -> u64 {
         self.file.index().decoded_bytes()
+    }
+
+    #[getter]
+    fn filled_frames(&self) -> u32 {
+        self.file.index().filled_frame_count()
     }
 
     #[getter]
@@ -118,11 +128,11 @@ impl ImageIndex {
     fn is_zero(&self, py: Python<'_>, number: u32) -> PyResult<bool> {
         self.check(number)?;
         let frame = self.file.index().frame(number);
-        py.detach(|| self.file.is_zero(frame)).map_err(|error| image_error(py, Some(&self.path), &error))
+        py.detach(|| self.file.is_zero(frame)).map_err(|error| image_error(py, &error, &self.path))
     }
 
     fn count_zeros(&self, py: Python<'_>) -> PyResult<(u32, u64)> {
-        py.detach(|| self.file.count_zeros()).map_err(|error| image_error(py, Some(&self.path), &error))
+        py.detach(|| self.file.count_zeros()).map_err(|error| image_error(py, &error, &self.path))
     }
 
     /// (frame, decoded offset, decoded bytes, what is wrong) of each bad one in [start, stop).
@@ -170,14 +180,15 @@ impl FrameEncoders {
         if !(lowest..=highest).contains(&level) {
             return Err(PyValueError::new_err(format!("level {level}: {lowest} to {highest} are possible")));
         }
-        let first = FrameEncoder::new(level).map_err(|error| image_error(py, None, &error))?;
+        let first = FrameEncoder::new(level).map_err(|error| image_error_class(py, error.to_string()))?;
         Ok(Self { frame_bytes, level, spare: Mutex::new(vec![first]) })
     }
 
     /// Pieces in order: an int is that many zero bytes, a pair is frames and their table entries.
     fn encode<'py>(&self, py: Python<'py>, data: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyList>> {
         let bytes = data.as_bytes();
-        let pieces = py.detach(|| self.encode_detached(bytes)).map_err(|error| image_error(py, None, &error))?;
+        let pieces =
+            py.detach(|| self.encode_detached(bytes)).map_err(|error| image_error_class(py, error.to_string()))?;
         let list = PyList::empty(py);
         for piece in pieces {
             match piece {

@@ -80,6 +80,8 @@ struct Shape {
     compressed: u32,
     /// Largest decoded frame, those that may be zero left out.
     data: u32,
+    /// How many are not only to be skipped.
+    filled: u32,
 }
 
 /// Where the table lies and how its entries look.
@@ -180,6 +182,7 @@ impl Index {
         }
         if !skipped {
             self.shape.compressed = self.shape.compressed.max(compressed_bytes);
+            self.shape.filled += 1;
         }
         if compressed_bytes != zero_frame_bytes(decoded_bytes) {
             self.shape.data = self.shape.data.max(decoded_bytes);
@@ -195,6 +198,12 @@ impl Index {
     #[must_use]
     pub fn frame_count(&self) -> u32 {
         (self.starts.len() - 1) as u32
+    }
+
+    /// How many of them hold bytes: the others are to be skipped.
+    #[must_use]
+    pub fn filled_frame_count(&self) -> u32 {
+        self.shape.filled
     }
 
     /// How many bytes all frames decode to.

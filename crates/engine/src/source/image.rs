@@ -35,7 +35,7 @@ impl ImageSource {
     ///
     /// # Errors
     /// [`ImageError`]: what is wrong with it and where.
-    pub fn new(file: FileHandle, name: &str) -> Result<Self, ImageError> {
+    pub fn open(file: FileHandle, name: &str) -> Result<Self, ImageError> {
         let file_bytes = file.size().map_err(|error| ImageError::Io { offset: 0, bytes: 0, error })?;
         let index = Index::read(file_bytes, &|offset, out: &mut [u8]| read_patiently(&file, offset, out))?;
         let kinds = Kinds::new(index.frame_count());

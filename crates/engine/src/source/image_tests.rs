@@ -16,7 +16,7 @@ fn open(bytes: &[u8]) -> (File, Result<ImageSource, ImageError>) {
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.write_all(bytes).unwrap();
     let handle = FileHandle::new(OwnedFd::from(file.try_clone().unwrap())).unwrap();
-    (file, ImageSource::new(handle, "test"))
+    (file, ImageSource::open(handle, "test"))
 }
 
 fn read(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize) -> Result<Vec<u8>, SourceError> {
