@@ -219,7 +219,9 @@ def status_of(error: BaseException) -> Exit:
         return Exit(error.exit_code)
     if _is(error, errors, "InternalError"):
         return Exit.BUG
-    if _is(error, errors, "CapabilityError") or isinstance(error, PermissionError):
+    if _is(error, errors, "OptionError"):
+        return Exit.USAGE
+    if _is(error, errors, "UnsupportedError", "RefusedError") or isinstance(error, PermissionError):
         return Exit.FORBIDDEN
     if _is(error, errors, "PeerLostError", "RecoveryNeeded") or isinstance(error, ConnectionError):
         return Exit.PEER_LOST

@@ -1,0 +1,124 @@
+"""One way to answer the question of `userfault demo`, in a process of its own: its peak memory is its own too.
+
+``python -m userfault.cli.demo_contender lazy|eager|memmap FILE [PICTURE]`` prints JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+import userfault as uf
+from userfault.cli.demo_archive import in_the_middle, read_contents
+from userfault.report.heatmap import Watch, save_picture
+
+Opened = tuple[memoryview, Callable[[], dict[str, int]]]
+
+
+def open_lazily(path: str, stack: ExitStack) -> Opened:
+    """Map the image."""
+    region = stack.enter_context(uf.map(path))
+
+    def counted() -> dict[str, int]:
+        statistics = region.statistics()
+        return {"faults": statistics.faults, "filled_bytes": statistics.filled_bytes}
+
+    return memoryview(region), counted
+
+
+def open_eagerly(path: str, stack: ExitStack) -> Opened:
+    """Decompress all of the image into ordinary memory, by zstd's own program where there is one."""
+    if shutil.which("zstd"):
+        data = subprocess.run(["zstd", "-dcq", path], stdout=subprocess.PIPE, check=True).stdout
+    else:
+        with uf.map(path) as region:
+            data = region.read(0, len(region))
+    return memoryview(data), lambda: {"filled_bytes": len(data)}
+
+
+def open_memmap(path: str, stack: ExitStack) -> Opened:
+    """Let the kernel map the unpacked file."""
+    return np.memmap(path, dtype="u1", mode="r").data, lambda: {}
+
+
+WAYS: dict[str, Callable[[str, ExitStack], Opened]] = {
+    "lazy": open_lazily,
+    "eager": open_eagerly,
+    "memmap": open_memmap,
+}
+
+
+def run(way: str, path: str, picture: str | None = None) -> dict[str, Any]:
+    """Open, answer, scan; measure after each."""
+    with ExitStack() as stack:
+        start = time.perf_counter()
+        view, counted = WAYS[way](path, stack)
+        watch = watched(view, stack) if picture else None
+        answer = answer_of(view)
+        result = {"answer": answer, "answer_seconds": time.perf_counter() - start, "length": len(view)}
+        result.update({f"answer_{name}": value for name, value in counted().items()}, answer_rss_bytes=peak_rss())
+        start = time.perf_counter()
+        result["sum"] = scan(view)
+        result["scan_seconds"] = time.perf_counter() - start
+        result.update({f"scan_{name}": value for name, value in counted().items()}, scan_rss_bytes=peak_rss())
+        if watch and picture:
+            watch.look()
+            result["picture"] = draw(watch, result, picture)
+        view.release()
+    return result
+
+
+def answer_of(view: memoryview) -> dict[str, Any]:
+    """List the archive, then read one file from the middle of it."""
+    members = read_contents(view)
+    member = in_the_middle(members, len(view))
+    data = bytes(view[member.offset : member.offset + member.length])
+    return {
+        "files": len(members),
+        "file": member.name,
+        "offset": member.offset,
+        "length": member.length,
+        "lines": data.count(b"\n"),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def scan(view: memoryview) -> int:
+    """Read every byte, as 64-bit words."""
+    return int(np.frombuffer(view, "u8", count=len(view) // 8).sum())
+
+
+def watched(view: memoryview, stack: ExitStack) -> Watch:
+    """Begin to watch pages arrive."""
+    address = np.frombuffer(view, "u1").ctypes.data
+    return stack.enter_context(Watch(address, len(view), every_seconds=0.001))
+
+
+def draw(watch: Watch, result: dict[str, Any], picture: str) -> str | None:
+    """Save the picture, or say nothing where matplotlib is missing."""
+    moments = {"answer": result["answer_seconds"]}
+    try:
+        return str(
+            save_picture(watch.arrivals(), picture, title="when each page of the image arrived", moments=moments)
+        )
+    except ImportError:
+        return None
+
+
+def peak_rss() -> int:
+    """The most memory that this process had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(*sys.argv[1:])))
