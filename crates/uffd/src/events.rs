@@ -147,12 +147,15 @@ impl Handle {
         if got < 0 { Err(Errno::last()) } else { Ok(got as usize / size) }
     }
 
-    /// Reads up to `max` messages and decodes them all, so that no descriptor can be lost.
+    /// Reads the messages that are there, at most 64, and decodes them all, so that no descriptor can be lost.
+    ///
+    /// Nothing is allocated before the read: a thread of this process that forks holds malloc's locks until its event
+    /// was read (glibc takes them around the system call), and would otherwise wait for us while we wait for it.
     ///
     /// # Errors
     /// As [`Handle::read_messages`].
-    pub fn read_events(self, max: usize) -> Result<Vec<Event>, Errno> {
-        let mut messages = vec![UffdMsg::ZERO; max];
+    pub fn read_events(self) -> Result<Vec<Event>, Errno> {
+        let mut messages = [UffdMsg::ZERO; 64];
         let count = self.read_messages(&mut messages)?;
         // SAFETY: each message was read just now and is decoded exactly once.
         Ok(messages[..count].iter().map(|message| unsafe { message.decode() }).collect())

@@ -204,6 +204,7 @@ impl Userfaultfd {
             return Err(PyValueError::new_err("max must be at least 1"));
         }
         let deadline = timeout.map(deadline_after).transpose()?;
+        // Before the wait, never in it: a thread that forks may hold malloc's locks until its event was read.
         let mut messages = vec![UffdMsg::ZERO; max.min(4096)];
         loop {
             let shared = self.open()?;

@@ -8,7 +8,6 @@ use crate::{
     Categories, Errno, Features, MoveMode, OpenOptions, Outcome, PagemapScan, ProtectMode, RegisterModes, ScanQuery,
     Userfaultfd, Wake, page_size,
 };
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Fresh private pages, unmapped when dropped.
 struct Pages {
@@ -125,9 +124,6 @@ pub(super) fn write_tracking() -> Trial {
     expect(written()?)
 }
 
-/// Where the child leaves the code; it shares our memory. Two threads that probe at once leave the same number.
-static SIGNAL_CODE: AtomicI32 = AtomicI32::new(0);
-
 /// What `si_code` a poisoned page gives: BUS_MCEERR_AR, or BUS_ADRERR on kernels without memory-failure handling.
 ///
 /// The child shares the address space but not the signal handlers (CLONE_VM without CLONE_SIGHAND), so there is no copy
@@ -137,19 +133,17 @@ pub(super) fn poison_signal_code() -> Option<i32> {
     let stack = Pages::new(16).ok()?;
     let top = (stack.address + stack.bytes) as *mut libc::c_void;
     let page = armed.page.address as *mut libc::c_void;
-    SIGNAL_CODE.store(0, Ordering::SeqCst);
     // SAFETY: the child runs on a stack of its own while this thread waits (CLONE_VFORK), makes only raw system calls,
     // and ends by _exit; the stack grows down on every machine this crate knows.
     let child = unsafe { libc::clone(touch_and_exit, top, libc::CLONE_VM | libc::CLONE_VFORK, page) };
     if child < 0 {
         return None;
     }
+    let mut status = 0;
     // SAFETY: the child is ours, has no exit signal (hence __WALL), and nobody else waits for such children.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) };
-    match SIGNAL_CODE.load(Ordering::SeqCst) {
-        0 => None,
-        code => Some(code),
-    }
+    let waited = unsafe { libc::waitpid(child, &mut status, libc::__WALL) };
+    let code = if waited == child && libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 0 };
+    (code != 0).then_some(code)
 }
 
 /// The child: sets its handler, lets SIGBUS through, touches the page.
@@ -165,16 +159,14 @@ extern "C" fn touch_and_exit(page: *mut libc::c_void) -> libc::c_int {
         libc::sigaddset(&mut bus, libc::SIGBUS);
         libc::sigprocmask(libc::SIG_UNBLOCK, &bus, std::ptr::null_mut());
         page.cast::<u8>().read_volatile();
-        libc::_exit(1)
+        libc::_exit(0)
     }
 }
 
 extern "C" fn note_and_exit(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler; _exit ends the child without running anything.
-    unsafe {
-        SIGNAL_CODE.store((*info).si_code, Ordering::SeqCst);
-        libc::_exit(0)
-    }
+    // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler; _exit ends the child without running anything, with
+    // the code as its status.
+    unsafe { libc::_exit((*info).si_code) }
 }
 
 #[cfg(test)]
