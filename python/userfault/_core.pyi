@@ -1,6 +1,6 @@
 """The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
 
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from _typeshed import ReadableBuffer
 
@@ -168,3 +168,161 @@ def zero_frame(decoded_bytes: int) -> tuple[bytes, bytes]:
 
 def seek_table(entries: bytes) -> bytes:
     """Return what follows the last frame: the guard of the table, and the table."""
+
+# sources
+
+class NativeSource:
+    """A source of the engine; `userfault.sources` has the objects for users.
+
+    Layers (`retry`, `deadline`, `checksum`, `chaos`) wrap it and give a new one.
+    """
+
+    @staticmethod
+    def zero(length: int) -> NativeSource:
+        """Return a source of `length` zero bytes."""
+
+    @staticmethod
+    def bytes(buffer: ReadableBuffer) -> NativeSource:
+        """Return a source of bytes in memory; keeps the buffer exported. Memory of a Region is an OptionError."""
+
+    @staticmethod
+    def file(path: str, offset: int, length: int | None) -> NativeSource:
+        """Return a source of a range of a file."""
+
+    @staticmethod
+    def image(path: str) -> NativeSource:
+        """Return a source of the bytes inside an image."""
+
+    def retry(self, attempts: int, pause_seconds: float) -> NativeSource:
+        """Return one that reads again after transient failures."""
+
+    def deadline(self, limit_seconds: float) -> NativeSource:
+        """Return one whose reads end in time."""
+
+    def checksum(self, block: int, sums: list[int]) -> NativeSource:
+        """Return one that verifies XXH64 sums of blocks."""
+
+    def chaos(self, fail: list[tuple[int, int]], delay_seconds: float, failures: int | None) -> NativeSource:
+        """Return one that fails and dawdles on purpose."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+
+    @property
+    def name(self) -> str:
+        """One name for people."""
+
+    @property
+    def signal_safe(self) -> bool:
+        """Whether it may be read inside a signal handler."""
+
+    @property
+    def preferred_unit(self) -> int:
+        """The unit that suits it, bytes; 0: no wish."""
+
+# region
+
+class NativeRegion:
+    """The native half of `userfault.Region`: the buffer protocol, and calls that release the GIL.
+
+    Ranges are offsets in bytes, half-open.
+    """
+
+    def __new__(
+        cls,
+        source: NativeSource,
+        *,
+        delivery: str,
+        unit: int,
+        huge: bool,
+        mode: str,
+        on_error: str,
+        timeout_seconds: float,
+        shared: bool,
+        eager: bool,
+    ) -> Self:
+        """Map a source."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, view: memoryview, /) -> None: ...
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its length in bytes."""
+
+    @property
+    def unit(self) -> int:
+        """Bytes filled per fault."""
+
+    @property
+    def kernel_faults(self) -> bool:
+        """Whether system calls on absent pages are served; if not they get EFAULT."""
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether everything was loaded at the start, for want of userfaultfd."""
+
+    @property
+    def views(self) -> int:
+        """How many buffers are exported now."""
+
+    @property
+    def state(self) -> str:
+        """One of "open", "closing", "closed", and "foreign" in a forked child."""
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Start filling in the background."""
+
+    def populate(self, start: int, stop: int) -> None:
+        """Fill and wait."""
+
+    def evict(self, start: int, stop: int) -> int:
+        """Give whole units back; returns how many."""
+
+    def rearm(self) -> None:
+        """Turn pages that show the error pattern back into holes, now."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a copy, made by the kernel."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counters."""
+
+    def unit_states(self) -> bytes:
+        """Return one byte a unit: 0 absent, 1 filling, 2 present."""
+
+    def file_descriptor(self) -> int | None:
+        """Return the memory file of a shared region."""
+
+    def close(self) -> None:
+        """Unmap it; BufferError while views are alive, nothing when it is closed."""
+
+    def close_when_free(self) -> None:
+        """Unmap it now or when the last view dies."""
+
+def start_engine() -> None:
+    """Start the engine, or raise what `map()` would raise."""
+
+# raise
+
+def set_page_error(class_: type[BaseException]) -> None:
+    """Tell which exception a failed page raises; called once, at import."""
+
+def stop_helper() -> None:
+    """End the helper thread before the interpreter goes."""
+
+def take_failure() -> tuple[str, int, int | None, str] | None:
+    """Return and clear what was noted for this thread: source, offset, errno, text."""
+
+def failure_epoch() -> int:
+    """Return how many pages have shown the error pattern so far."""
+
+def drop_pending_error() -> None:
+    """Take back an exception of this thread that has not surfaced yet."""
+
+def refresh_handlers(interrupt_raises: bool) -> None:
+    """Put the SIGBUS handler in front, and the SIGINT hook if Ctrl-C raises."""

@@ -4,7 +4,6 @@ use uffd::Errno;
 
 /// An operation that was refused or failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// No userfaultfd for this process.
     #[error("userfaultfd is not permitted here: {0}")]
@@ -34,9 +33,6 @@ pub enum Error {
         /// Offset and cause.
         error: crate::source::SourceError,
     },
-    /// The caller asked to stop waiting.
-    #[error("interrupted")]
-    Interrupted,
 }
 
 impl Error {

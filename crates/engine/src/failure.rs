@@ -192,32 +192,6 @@ pub fn set_raise(raise: Raise) {
     RAISE.store(raise as *mut (), Ordering::Release);
 }
 
-/// SIGINTs seen, and whether one means an exception.
-static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
-static INTERRUPTIBLE: AtomicU32 = AtomicU32::new(0);
-
-/// Called by the SIGINT hook.
-pub fn note_interrupt() {
-    INTERRUPTS.fetch_add(1, Ordering::SeqCst);
-}
-
-/// How many so far.
-#[must_use]
-pub fn interrupts() -> u32 {
-    INTERRUPTS.load(Ordering::SeqCst)
-}
-
-/// Does SIGINT raise in the language above, so that a wait may be given up for it?
-pub fn set_interruptible(yes: bool) {
-    INTERRUPTIBLE.store(u32::from(yes), Ordering::Release);
-}
-
-/// See [`set_interruptible`].
-#[must_use]
-pub fn is_interruptible() -> bool {
-    INTERRUPTIBLE.load(Ordering::Acquire) == 1
-}
-
 /// The pattern: NaN for floats, -1 for integers.
 #[repr(align(65536))]
 struct Pattern([u8; 65536]);

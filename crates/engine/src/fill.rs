@@ -51,6 +51,7 @@ const TRIES: usize = 64;
 pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) -> Result<bool, Stop> {
     let mut scratch = region.scratch.take();
     let range = region.unit_range(unit);
+    drop_exposed(region, range.clone());
     let mut fill = Fill { region, who, scratch: &mut scratch };
     let outcome = fill.range(range.start, range.len()).map(|()| true);
     let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
@@ -65,6 +66,14 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     fill.range(page * uffd::page_size(), uffd::page_size())?;
     region.forget_poison(page..page + 1);
     Ok(false)
+}
+
+/// Pages that show the error pattern become holes: they are filled now.
+fn drop_exposed(region: &Region, bytes: std::ops::Range<usize>) {
+    if !region.exposed.is_empty() {
+        let pages = bytes.start / uffd::page_size()..bytes.end / uffd::page_size();
+        pages.filter(|page| region.exposed.remove(*page)).for_each(|page| region.drop_page(page));
+    }
 }
 
 struct Fill<'a> {

@@ -18,6 +18,7 @@
 //! region     one range we mapped
 //! failure    a page that cannot be had: record, latch, expose
 //! fill       one unit, from source to page
+//! interrupt  Ctrl-C while a page is awaited
 //! queue      work for the worker pool
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
@@ -52,6 +53,7 @@ pub mod region;
 
 pub mod failure;
 pub mod fill;
+pub mod interrupt;
 pub mod queue;
 
 pub mod engine;

@@ -9,7 +9,7 @@
 
 use crate::counters::{Ending, add};
 use crate::engine::Engine;
-use crate::failure::{self, Failure, expose, is_interruptible, is_latched};
+use crate::failure::{self, Failure, expose, is_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::region::mapping::is_resident;
 use crate::region::{Delivery, Region};
@@ -17,7 +17,7 @@ use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::threads::{KeepErrno, thread_id};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,6 @@ struct Previous(std::cell::UnsafeCell<MaybeUninit<libc::sigaction>>);
 unsafe impl Sync for Previous {}
 
 static PREVIOUS: Previous = Previous(std::cell::UnsafeCell::new(MaybeUninit::zeroed()));
-static INSTALLED: AtomicBool = AtomicBool::new(false);
 static INSTALLING: Mutex<()> = Mutex::new(());
 /// The thread whose foreign fault was passed on last: a SIGBUS it raises now is the passed-on handler's last word.
 static CHAINED: AtomicI32 = AtomicI32::new(0);
@@ -51,7 +50,6 @@ pub fn ensure_front() {
         libc::sigfillset(&raw mut ours.sa_mask);
         libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut());
     }
-    INSTALLED.store(true, Ordering::Release);
 }
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -60,7 +58,10 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let Some(engine) = Engine::current() else { return chain(signal, info, context) };
     if code <= 0 {
-        return if CHAINED.load(Ordering::Relaxed) == thread_id() { give_up() } else { () };
+        if CHAINED.load(Ordering::Relaxed) == thread_id() {
+            give_up();
+        }
+        return;
     }
     match engine.table.pin(address).filter(|region| region.contains(address)) {
         Some(region) => touch(engine, &region, region.page_of(address)),
@@ -179,7 +180,7 @@ fn interrupted() -> bool {
     // SAFETY: sigpending fills our set; getpid has no preconditions.
     unsafe {
         let mut pending: libc::sigset_t = std::mem::zeroed();
-        is_interruptible()
+        crate::interrupt::is_expected()
             && thread_id() == libc::getpid()
             && libc::sigpending(&raw mut pending) == 0
             && libc::sigismember(&raw const pending, libc::SIGINT) == 1

@@ -8,8 +8,9 @@
 
 use crate::counters::Ending;
 use crate::engine::{Engine, Lane};
-use crate::failure::{interrupts, is_interruptible, is_latched};
+use crate::failure::is_latched;
 use crate::fill::Stop;
+use crate::interrupt;
 use crate::region::mapping::is_resident;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, refuse};
@@ -124,7 +125,7 @@ fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
 
 fn wait(region: &Region, page: usize, thread: i32) -> Wait {
     let now = Instant::now();
-    Wait { thread, page, deadline: now + region.options.timeout, interrupts: interrupts(), looked: now }
+    Wait { thread, page, deadline: now + region.options.timeout, interrupts: interrupt::count(), looked: now }
 }
 
 /// Somebody fills this unit already. `None`: not any more, look again.
@@ -150,10 +151,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// a system call repeats itself with the signal still pending.
 fn wants_out(region: &Region, known: &Wait) -> bool {
     // SAFETY: getpid has no preconditions.
-    if known.thread != unsafe { libc::getpid() } || !is_interruptible() {
+    if known.thread != unsafe { libc::getpid() } || !interrupt::is_expected() {
         return false;
     }
-    if interrupts() != known.interrupts {
+    if interrupt::count() != known.interrupts {
         return true;
     }
     let now = Instant::now();

@@ -110,10 +110,14 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
     }
 }
 
-/// Does a page of a unit that was filled once lack now (it failed, or was dropped)?
+/// Does a unit that was filled once lack a page now: dropped, or showing the error pattern?
 fn has_hole(region: &Region, unit: usize) -> bool {
     let range = region.unit_range(unit);
     let pages = range.len() / uffd::page_size();
+    let first_page = range.start / uffd::page_size();
+    if !region.exposed.is_empty() && (first_page..first_page + pages).any(|page| region.exposed.contains(page)) {
+        return true;
+    }
     let mut answers = [0u8; 512];
     (0..pages).step_by(answers.len()).any(|first| {
         let count = (pages - first).min(answers.len());

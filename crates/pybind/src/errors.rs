@@ -3,6 +3,8 @@
 //! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
 //! programs, and as a note of the exception, which a traceback shows.
 
+use engine::error::Error;
+use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use uffd::{Errno, OpenError};
@@ -46,4 +48,45 @@ pub fn with_hint(py: Python<'_>, error: PyErr, hint: &str) -> PyErr {
         problem.write_unraisable(py, None);
     }
     error
+}
+
+/// An exception class of `userfault.errors`, imported by name: exceptions over the stable ABI are Python classes.
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("userfault.errors")?.getattr(name)
+}
+
+fn raised(py: Python<'_>, name: &str, arguments: impl for<'py> pyo3::call::PyCallArgs<'py>) -> PyErr {
+    match class(py, name).and_then(|class| class.call1(arguments)) {
+        Ok(error) => PyErr::from_value(error),
+        Err(problem) => problem,
+    }
+}
+
+/// Each variant has exactly one class.
+pub fn engine_error(py: Python<'_>, error: Error) -> PyErr {
+    match error {
+        Error::Refused(_) => raised(py, "RefusedError", (libc::EPERM, error.to_string())),
+        Error::Unsupported(_) => raised(py, "UnsupportedError", (libc::ENOSYS, error.to_string())),
+        Error::Invalid(text) => option_error(py, &text),
+        Error::Os { what, errno } => os_error(errno, &what),
+        Error::Closed(text) => raised(py, "RegionClosedError", (text,)),
+        Error::Page { source_name, error } => page_error(py, &source_name, &error),
+    }
+}
+
+/// A parameter that makes no sense.
+pub fn option_error(py: Python<'_>, text: &str) -> PyErr {
+    raised(py, "OptionError", (text,))
+}
+
+/// A page that cannot be had, known before it was touched.
+pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
+    let offset = i64::try_from(error.offset).unwrap_or(-1);
+    match error.cause {
+        Cause::Os(errno) => {
+            let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
+            raised(py, "PageError", (source, offset, cause))
+        }
+        cause => raised(py, "PageError", (source, offset, cause.describe())),
+    }
 }

@@ -3,6 +3,9 @@
 mod errors;
 mod image;
 mod kernel;
+mod raise;
+mod region;
+mod sources;
 
 use pyo3::prelude::*;
 
@@ -11,5 +14,8 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     image::register(module)?;
     kernel::register(module)?;
+    raise::register(module)?;
+    region::register(module)?;
+    sources::register(module)?;
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod fd;
 pub mod file;
 pub mod image;
+pub mod layers;
 pub mod zero;
 
 pub use error::{Cause, SourceError};

@@ -1,0 +1,213 @@
+//! A failed page becomes an exception in the thread that touched it (law 4; recipe: abi.md F9).
+//!
+//! `raise` runs inside the SIGBUS handler. A thread that holds the GIL raises in itself, there and then: it is in the
+//! middle of a load or store and so inside no lock of the interpreter. Another thread asks the helper thread, which takes
+//! the GIL, and waits for it at most 200 ms.
+//!
+//! *Locks*: none in the handler. *GIL*: the helper only.
+
+use engine::futex::Bell;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
+static CURRENT_STATE: AtomicUsize = AtomicUsize::new(0);
+/// `PageError`, kept alive for good.
+static PAGE_ERROR: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
+/// The main thread, which raises for threads that Python does not know.
+static MAIN_THREAD: AtomicU64 = AtomicU64::new(0);
+
+/// How long a thread without the GIL waits for the helper.
+const HELPER_LIMIT: Duration = Duration::from_millis(200);
+
+const FREE: u32 = 0;
+const CLAIMED: u32 = 1;
+const ASKED: u32 = 2;
+const DONE: u32 = 3;
+const ABANDONED: u32 = 4;
+
+struct Request {
+    state: AtomicU32,
+    thread: AtomicU64,
+}
+
+static REQUESTS: [Request; 64] =
+    [const { Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0) } }; 64];
+static BELL: Bell = Bell::new();
+/// The process whose helper runs; a forked child has none until it starts its own.
+static HELPER_OF: AtomicI32 = AtomicI32::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Called once at import, with `userfault.errors.PageError`.
+#[pyfunction]
+fn set_page_error(py: Python<'_>, class: Bound<'_, PyAny>) {
+    for name in [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"] {
+        // SAFETY: looks up a symbol of the running interpreter.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
+        if found != 0 {
+            CURRENT_STATE.store(found, Ordering::Release);
+            break;
+        }
+    }
+    let _ = py;
+    MAIN_THREAD.store(main_thread_ident(), Ordering::Release);
+    PAGE_ERROR.store(class.unbind().into_ptr(), Ordering::Release);
+    engine::failure::set_raise(raise);
+}
+
+/// The importing thread is taken for the main one unless it is not the process's first.
+fn main_thread_ident() -> u64 {
+    ident()
+}
+
+/// Python's `threading.get_ident()` of the calling thread.
+fn ident() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { libc::pthread_self() as u64 }
+}
+
+/// Does this thread hold the GIL? `PyGILState_Check` is no answer: once a sub-interpreter existed it always says yes.
+fn holds_gil() -> bool {
+    let lookup = CURRENT_STATE.load(Ordering::Acquire);
+    if lookup == 0 {
+        return false;
+    }
+    // SAFETY: the symbol has this signature in every CPython from 3.11 on; both calls only read.
+    unsafe {
+        let current = std::mem::transmute::<usize, extern "C" fn() -> *mut ffi::PyThreadState>(lookup)();
+        !current.is_null() && current == ffi::PyGILState_GetThisThreadState()
+    }
+}
+
+fn known_to_python() -> bool {
+    // SAFETY: reads a thread-specific value.
+    unsafe { !ffi::PyGILState_GetThisThreadState().is_null() }
+}
+
+/// In the SIGBUS handler: see the module.
+fn raise(ask: bool) {
+    if holds_gil() {
+        // SAFETY: this thread holds the GIL; PAGE_ERROR is an exception class that is never freed.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, PAGE_ERROR.load(Ordering::Acquire)) };
+    } else if ask {
+        let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
+        ask_helper(thread);
+    }
+}
+
+fn ask_helper(thread: u64) {
+    let free = |request: &&Request| {
+        request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    let Some(request) = REQUESTS.iter().find(free) else { return };
+    request.thread.store(thread, Ordering::Relaxed);
+    request.state.store(ASKED, Ordering::Release);
+    BELL.ring();
+    let start = Instant::now();
+    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < HELPER_LIMIT {
+        engine::futex::wait(&request.state, ASKED, Some(HELPER_LIMIT));
+    }
+    if request.state.compare_exchange(ASKED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        request.state.store(FREE, Ordering::Release);
+    }
+}
+
+/// Start the helper of this process, if it does not run. Needs no GIL.
+pub fn ensure_helper() {
+    // SAFETY: no preconditions.
+    let process = unsafe { libc::getpid() };
+    if HELPER_OF.swap(process, Ordering::AcqRel) == process {
+        return;
+    }
+    STOP.store(false, Ordering::Release);
+    for request in &REQUESTS {
+        request.state.store(FREE, Ordering::Release);
+    }
+    engine::threads::Root::get(&[]).spawn("userfault-raise", help);
+}
+
+fn help() {
+    while !STOP.load(Ordering::Acquire) {
+        let rung = BELL.rung();
+        if REQUESTS.iter().all(|request| !answer(request)) {
+            BELL.wait(rung, None);
+        }
+    }
+}
+
+/// True if there was something to do.
+fn answer(request: &Request) -> bool {
+    let state = request.state.load(Ordering::Acquire);
+    if state != ASKED && state != ABANDONED {
+        return false;
+    }
+    let thread = request.thread.load(Ordering::Relaxed);
+    Python::try_attach(|_| {
+        // SAFETY: the GIL is held; PAGE_ERROR is never freed. A thread that ended meanwhile is not found: fine.
+        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, PAGE_ERROR.load(Ordering::Acquire)) };
+    });
+    if request.state.compare_exchange(ASKED, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        request.state.store(FREE, Ordering::Release);
+    }
+    engine::futex::wake_all(&request.state);
+    true
+}
+
+/// Before the interpreter is finalized (an atexit hook): the helper must not take the GIL any more.
+#[pyfunction]
+fn stop_helper() {
+    STOP.store(true, Ordering::Release);
+    BELL.ring_all();
+}
+
+/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text).
+#[pyfunction]
+fn take_failure() -> Option<(String, i64, Option<i32>, &'static str)> {
+    let failure = engine::failure::take()?;
+    let mut name = String::from("a closed Region");
+    if let Some(engine) = engine::engine::Engine::current() {
+        engine.table.for_each(|region| {
+            if region.id == failure.region {
+                name.clone_from(&region.source_name);
+            }
+        });
+    }
+    let errno = match failure.error.cause {
+        engine::source::Cause::Os(errno) => Some(errno),
+        _ => None,
+    };
+    let offset = i64::try_from(failure.error.offset).unwrap_or(-1);
+    Some((name, offset, errno, failure.error.cause.describe()))
+}
+
+/// How many pages have shown the error pattern so far, in all regions.
+#[pyfunction]
+fn failure_epoch() -> u64 {
+    engine::failure::epoch()
+}
+
+/// Take back an exception that was set for this thread and has not surfaced, and open its latch.
+#[pyfunction]
+fn drop_pending_error() {
+    // SAFETY: the GIL is held by the caller of a pyfunction; NULL clears.
+    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
+    let _ = engine::failure::take();
+}
+
+/// Our SIGBUS handler back in front; SIGINT ends waits if `interrupt_raises`.
+#[pyfunction]
+fn refresh_handlers(interrupt_raises: bool) {
+    engine::signal::ensure_front();
+    engine::interrupt::set_raises(interrupt_raises);
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(set_page_error, module)?)?;
+    module.add_function(wrap_pyfunction!(stop_helper, module)?)?;
+    module.add_function(wrap_pyfunction!(take_failure, module)?)?;
+    module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
+    module.add_function(wrap_pyfunction!(drop_pending_error, module)?)?;
+    module.add_function(wrap_pyfunction!(refresh_handlers, module)?)
+}

@@ -1,0 +1,358 @@
+//! A region as Python holds it: the buffer protocol, and calls that release the GIL before they touch the engine.
+//!
+//! *Locks*: `memory`, taken only with the GIL released and held for a few instructions, or by `close`. *GIL*: released
+//! in everything that waits.
+
+use crate::errors::{engine_error, option_error, page_error};
+use crate::raise;
+use crate::sources::{NativeSource, seconds};
+use engine::error::Error;
+use engine::open::{Owned, load_eagerly, open};
+use engine::region::{Delivery, Mode, OnError, Options, mapping};
+use engine::source::bytes::copy_by_kernel;
+use engine::source::{Cause, SourceError};
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+/// What backs a region.
+enum Memory {
+    /// Pages arrive when touched.
+    Lazy(Owned),
+    /// Everything was loaded at the start; address and bytes.
+    Eager(usize, usize),
+    /// Gone.
+    Closed,
+}
+
+/// The native half of `userfault.Region`.
+#[pyclass(subclass, frozen, module = "userfault._core")]
+pub struct NativeRegion {
+    memory: RwLock<Memory>,
+    source: NativeSource,
+    address: usize,
+    len: usize,
+    unit: usize,
+    writable: bool,
+    eager: bool,
+    kernel_faults: bool,
+    exports: AtomicUsize,
+    /// Closed as soon as the last view dies.
+    closing: AtomicBool,
+}
+
+fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)]) -> PyResult<T> {
+    known.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<String> = known.iter().map(|(word, _)| format!("{word:?}")).collect();
+        option_error(py, &format!("{name}={given:?}: must be {}", words.join(" or ")))
+    })
+}
+
+#[pymethods]
+impl NativeRegion {
+    #[new]
+    #[pyo3(signature = (source, *, delivery, unit, huge, mode, on_error, timeout_seconds, shared, eager))]
+    #[expect(clippy::too_many_arguments, reason = "mirrors the keywords of map()")]
+    fn new(
+        py: Python<'_>,
+        source: PyRef<'_, NativeSource>,
+        delivery: &str,
+        unit: usize,
+        huge: bool,
+        mode: &str,
+        on_error: &str,
+        timeout_seconds: f64,
+        shared: bool,
+        eager: bool,
+    ) -> PyResult<Self> {
+        let options = Options {
+            delivery: choice(py, "delivery", delivery, &[("thread", Delivery::Thread), ("signal", Delivery::Signal)])?,
+            unit,
+            huge,
+            mode: choice(py, "mode", mode, &[("r", Mode::Read), ("c", Mode::Change)])?,
+            on_error: choice(py, "on_error", on_error, &[("raise", OnError::Raise), ("abort", OnError::Abort)])?,
+            timeout: seconds(timeout_seconds),
+            shared,
+        };
+        let native = NativeSource(source.0.clone());
+        let (delivery, writable) = (options.delivery, options.mode == Mode::Change);
+        let inner = source.0.clone();
+        if eager {
+            let (address, bytes) = py.detach(|| load_eagerly(&*inner)).map_err(|error| engine_error(py, error))?;
+            let memory = Memory::Eager(address, bytes);
+            return Ok(Self::of(memory, native, address, bytes, writable, true));
+        }
+        let opened = py.detach(|| {
+            raise::ensure_helper();
+            open(inner, options)
+        });
+        let owned = opened.map_err(|error| engine_error(py, error))?;
+        let (address, unit, kernel) = match owned.get() {
+            Ok(region) => (region.base, region.unit, engine::open::abilities().is_ok_and(|known| known.kernel_faults)),
+            Err(error) => return Err(engine_error(py, error)),
+        };
+        let kernel = kernel && delivery == Delivery::Thread;
+        Ok(Self::of(Memory::Lazy(owned), native, address, unit, writable, kernel))
+    }
+
+    #[getter]
+    fn address(&self) -> usize {
+        self.address
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.len
+    }
+
+    #[getter]
+    fn unit(&self) -> usize {
+        self.unit
+    }
+
+    #[getter]
+    fn kernel_faults(&self) -> bool {
+        self.kernel_faults
+    }
+
+    #[getter]
+    fn is_eager(&self) -> bool {
+        self.eager
+    }
+
+    #[getter]
+    fn views(&self) -> usize {
+        self.exports.load(Ordering::Acquire)
+    }
+
+    /// "open", "closing", "closed" or "foreign" (of the process this one was forked from).
+    #[getter]
+    fn state(&self, py: Python<'_>) -> &'static str {
+        py.detach(|| match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
+            Memory::Closed => "closed",
+            Memory::Lazy(owned) if owned.is_foreign() => "foreign",
+            _ if self.closing.load(Ordering::Acquire) => "closing",
+            _ => "open",
+        })
+    }
+
+    fn prefetch(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
+        self.with_lazy(py, move |owned| owned.fill(start..stop, false).map(|_| ())).map(|_| ())
+    }
+
+    /// Waits; Ctrl-C is seen every 50 ms.
+    fn populate(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
+        let Some(bulk) = self.with_lazy(py, move |owned| owned.fill(start..stop, true))? else { return Ok(()) };
+        loop {
+            match py.detach(|| bulk.wait(Duration::from_millis(50))) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) => return Err(page_error(py, &self.source.0.name(), &error)),
+                None => py.check_signals().inspect_err(|_| bulk.cancelled.store(true, Ordering::Release))?,
+            }
+        }
+    }
+
+    fn evict(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<usize> {
+        Ok(self.with_lazy(py, move |owned| owned.evict(start..stop))?.unwrap_or(0))
+    }
+
+    /// Turn failed pages back into holes, now.
+    fn rearm(&self, py: Python<'_>) -> PyResult<()> {
+        self.with_lazy(py, Owned::rearm).map(|_| ())
+    }
+
+    /// A copy, made by the kernel: a page that cannot be had is PageError before any byte is seen.
+    fn read<'py>(&self, py: Python<'py>, offset: usize, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+        for _ in 0..READ_TRIES {
+            self.populate(py, offset, offset + length)?;
+            let mut whole = false;
+            let bytes = PyBytes::new_with(py, length, |out| {
+                whole = py.detach(|| self.copy_out(offset, out)).map_err(|error| engine_error(py, error))?;
+                Ok(())
+            })?;
+            if whole {
+                return Ok(bytes);
+            }
+        }
+        let error = SourceError::new(offset as u64, Cause::Timeout);
+        Err(page_error(py, &self.source.0.name(), &error))
+    }
+
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let taken = py.detach(|| self.take_statistics()).map_err(|error| engine_error(py, error))?;
+        let answer = PyDict::new(py);
+        for (name, value) in taken {
+            answer.set_item(name, value)?;
+        }
+        Ok(answer)
+    }
+
+    /// One byte a unit: 0 absent, 1 filling, 2 present.
+    fn unit_states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let states = self.with_lazy(py, |owned| owned.get().map(|region| region.states.snapshot(0..region.states.len())))?;
+        Ok(PyBytes::new(py, &states.unwrap_or_else(|| vec![2; self.len.div_ceil(self.unit)])))
+    }
+
+    /// The memory file of a shared region, as this process numbers it.
+    fn file_descriptor(&self, py: Python<'_>) -> PyResult<Option<i32>> {
+        let number = self.with_lazy(py, |owned| {
+            owned.get().map(|region| region.file.as_ref().map(|file| file.number(engine::source::Table::Application)))
+        })?;
+        Ok(number.flatten())
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let views = self.exports.load(Ordering::Acquire);
+        if views > 0 && self.state(py) != "foreign" {
+            let text = format!("{views} view(s) of this Region are alive; drop them first, or leave its `with` block");
+            return Err(PyBufferError::new_err(text));
+        }
+        py.detach(|| self.shut());
+        Ok(())
+    }
+
+    /// Close now, or when the last view dies.
+    fn close_when_free(&self, py: Python<'_>) {
+        self.closing.store(true, Ordering::Release);
+        if self.exports.load(Ordering::Acquire) == 0 {
+            py.detach(|| self.shut());
+        }
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a valid view.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: std::ffi::c_int) -> PyResult<()> {
+        let this = slf.get();
+        let state = this.state(slf.py());
+        if state != "open" {
+            return Err(PyBufferError::new_err(format!("this Region is {state}: it gives no new views")));
+        }
+        let (address, len, readonly) = (this.address as *mut std::ffi::c_void, this.len as isize, i32::from(!this.writable));
+        // SAFETY: the view is the interpreter's; the memory stays mapped while exports are counted.
+        if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), address, len, readonly, flags) } != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        this.exports.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by the interpreter once for each `__getbuffer__`.
+    unsafe fn __releasebuffer__(&self, py: Python<'_>, _view: *mut ffi::Py_buffer) {
+        if self.exports.fetch_sub(1, Ordering::AcqRel) == 1 && self.closing.load(Ordering::Acquire) {
+            py.detach(|| self.shut());
+        }
+    }
+}
+
+/// How often a read starts over because pages left, or failed for others, meanwhile.
+const READ_TRIES: usize = 64;
+
+impl NativeRegion {
+    fn of(
+        memory: Memory,
+        source: NativeSource,
+        address: usize,
+        unit: usize,
+        writable: bool,
+        kernel_faults: bool,
+    ) -> Self {
+        let eager = matches!(memory, Memory::Eager(..));
+        let len = usize::try_from(source.0.len()).unwrap_or(usize::MAX);
+        Self {
+            memory: RwLock::new(memory),
+            source,
+            address,
+            len,
+            unit,
+            writable,
+            eager,
+            kernel_faults,
+            exports: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Do something with the lazy region; `None` for an eager one, which has nothing to do.
+    fn with_lazy<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&Owned) -> Result<T, Error> + Send) -> PyResult<Option<T>> {
+        py.detach(|| match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
+            Memory::Lazy(owned) => work(owned).map(Some),
+            Memory::Eager(..) => Ok(None),
+            Memory::Closed => Err(Error::Closed("the Region is closed".into())),
+        })
+        .map_err(|error| engine_error(py, error))
+    }
+
+    /// Copy out what was populated; false: a page left, or shows another thread's error, so populate again.
+    fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<bool, Error> {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        let from = self.address + offset;
+        let owned = match &*memory {
+            Memory::Lazy(owned) => owned,
+            Memory::Eager(..) => return Ok(copy_by_kernel(from, out).is_ok()),
+            Memory::Closed => return Err(Error::Closed("the Region is closed".into())),
+        };
+        let region = owned.get()?.clone();
+        drop(memory); // the pin keeps the pages; a close meanwhile waits for it
+        let epoch = region.epoch.load(Ordering::SeqCst);
+        let page = uffd::page_size();
+        let pages: Range<usize> = offset / page..(offset + out.len()).div_ceil(page);
+        let shown = |pages: Range<usize>| !region.exposed.is_empty() && pages.clone().any(|at| region.exposed.contains(at));
+        if shown(pages.clone()) || copy_by_kernel(from, out).is_err() {
+            return Ok(false);
+        }
+        Ok(region.epoch.load(Ordering::SeqCst) == epoch || !shown(pages))
+    }
+
+    fn take_statistics(&self) -> Result<Vec<(&'static str, i64)>, Error> {
+        match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
+            Memory::Lazy(owned) => {
+                let region = owned.get()?;
+                let mut fields = region.counters.snapshot().fields();
+                fields.push(("present_units", region.states.count_present() as i64));
+                fields.push(("units", region.states.len() as i64));
+                fields.push(("failure_epoch", region.epoch.load(Ordering::Relaxed) as i64));
+                fields.push(("staging_slots", region.stock.map_or(0, |stock| i64::from(stock.populated_slots()))));
+                Ok(fields)
+            }
+            Memory::Eager(..) => Ok(engine::counters::Snapshot::default().fields()),
+            Memory::Closed => Err(Error::Closed("the Region is closed".into())),
+        }
+    }
+
+    fn shut(&self) {
+        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *memory, Memory::Closed) {
+            Memory::Lazy(mut owned) => owned.close(),
+            // SAFETY: of this module's own making; no view is alive. In a forked child the range is not there.
+            Memory::Eager(address, bytes) => mapping::unmap(address, bytes),
+            Memory::Closed => {}
+        }
+    }
+}
+
+impl Drop for NativeRegion {
+    fn drop(&mut self) {
+        // Deallocation happens with the GIL held; what waits for the engine must not.
+        match Python::try_attach(|py| py.detach(|| self.shut())) {
+            Some(()) => {}
+            None => self.shut(),
+        }
+    }
+}
+
+/// Does userfaultfd work for this process at all? Raises what `map()` would raise.
+#[pyfunction]
+fn start_engine(py: Python<'_>) -> PyResult<()> {
+    py.detach(|| engine::open::engine().map(|_| ())).map_err(|error| engine_error(py, error))
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<NativeRegion>()?;
+    module.add_function(wrap_pyfunction!(start_engine, module)?)
+}

@@ -1,0 +1,121 @@
+//! Native sources as Python names them: opaque handles that `userfault.sources` wraps in picklable objects.
+
+use crate::errors::{engine_error, option_error};
+use engine::source::bytes::Bytes;
+use engine::source::fd::FileHandle;
+use engine::source::file::File;
+use engine::source::image::ImageSource;
+use engine::source::layers::{Chaos, Checksum, Deadline, Retry};
+use engine::source::zero::Zero;
+use engine::source::Source;
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A source of the engine.
+#[pyclass(frozen, module = "userfault._core")]
+#[derive(Clone)]
+pub struct NativeSource(pub Arc<dyn Source>);
+
+impl NativeSource {
+    fn of(source: impl Source + 'static) -> Self {
+        Self(Arc::new(source))
+    }
+}
+
+#[pymethods]
+impl NativeSource {
+    #[staticmethod]
+    fn zero(length: u64) -> Self {
+        Self::of(Zero::new(length))
+    }
+
+    /// The buffer stays exported as long as the source lives.
+    #[staticmethod]
+    fn bytes(py: Python<'_>, buffer: PyBuffer<u8>) -> PyResult<Self> {
+        if !buffer.is_c_contiguous() {
+            return Err(option_error(py, "the buffer must be contiguous"));
+        }
+        let (address, len) = (buffer.buf_ptr() as usize, buffer.len_bytes());
+        if overlaps_a_region(address, len) {
+            return Err(option_error(py, "these bytes are lazy memory of a Region: filling pages from them would fault on itself"));
+        }
+        // SAFETY: the export keeps the bytes where they are until the buffer is dropped, and they are not lazy memory.
+        Ok(Self::of(unsafe { Bytes::new(address, len, Box::new(buffer)) }))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, offset, length))]
+    fn file(py: Python<'_>, path: PathBuf, offset: u64, length: Option<u64>) -> PyResult<Self> {
+        let opened = py.detach(|| File::open(&path, offset, length));
+        opened.map(Self::of).map_err(|error| engine_error(py, error))
+    }
+
+    #[staticmethod]
+    fn image(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let handle = py.detach(|| FileHandle::open(&path)).map_err(|error| engine_error(py, error))?;
+        let label = path.display().to_string();
+        let opened = py.detach(|| ImageSource::open(handle, &label));
+        opened.map(Self::of).map_err(|error| crate::image::image_error(py, &error, &label))
+    }
+
+    fn retry(&self, attempts: u32, pause_seconds: f64) -> Self {
+        Self::of(Retry::new(self.0.clone(), attempts, seconds(pause_seconds)))
+    }
+
+    fn deadline(&self, limit_seconds: f64) -> Self {
+        Self::of(Deadline::new(self.0.clone(), seconds(limit_seconds)))
+    }
+
+    fn checksum(&self, py: Python<'_>, block: usize, sums: Vec<u64>) -> PyResult<Self> {
+        let made = Checksum::new(self.0.clone(), block, sums.into());
+        made.map(Self::of).map_err(|text| option_error(py, &text))
+    }
+
+    #[pyo3(signature = (fail, delay_seconds, failures))]
+    fn chaos(&self, fail: Vec<(u64, u64)>, delay_seconds: f64, failures: Option<i64>) -> Self {
+        let fail: Vec<Range<u64>> = fail.into_iter().map(|(start, stop)| start..stop).collect();
+        Self::of(Chaos::new(self.0.clone(), fail, seconds(delay_seconds), failures))
+    }
+
+    #[getter]
+    fn length(&self) -> u64 {
+        self.0.len()
+    }
+
+    #[getter]
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    #[getter]
+    fn signal_safe(&self) -> bool {
+        self.0.signal_safe()
+    }
+
+    #[getter]
+    fn preferred_unit(&self) -> usize {
+        self.0.preferred_unit()
+    }
+}
+
+/// A duration from Python seconds, which the caller has checked.
+pub fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+fn overlaps_a_region(address: usize, len: usize) -> bool {
+    let Some(engine) = engine::engine::Engine::current() else { return false };
+    let mut hit = false;
+    engine.table.for_each(|region| {
+        hit |= address < region.base + region.mapped && region.base < address + len;
+    });
+    hit
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<NativeSource>()
+}

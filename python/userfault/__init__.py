@@ -1,0 +1,81 @@
+"""userfault: decide what a page of memory holds at the moment somebody touches it.
+
+>>> import userfault as uf
+>>> region = uf.map(b"lazy memory " * 1000)
+>>> region.numpy("u1")[:4].tobytes()
+b'lazy'
+
+`map` opens a source as memory, `load` an array file; `kernel` is userfaultfd(2) itself, `image` the format at rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from userfault import _core
+from userfault.errors import (
+    ImageError,
+    OptionError,
+    PageError,
+    RefusedError,
+    RegionClosedError,
+    UnsupportedError,
+    UserfaultError,
+)
+from userfault.mapping import load, map
+from userfault.region import Options, Region, Statistics, checked
+from userfault.sources import Bytes, Checksum, Deadline, File, Image, Retry, Source, Zero
+
+if TYPE_CHECKING:
+    from userfault import image as image
+    from userfault import kernel as kernel
+    from userfault import testing as testing
+    from userfault.kernel import Capabilities as Capabilities
+    from userfault.kernel import capabilities as capabilities
+
+__all__ = [
+    "Bytes",
+    "Capabilities",
+    "Checksum",
+    "Deadline",
+    "File",
+    "Image",
+    "ImageError",
+    "OptionError",
+    "Options",
+    "PageError",
+    "RefusedError",
+    "Region",
+    "RegionClosedError",
+    "Retry",
+    "Source",
+    "Statistics",
+    "UnsupportedError",
+    "UserfaultError",
+    "Zero",
+    "capabilities",
+    "checked",
+    "image",
+    "kernel",
+    "load",
+    "map",
+    "testing",
+]
+
+__version__ = "0.1.0"
+
+_core.set_page_error(PageError)
+atexit.register(_core.stop_helper)
+
+_LAZY = {"Capabilities": "kernel", "capabilities": "kernel"}
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that not everybody enters are loaded when they are named."""
+    if name in _LAZY:
+        return getattr(import_module(f"userfault.{_LAZY[name]}"), name)
+    if name in ("image", "kernel", "testing"):
+        return import_module(f"userfault.{name}")
+    raise AttributeError(f"module 'userfault' has no attribute {name!r}")

@@ -1,0 +1,108 @@
+"""The exceptions of this package.
+
+    UserfaultError
+    ├─ PageError(…, OSError)             a page could not be had: .source .offset .cause
+    ├─ RefusedError(…, PermissionError)  userfaultfd is not permitted here: .hint
+    ├─ UnsupportedError(…, OSError)      this kernel lacks something
+    ├─ OptionError(…, ValueError)        parameters that make no sense, or not together
+    ├─ RegionClosedError(…, ValueError)  the region is closed, or belongs to the parent process
+    └─ ImageError(…, ValueError)         a file is not the image it should be
+
+A failed system call that has no better name is an `OSError` of the kind its errno asks for.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from userfault import _core
+
+__all__ = [
+    "ImageError",
+    "OptionError",
+    "PageError",
+    "RefusedError",
+    "RegionClosedError",
+    "UnsupportedError",
+    "UserfaultError",
+]
+
+
+class UserfaultError(Exception):
+    """The root of all exceptions of this package."""
+
+
+class PageError(UserfaultError, OSError):
+    """A page could not be had.
+
+    Raised in the thread that touched the page, at the end of the call that did, or by `Region.populate`, `Region.read` and
+    `checked` before any byte is seen. The next touch asks the source again.
+
+    Attributes:
+        source: The name of the source, as its repr.
+        offset: Offset in bytes in the source of the first byte that could not be had.
+        cause: Why: an `OSError` when the kernel gave an errno, else a sentence.
+    """
+
+    source: str
+    offset: int
+    cause: OSError | str
+
+    def __init__(
+        self, source: str | None = None, offset: int | None = None, cause: OSError | str | None = None
+    ) -> None:
+        """Make one; without arguments it picks up what the engine noted for the calling thread."""
+        if source is None:
+            source, offset, cause = _noted()
+        self.source = source
+        self.offset = -1 if offset is None else offset
+        self.cause = "unknown" if cause is None else cause
+        where = f" at byte {self.offset}" if self.offset >= 0 else ""
+        super().__init__(f"{self.source}{where}: {self.cause}")
+        if isinstance(self.cause, OSError):
+            self.errno = self.cause.errno
+            self.__cause__ = self.cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.offset, self.cause)
+
+
+def _noted() -> tuple[str, int | None, OSError | str | None]:
+    noted = _core.take_failure()
+    if noted is None:
+        return "a page could not be had", None, "the details were replaced by those of later failures"
+    source, offset, errno, text = noted
+    return source, offset, text if errno is None else OSError(errno, os.strerror(errno))
+
+
+class RefusedError(UserfaultError, PermissionError):
+    """This process may not have a userfaultfd.
+
+    Attributes:
+        hint: What to do about it.
+    """
+
+    hint = "run `userfault doctor`: it names the one command that changes this; or pass fallback='eager'"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\nhint: {self.hint}"
+
+
+class UnsupportedError(UserfaultError, OSError):
+    """This kernel lacks something the call needs."""
+
+
+class OptionError(UserfaultError, ValueError):
+    """A parameter makes no sense, or not together with another."""
+
+
+class RegionClosedError(UserfaultError, ValueError):
+    """The region is closed, or belongs to the process this one was forked from."""
+
+
+class ImageError(UserfaultError, ValueError):
+    """A file is not the image it should be: truncated, damaged, hostile, or not an image at all."""

@@ -1,0 +1,156 @@
+"""map(): the front door. It picks the source and opens a region of it; load() does so for arrays in files."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from userfault.errors import OptionError, RefusedError, UnsupportedError
+from userfault.region import Options, Region
+from userfault.sources import Source, source_of
+from userfault.units import parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+
+    import numpy as np
+
+__all__ = ["load", "map", "open_region"]
+
+_Kind = TypeVar("_Kind", bound=Region)
+
+
+def map(
+    source: Source | str | os.PathLike[str] | Buffer,
+    *,
+    delivery: Literal["thread", "signal"] = "thread",
+    unit: int | str | None = None,
+    huge: bool = False,
+    mode: Literal["r", "c"] = "r",
+    on_error: Literal["raise", "abort"] = "raise",
+    timeout: float | str = "30s",
+    shared: bool = False,
+    fork: Literal["deny"] = "deny",
+    fallback: Literal["eager"] | None = None,
+) -> Region:
+    """Map a source into memory: pages are filled when they are touched.
+
+    Args:
+        source: A Source, a path (opened by what it holds: an image, or a plain file), or bytes.
+        delivery: "thread": native fault threads serve every access, system calls too. "signal": the touching thread serves
+            itself, which is cheaper, but a system call on an absent page gets EFAULT.
+        unit: Bytes filled per fault, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: what suits
+            the source.
+        huge: Units of 2 MiB in whole huge pages: for scans.
+        mode: "r": read-only views. "c": writes stay in memory.
+        on_error: What happens when a page cannot be had. "raise": PageError in the touching thread. "abort": the process
+            dies by SIGBUS with one line on stderr; also what "raise" means on kernels before 6.6.
+        timeout: How long a fault may take; seconds, or a string such as "30s".
+        shared: Pages live in a memory file that other processes may map (`Region.fileno()`); needs on_error="abort".
+        fork: "deny": a forked child that touches the region dies by SIGSEGV with one line; spawn and pickling work.
+        fallback: "eager": where userfaultfd is not permitted, load everything now instead.
+
+    Returns:
+        The region. Nothing was read yet, but an image's seek table.
+
+    Raises:
+        RefusedError: A PermissionError: this process may not have a userfaultfd; names the command that tells why.
+        OptionError: A ValueError: options that make no sense, or not together.
+        ImageError: The file looks like an image and is not a sound one.
+        OSError: The file cannot be opened, or there is no room.
+
+    GIL: released while it waits. Kernel: 4.11; PageError needs POISON (6.6), recycling needs MOVE (6.8).
+
+    Example:
+        >>> region = map(b"lazy" * 1000)
+        >>> bytes(memoryview(region)[:4])
+        b'lazy'
+    """
+    if fork != "deny":
+        raise OptionError(f"fork={fork!r}: must be 'deny'")
+    if fallback not in (None, "eager"):
+        raise OptionError(f"fallback={fallback!r}: must be None or 'eager'")
+    seconds = parse_seconds(timeout)
+    if seconds <= 0:
+        raise OptionError(f"timeout={timeout!r}: must be above zero")
+    options = Options(
+        delivery=delivery,
+        unit=0 if unit is None else parse_bytes(unit),
+        huge=huge,
+        mode=mode,
+        on_error=on_error,
+        timeout=seconds,
+        shared=shared,
+        fallback=fallback,
+    )
+    return open_region(source_of(source), options, Region)
+
+
+def open_region(source: Source, options: Options, kind: type[_Kind]) -> _Kind:
+    """Open a region, eagerly where that was allowed and lazily is not.
+
+    Args:
+        source: Where pages come from.
+        options: As `map` makes them.
+        kind: The class to make.
+
+    Returns:
+        The region.
+
+    Raises:
+        RefusedError: See `map`; likewise for the others.
+    """
+    try:
+        return kind(source, options)  # type: ignore[return-value]  # Region.__new__ makes the class it is given
+    except (RefusedError, UnsupportedError):
+        if options.fallback != "eager":
+            raise
+        return kind(source, options, eager=True)  # type: ignore[return-value]
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
+    """Open an array file lazily: `.npy`, or a `.npy` packed as an image (`.npy.zst`).
+
+    Args:
+        path: The file.
+        **options: As `map` takes them.
+
+    Returns:
+        The ndarray with the header's dtype, order and shape, as `numpy.load(mmap_mode="r")` gives; it keeps its region
+        alive.
+
+    Raises:
+        OptionError: The file is no `.npy`, is shorter than its header says, or holds pickled objects, which are never loaded.
+        ImageError: As `map`.
+        OSError: As `map`.
+    """
+    import numpy as np
+
+    region = map(path, **options)
+    shape, fortran, dtype, start = _npy_header(region, os.fspath(path))
+    if dtype.hasobject:
+        raise OptionError(f"{os.fspath(path)} holds pickled Python objects; they are never loaded")
+    need = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if start + need > len(region):
+        raise OptionError(
+            f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there"
+        )
+    return np.ndarray(shape, dtype, buffer=region, offset=start, order="F" if fortran else "C")
+
+
+# numpy's own limit for a header that was not vouched for.
+_HEADER_BYTES = 16384
+
+
+def _npy_header(region: Region, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    from numpy.lib import format as npy
+
+    head = io.BytesIO(region.read(0, min(len(region), _HEADER_BYTES)))
+    try:
+        version = npy.read_magic(head)
+        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = reader(head)
+    except ValueError as error:
+        raise OptionError(f"{path} is not a .npy array: {error}") from None
+    return shape, fortran, dtype, head.tell()

@@ -1,0 +1,371 @@
+"""Region: memory whose pages arrive when they are touched."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from userfault import _core
+from userfault.errors import OptionError, PageError
+from userfault.sources import Source
+from userfault.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Options", "Region", "Statistics", "checked"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a region was asked for; what it pickles beside its source. Sizes in bytes, times in seconds.
+
+    Attributes:
+        delivery: "thread" or "signal".
+        unit: Bytes filled per fault; 0: the source's wish.
+        huge: Whole 2 MiB pages.
+        mode: "r" or "c".
+        on_error: "raise" or "abort".
+        timeout: How long a fault may take.
+        shared: Pages live in a memory file.
+        fallback: None or "eager".
+    """
+
+    delivery: str = "thread"
+    unit: int = 0
+    huge: bool = False
+    mode: str = "r"
+    on_error: str = "raise"
+    timeout: float = 30.0
+    shared: bool = False
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What happened in a region so far: counts of faults, units and bytes.
+
+    Every fault that was received is still in flight or has exactly one ending:
+    `faults == resolved + coalesced + poisoned + torn_down + requeued + in_flight` whenever nothing is moving.
+
+    Attributes:
+        faults: Faults received, duplicates included.
+        in_flight: Received and not ended.
+        resolved: Ended by our filling the page.
+        coalesced: Ended because somebody else filled it, or was about to.
+        poisoned: Ended with an error for the toucher.
+        torn_down: Ended because the region was closed.
+        requeued: Lost with a pager and asked again.
+        demand_units: Units filled because somebody touched them.
+        prefetched_units: Units filled ahead.
+        evicted_units: Units given back.
+        copied_bytes: Installed by UFFDIO_COPY.
+        moved_bytes: Installed by UFFDIO_MOVE.
+        zero_bytes: Installed by UFFDIO_ZEROPAGE.
+        continued_bytes: Installed by UFFDIO_CONTINUE.
+        move_fallbacks: MOVEs that had to become COPYs.
+        retries: Kernel calls repeated after EAGAIN or a transient EBUSY.
+        deferred: Faults put off to the timer queue.
+        source_errors: Reads of the source that failed.
+        exposed_pages: Pages that showed the error pattern to their toucher.
+        dispatched: Faults handed to the worker pool.
+        readaheads: Requests of sequential detection.
+        units: Units in all.
+        present_units: Units filled now.
+        failure_epoch: Rises with each exposed page.
+        staging_slots: Recycled staging units ready for the next fill.
+    """
+
+    faults: int = 0
+    in_flight: int = 0
+    resolved: int = 0
+    coalesced: int = 0
+    poisoned: int = 0
+    torn_down: int = 0
+    requeued: int = 0
+    demand_units: int = 0
+    prefetched_units: int = 0
+    evicted_units: int = 0
+    copied_bytes: int = 0
+    moved_bytes: int = 0
+    zero_bytes: int = 0
+    continued_bytes: int = 0
+    move_fallbacks: int = 0
+    retries: int = 0
+    deferred: int = 0
+    source_errors: int = 0
+    exposed_pages: int = 0
+    dispatched: int = 0
+    readaheads: int = 0
+    units: int = 0
+    present_units: int = 0
+    failure_epoch: int = 0
+    staging_slots: int = 0
+
+
+class Region(_core.NativeRegion):
+    """Memory whose pages arrive when they are touched. Made by `userfault.map`.
+
+    It has the buffer protocol, so `memoryview(region)`, `numpy.frombuffer`, `os.write` and C code see ordinary memory.
+    `with` closes it, at once or when the last view dies.
+
+    Threads: safe from any, as are its views.
+    """
+
+    source: Source
+    options: Options
+
+    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Region:
+        """Open `source`; `userfault.map` is the way to make one.
+
+        Args:
+            source: Where pages come from.
+            options: How; None for the defaults.
+            eager: Load everything now, into ordinary memory.
+
+        Returns:
+            The region.
+
+        Raises:
+            RefusedError: This process may not have a userfaultfd.
+            OptionError: Options that make no sense together.
+            OSError: No room, or the source cannot be opened.
+        """
+        options = options or Options()
+        _refresh_handlers()
+        self = super().__new__(
+            cls,
+            source.open(),
+            delivery=options.delivery,
+            unit=options.unit,
+            huge=options.huge,
+            mode=options.mode,
+            on_error=options.on_error,
+            timeout_seconds=options.timeout,
+            shared=options.shared,
+            eager=eager,
+        )
+        self.source = source
+        self.options = options
+        return self
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __repr__(self) -> str:
+        facts = [format_bytes(self.nbytes)]
+        if self.is_eager:
+            facts.append("loaded eagerly, no userfaultfd")
+        else:
+            facts += [f"delivery={self.options.delivery!r}", f"unit={format_bytes(self.unit)}"]
+            if not self.kernel_faults:
+                facts.append("system calls on absent pages get EFAULT")
+        return f"<Region of {self.source!r}: {', '.join(facts)}, {self.state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.source, self.options)
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_when_free()
+
+    def numpy(
+        self, dtype: npt.DTypeLike = "u1", shape: tuple[int, ...] | int | None = None, offset: int = 0
+    ) -> np.ndarray[Any, Any]:
+        """An ndarray over this memory; nothing is read.
+
+        Args:
+            dtype: Of the elements; a dtype with Python objects in it is refused.
+            shape: Its shape; None: one dimension, as many whole elements as fit.
+            offset: Of the first element, in bytes.
+
+        Returns:
+            A view that keeps the region alive; writable with mode="c" only.
+
+        Raises:
+            OptionError: It does not fit.
+        """
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise OptionError(f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file")
+        if not 0 <= offset <= self.nbytes:
+            raise OptionError(f"offset {offset} lies outside the region's {self.nbytes} bytes")
+        if shape is None:
+            shape = (self.nbytes - offset) // kind.itemsize if kind.itemsize else 0
+        count = int(np.prod(shape, dtype=np.int64))
+        if count * kind.itemsize > self.nbytes - offset:
+            raise OptionError(
+                f"shape {shape} of {kind} needs {count * kind.itemsize} bytes; {self.nbytes - offset} are left at offset {offset}"
+            )
+        return np.ndarray(shape, kind, buffer=self, offset=offset)
+
+    def prefetch(self, where: slice | Buffer | None = None) -> None:
+        """Start filling pages in the background; demand faults go first.
+
+        Args:
+            where: A view into the region (such as `a[10:20]`), a slice of bytes, or None for all of it.
+
+        Blocks: no. A page that cannot be had is no error here: its touch will raise.
+        """
+        super().prefetch(*self._range(where))
+
+    def populate(self, where: slice | Buffer | None = None) -> None:
+        """Fill pages and wait for them.
+
+        Args:
+            where: A view into the region (such as `a[10:20]`), a slice of bytes, or None for all of it.
+
+        Raises:
+            PageError: A page could not be had; nothing of it was shown.
+
+        Blocks: until the pages are there; Ctrl-C works. GIL: released.
+        """
+        _refresh_handlers()
+        super().populate(*self._range(where))
+
+    def evict(self, where: slice | Buffer | None = None) -> int:
+        """Give back the memory of the whole units inside `where`; they come back when touched.
+
+        Args:
+            where: A view into the region, a slice of bytes, or None for all of it.
+
+        Returns:
+            How many units left.
+
+        Raises:
+            OptionError: The region is of mode "c": a page that may have been modified is never dropped.
+        """
+        return super().evict(*self._range(where))
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """A copy of some bytes; a page that cannot be had raises before any byte is seen.
+
+        Works where system calls on absent pages do not (`kernel_faults` is False).
+
+        Args:
+            offset: First byte.
+            length: Bytes; None: to the end.
+
+        Returns:
+            The bytes, as many as asked for.
+
+        Raises:
+            PageError: A page could not be had.
+            OptionError: The range does not lie in the region.
+
+        Blocks: until the pages are there. GIL: released.
+        """
+        length = self.nbytes - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.nbytes:
+            raise OptionError(f"{length} bytes at offset {offset} do not lie in the region's {self.nbytes} bytes")
+        return super().read(offset, length)
+
+    def statistics(self) -> Statistics:  # type: ignore[override]  # the native half gives the plain numbers
+        """What happened so far.
+
+        Returns:
+            A snapshot; each number is exact, sums only while nothing moves.
+        """
+        return Statistics(**super().statistics())
+
+    def fileno(self) -> int:
+        """The memory file of a region made with shared=True: other processes may map it.
+
+        Returns:
+            The descriptor, which the region owns. Pages that were not filled yet read as holes there.
+
+        Raises:
+            OptionError: The region is not shared.
+        """
+        number = self.file_descriptor()
+        if number is None:
+            raise OptionError("only a region made with shared=True has a file")
+        return number
+
+    def _range(self, where: slice | Buffer | None) -> tuple[int, int]:
+        if where is None:
+            return 0, self.nbytes
+        if isinstance(where, slice):
+            start, stop, step = where.indices(self.nbytes)
+            if step != 1:
+                raise OptionError("a slice of bytes has no step here")
+            return start, max(start, stop)
+        return self._range_of_view(where)
+
+    def _range_of_view(self, view: Buffer) -> tuple[int, int]:
+        import numpy as np
+
+        low, high = np.lib.array_utils.byte_bounds(np.asarray(view))
+        if not self.address <= low <= high <= self.address + self.nbytes:
+            raise OptionError("that view does not lie in this region")
+        return low - self.address, high - self.address
+
+
+def _reopen(cls: type[Region], source: Source, options: Options) -> Region:
+    from userfault.mapping import open_region
+
+    return open_region(source, options, cls)
+
+
+def _refresh_handlers() -> None:
+    # Whoever installed a handler of SIGBUS or SIGINT since is asked to stand behind ours (abi.md F3, F9).
+    _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+
+class checked:  # noqa: N801 - reads as a statement
+    """A block that no failed page leaves unnoticed.
+
+    An error in a page surfaces at the end of the call that touched it, which may be after the statement you expect, or be
+    swallowed by code that hides exceptions. Leaving this block raises `PageError` if a page of a region showed the error
+    pattern during the block, whichever thread touched it: a false alarm is possible, silence is not.
+
+    Args:
+        *regions: Only these; none: all regions of the process.
+
+    Raises:
+        PageError: On leaving. Another exception of the block becomes its `__context__`; KeyboardInterrupt and PageError
+            itself pass through.
+
+    Example:
+        >>> with checked():
+        ...     total = array[0] + array[-1]
+    """
+
+    def __init__(self, *regions: Region) -> None:
+        self._regions = regions
+        self._before: tuple[int, ...] = ()
+
+    def _epochs(self) -> tuple[int, ...]:
+        if not self._regions:
+            return (_core.failure_epoch(),)
+        return tuple(region.statistics().failure_epoch for region in self._regions)
+
+    def __enter__(self) -> checked:
+        _refresh_handlers()
+        self._before = self._epochs()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exposed = self._epochs() != self._before
+        if not exposed or isinstance(error, KeyboardInterrupt):
+            return
+        for region in self._regions:
+            region.rearm()
+        if isinstance(error, PageError):
+            return
+        failure = PageError()
+        _core.drop_pending_error()
+        raise failure from error
