@@ -43,16 +43,13 @@ impl PageBits {
         self.len() == 0
     }
 
-    /// Add a page; true if it was not there.
+    /// Add a page; true if the set was empty before.
     pub fn insert(&self, page: usize) -> bool {
         let bit = 1 << (page % 64);
         let new = self.leaves[page / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0;
         let group = page / GROUP_PAGES;
         self.summary[group / 64].fetch_or(1 << (group % 64), Ordering::AcqRel);
-        if new {
-            self.count.fetch_add(1, Ordering::AcqRel);
-        }
-        new
+        new && self.count.fetch_add(1, Ordering::AcqRel) == 0
     }
 
     /// Is this page in it?
@@ -119,7 +116,7 @@ mod tests {
     fn sweep_visits_what_was_inserted_and_keeps_what_is_refused() {
         let set = PageBits::new(3 * GROUP_PAGES + 5);
         for page in [0, 63, 64, GROUP_PAGES, 3 * GROUP_PAGES + 4] {
-            assert!(set.insert(page));
+            assert_eq!(set.insert(page), page == 0, "true for the first only");
             assert!(!set.insert(page));
         }
         let mut seen = vec![];

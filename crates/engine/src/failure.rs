@@ -7,7 +7,7 @@
 //! *Locks*: none: everything here runs in signal handlers. *Threads*: any.
 
 use crate::counters::add;
-use crate::futex::Bell;
+use crate::futex::ATTENTION;
 use crate::region::{OnError, Region};
 use crate::source::{Cause, SourceError, Table};
 use crate::threads::{abort_with, say, thread_id};
@@ -171,9 +171,6 @@ pub fn take() -> Option<Failure> {
     Some(failure)
 }
 
-/// Rings when the keeper should look: a page was exposed, a deadline was set.
-pub static ATTENTION: Bell = Bell::new();
-
 /// Exposures in all regions.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
 
@@ -210,11 +207,13 @@ pub fn expose(region: &Region, page: usize, failure: Failure) {
         Outcome::Exists | Outcome::Retry => return, // the page is there, or the instruction asks again
         outcome => return lost(region, outcome),
     }
-    region.exposed.insert(page);
+    let first = region.exposed.insert(page);
     add(&region.counters.exposed_pages, 1);
     region.epoch.fetch_add(1, Ordering::SeqCst);
     EPOCH.fetch_add(1, Ordering::SeqCst);
-    ATTENTION.ring();
+    if first {
+        ATTENTION.ring(); // while the set is not empty the keeper comes by itself
+    }
     if failure.error.cause == Cause::Interrupted {
         return; // the language above raises for the signal itself
     }

@@ -67,3 +67,6 @@ impl Bell {
         wait(&self.0, rung, limit);
     }
 }
+
+/// Rings when the keeper should look: a page failed, a deadline was set.
+pub static ATTENTION: Bell = Bell::new();

@@ -5,7 +5,7 @@
 
 use crate::counters::Ending;
 use crate::engine::Engine;
-use crate::failure::ATTENTION;
+use crate::futex::ATTENTION;
 use crate::region::{REARM_PACE, Region};
 use crate::serve::{refuse, settle};
 use crate::source::{Cause, SourceError};

@@ -2,7 +2,7 @@
 
 use crate::counters::{Ending, add};
 use crate::engine::Engine;
-use crate::failure::{ATTENTION, Failure, record};
+use crate::failure::{Failure, record};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::queue::FaultJob;
 use crate::region::Region;
@@ -20,12 +20,16 @@ pub fn engine_thread(patience: Patience) -> Who {
 /// The unit was filled, or cannot be: settle it and answer everybody who waited for it.
 pub fn settle(region: &Region, unit: usize, state: State) {
     region.states.settle(unit, state);
-    let range = region.unit_range(unit);
-    let page = uffd::page_size();
-    region.waits.over(range.start / page..range.end / page);
+    forget_waits(region, unit);
     if state == State::Absent {
         region.wake_unit(unit); // those who were told to wait ask again
     }
+}
+
+fn forget_waits(region: &Region, unit: usize) {
+    let range = region.unit_range(unit);
+    let page = uffd::page_size();
+    region.waits.over(range.start / page..range.end / page);
 }
 
 /// Fill the claimed unit of `page` for a demand fault and end it. `Err`: it has to wait, and the unit stays claimed.
@@ -46,8 +50,12 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
         }
         Err(Stop::Failed(error)) => {
             add(&region.counters.source_errors, 1);
+            // Ownership goes first: the toucher, once poisoned, may want the page re-armed before we run again. Its
+            // neighbours are woken last: woken before the poison, the toucher would only ask again.
+            region.states.settle(unit, State::Absent);
+            forget_waits(region, unit);
             let ending = refuse(region, page, error);
-            settle(region, unit, State::Absent);
+            region.wake_unit(unit);
             Ok(ending)
         }
         Err(wait) => Err(wait),
@@ -62,7 +70,6 @@ pub fn refuse(region: &Region, page: usize, error: SourceError) -> Ending {
     if !region.poison(page) {
         return Ending::Coalesced; // it is there after all
     }
-    ATTENTION.ring(); // poison that only system calls touch must expire
     Ending::Poisoned
 }
 
@@ -75,7 +82,6 @@ fn deferral(deferrals: u32) -> Duration {
 pub fn dispatch(engine: &'static Engine, region: &Pin<Region>, page: usize, thread: i32, stop: Stop, deferrals: u32) {
     let after = (stop == Stop::Deferred).then(|| Instant::now() + deferral(deferrals));
     add(if after.is_some() { &region.counters.deferred } else { &region.counters.dispatched }, 1);
-    ATTENTION.ring(); // it has a deadline
     let job = FaultJob { region: region.clone(), page, thread, after, deferrals };
     if engine.queue.push_fault(job) {
         (engine.start_worker)(engine);

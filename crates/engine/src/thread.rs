@@ -140,7 +140,6 @@ fn wait_for_other(region: &Region, page: usize, unit: usize, thread: i32) -> Opt
         region.waits.over(page..page + 1);
         return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Interrupted)));
     }
-    crate::failure::ATTENTION.ring();
     Some(Ending::Coalesced)
 }
 

@@ -6,7 +6,9 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
+use engine::engine::Engine;
 use engine::futex::Bell;
+use engine::source::Cause;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -163,23 +165,30 @@ fn stop_helper() {
 }
 
 /// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text).
+///
+/// The exception has surfaced, so the pages that showed the pattern become holes at once: a second touch raises again
+/// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
 #[pyfunction]
-fn take_failure() -> Option<(String, i64, Option<i32>, &'static str)> {
+fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static str)> {
     let failure = engine::failure::take()?;
-    let mut name = String::from("a closed Region");
-    if let Some(engine) = engine::engine::Engine::current() {
-        engine.table.for_each(|region| {
-            if region.id == failure.region {
-                name.clone_from(&region.source_name);
-            }
-        });
-    }
+    let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
-        engine::source::Cause::Os(errno) => Some(errno),
+        Cause::Os(errno) => Some(errno),
         _ => None,
     };
     let offset = i64::try_from(failure.error.offset).unwrap_or(-1);
     Some((name, offset, errno, failure.error.cause.describe()))
+}
+
+/// Re-arm the region with this number; its source's name, if it is still there.
+fn rearm(number: u64) -> Option<String> {
+    let engine = Engine::current()?;
+    let mut found = None;
+    engine.table.for_each(|region| found = found.take().or_else(|| (region.id == number).then_some(region)));
+    let region = found?;
+    let name = region.source_name.clone();
+    engine.root.run(move || engine::keeper::rearm_all(&region));
+    Some(name)
 }
 
 /// How many pages have shown the error pattern so far, in all regions.

@@ -8,6 +8,7 @@ pub mod waits;
 
 use crate::bits::PageBits;
 use crate::counters::Counters;
+use crate::futex::ATTENTION;
 use crate::scratch::ScratchPool;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
@@ -295,6 +296,9 @@ impl Region {
             poisoned.retain(|(known, _)| *known != page);
             poisoned.push((page, Instant::now()));
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+            if poisoned.len() == 1 {
+                ATTENTION.ring(); // poison that only system calls touch must expire
+            }
         } else {
             let _ = self.handles.engine.wake(address, uffd::page_size());
         }

@@ -3,6 +3,7 @@
 //!
 //! *Locks*: one, for a few instructions. *Threads*: engine threads only.
 
+use crate::futex::ATTENTION;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -31,7 +32,8 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// Remember a wait; the older one of the same thread and page, if it repeats one.
+    /// Remember a wait; the older one of the same thread and page, if it repeats one. The keeper is called when it is the
+    /// only one: all waits of a region are equally long, so the first one's deadline is the next.
     pub fn note(&self, wait: Wait) -> Option<Wait> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = list.iter_mut().find(|known| known.thread == wait.thread && known.page == wait.page) {
@@ -41,6 +43,9 @@ impl Waits {
         list.retain(|known| known.thread != wait.thread);
         list.push(wait);
         self.count.store(list.len(), Ordering::Release);
+        if list.len() == 1 {
+            ATTENTION.ring();
+        }
         None
     }
 
