@@ -21,7 +21,7 @@ def test_archive_is_a_tar_whose_contents_are_true(tmp_path):
     with tarfile.open(path) as tar:
         found = [(one.name, one.offset_data, one.size) for one in tar.getmembers()]
     listed = archive.read_contents(memoryview(path.read_bytes()))
-    assert found[1:] == [(one.name, one.offset, one.length) for one in listed]
+    assert found[1:] == [(one.name, one.offset, one.length) for one in map(archive.member_of, listed)]
     middle = archive.in_the_middle(listed, length)
     assert length // 4 < middle.offset < length * 3 // 4
 
@@ -51,7 +51,7 @@ def test_demo_prints_table_and_saves_picture(tmp_path):
 
     second = run_command(command, timeout=55, cwd=tmp_path)
     assert second.returncode == 0, second.talk()
-    for words in ("userfault, from the image", "np.memmap", "first answer", "peak memory"):
+    for words in ("userfault on the image", "np.memmap", "answer", "peak"):
         assert words in second.stdout
 
 

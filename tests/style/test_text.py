@@ -49,3 +49,15 @@ def test_links_in_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name} leads to {target}"
+
+
+def test_pages_that_are_named_exist():
+    """A comment that leads to a page leads to one of this project."""
+    names = {path.name for path in tracked_files()}
+    lost = {
+        f"{path.relative_to(ROOT)}: {page}"
+        for path, text in texts()
+        for page in re.findall(r"\b([\w-]+\.md)\b", text)
+        if page not in names
+    }
+    assert lost == set()

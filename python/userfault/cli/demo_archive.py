@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import site
 import sysconfig
 import tarfile
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,17 +123,22 @@ def files_below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def read_contents(view: memoryview) -> list[Member]:
-    """The members, as the archive's first member lists them."""
+def read_contents(view: memoryview) -> list[str]:
+    """The lines of the archive's first member, one for each other member, in the order of their places."""
     head = tarfile.TarInfo.frombuf(bytes(view[:BLOCK]), "ascii", "strict")
     if head.name != CONTENTS:
         raise ValueError("the archive does not begin with its contents")
-    lines = io.StringIO(bytes(view[BLOCK : BLOCK + head.size]).decode())
-    fields = (line.rstrip("\n").split(" ", 2) for line in lines)
-    return [Member(name, int(length), "", int(offset)) for offset, length, name in fields]
+    return bytes(view[BLOCK : BLOCK + head.size]).decode().splitlines()
 
 
-def in_the_middle(members: list[Member], length: int) -> Member:
-    """The Python file that lies nearest to the middle of the archive, and has something to say; else any file."""
-    candidates = [one for one in members if one.name.endswith(".py") and one.length > 2048] or members
-    return min(candidates, key=lambda one: abs(one.offset - length // 2))
+def member_of(line: str) -> Member:
+    """What a line of the contents says."""
+    offset, length, name = line.split(" ", 2)
+    return Member(name, int(length), "", int(offset))
+
+
+def in_the_middle(lines: list[str], length: int) -> Member:
+    """The first Python file after the middle of the archive that has something to say; else the file there."""
+    middle = bisect(lines, f"{length // 2:012d}") % len(lines)
+    members = map(member_of, lines[middle:])
+    return next((one for one in members if one.name.endswith(".py") and one.length > 2048), member_of(lines[middle]))

@@ -144,15 +144,21 @@ def save_picture(
 
 
 def _draw_grid(axes: Any, cells: NDArray[np.float64]) -> Any:
-    """Rows of cells, the first at the top left, read like a page."""
+    """Rows of cells, the first at the top left, read like a page; return what the colours mean."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_rgba
+
+    came = cells[~np.isnan(cells)]
+    colours = ScalarMappable(Normalize(0, came.max() if came.size else 1), "viridis")
     width = max(1, math.ceil(math.sqrt(len(cells) * 1.6)))
-    grid = np.full(math.ceil(len(cells) / width) * width, np.nan)
-    grid[: len(cells)] = cells
-    axes.set_facecolor(ABSENT_COLOUR)
+    grid = np.ones((math.ceil(len(cells) / width) * width, 4))
+    grid[: len(cells)] = colours.to_rgba(cells)
+    grid[: len(cells)][np.isnan(cells)] = to_rgba(ABSENT_COLOUR)
+    axes.imshow(grid.reshape(-1, width, 4), aspect="auto", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title("the region, first byte at the top left; grey never came", fontsize=9)
-    return axes.imshow(np.ma.masked_invalid(grid.reshape(-1, width)), aspect="auto", cmap="viridis")
+    return colours
 
 
 def _draw_time(axes: Any, cells: NDArray[np.float64], mebibytes: float, moments: dict[str, float]) -> None:
