@@ -87,7 +87,9 @@ pub enum ImageError {
         frames: u32,
     },
     /// The table and the least that its frames take are more than the file has.
-    #[error("the seek table claims {frames} frames, which take at least {least_bytes} bytes; the file has {file_bytes}")]
+    #[error(
+        "the seek table claims {frames} frames, which take at least {least_bytes} bytes; the file has {file_bytes}"
+    )]
     TableTooLarge {
         /// The claim.
         frames: u32,
@@ -156,7 +158,9 @@ pub enum ImageError {
         possible_bytes: u64,
     },
     /// A frame would lie in the table or behind it.
-    #[error("frame {frame} at offset {offset}, {compressed_bytes} bytes, does not end before the seek table at {table_offset}")]
+    #[error(
+        "frame {frame} at offset {offset}, {compressed_bytes} bytes, does not end before the seek table at {table_offset}"
+    )]
     FrameBeyondTable {
         /// Its number.
         frame: u32,
@@ -176,7 +180,9 @@ pub enum ImageError {
         table_offset: u64,
     },
     /// The table is not the one that was written.
-    #[error("the seek table at offset {table_offset} is damaged: its checksum is {found:#018x}, the file says {expected:#018x}")]
+    #[error(
+        "the seek table at offset {table_offset} is damaged: its checksum is {found:#018x}, the file says {expected:#018x}"
+    )]
     TableDamaged {
         /// Where in the file.
         table_offset: u64,
