@@ -1,6 +1,6 @@
 """The side of userfault: the same rounds, over the same loop, as the programs of `bench/floor`.
 
-``python -m bench.ours TOUCHER.so DELIVERY UNIT ORDER UNITS CPU``
+``python -m bench.ours TOUCHER.so DELIVERY UNIT ORDER UNITS CPU REPEATS``
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ def toucher(path: str):
     return function
 
 
-def main(library: str, delivery: str, unit: str, order: str, units: str, cpu: str) -> None:
+def main(library: str, delivery: str, unit: str, order: str, units: str, cpu: str, repeats: str) -> None:
     """Map, then play a round per line of input."""
-    step, count = UNITS_OF[unit], int(units)
+    step, count, rounds = UNITS_OF[unit], int(units), int(repeats)
     touch, where, total = toucher(library), positions(count, step, order), ctypes.c_uint64()
     source = numbered_bytes(count * step)
     with uf.map(uf.Bytes(source), delivery=delivery, unit=unit, huge=unit == "2MiB") as region:
         os.sched_setaffinity(0, {int(cpu)})  # this thread only: where the handlers run is userfault's own business
         print(json.dumps({"ready": True}), flush=True)
         for _ in sys.stdin:
-            spent = touch(region.address, where.ctypes.data, count, total)
-            answer = {"ns_per_touch": spent / count, "touches": count, "sum": total.value}
-            print(json.dumps(answer), flush=True)
-            region.evict()
+            spent = 0
+            for _ in range(rounds):
+                spent += touch(region.address, where.ctypes.data, count, total)
+                region.evict()
+            touches = count * rounds
+            print(json.dumps({"ns_per_touch": spent / touches, "touches": touches, "sum": total.value}), flush=True)
 
 
 if __name__ == "__main__":

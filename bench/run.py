@@ -35,9 +35,9 @@ def sides(scenario: Scenario, built: Path, cpu: int) -> tuple[Peer | FreshImport
     """The baseline and userfault, ready to play."""
     if isinstance(scenario, Imports):
         return FreshImport(scenario.beside), FreshImport(scenario.beside, scenario.module)
-    floor = [str(built / scenario.floor), str(scenario.units), str(cpu)]
+    floor = [str(built / scenario.floor), str(scenario.units), str(cpu), str(scenario.repeats)]
     ours = [sys.executable, "-m", "bench.ours", str(built / "toucher.so"), scenario.delivery, scenario.unit]
-    return Peer(floor), Peer([*ours, scenario.order, str(scenario.units), str(cpu)])
+    return Peer(floor), Peer([*ours, scenario.order, str(scenario.units), str(cpu), str(scenario.repeats)])
 
 
 def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:

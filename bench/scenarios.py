@@ -16,7 +16,9 @@ class Touches:
         delivery: how a fault reaches userfault's handler.
         unit: bytes filled per fault, as `userfault.map` takes it.
         order: "random" or "sequential".
-        units: how many are touched per round.
+        units: how many are touched before all are evicted again. Evicted huge pages are filled again at once, by both
+            sides; so many of them that userfault would not keep them all would compare that with allocating.
+        repeats: how often that is done per round.
         floor: the C program that does the same.
         bar: the greatest ratio to it that we accept.
     """
@@ -25,6 +27,7 @@ class Touches:
     unit: str
     order: str
     units: int
+    repeats: int
     floor: str
     bar: float
 
@@ -63,10 +66,10 @@ class Imports:
 Scenario = Touches | Imports
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Touches("signal", "4KiB", "random", 16384, "touch_signal", bar=1.5),
-    Touches("thread", "4KiB", "random", 16384, "touch_thread", bar=1.5),
-    Touches("signal", "2MiB", "sequential", 64, "sequential_2m", bar=1.5),
-    Touches("thread", "2MiB", "sequential", 64, "sequential_2m", bar=1.5),
+    Touches("signal", "4KiB", "random", 16384, 1, "touch_signal", bar=1.5),
+    Touches("thread", "4KiB", "random", 16384, 1, "touch_thread", bar=1.5),
+    Touches("signal", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
+    Touches("thread", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
     Imports("userfault", "numpy", bar_ms=60),
 )
 

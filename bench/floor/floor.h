@@ -119,7 +119,7 @@ static inline void on_bus_error(void (*handler)(int, siginfo_t *, void *))
 static inline size_t number(int argc, char **argv, int index)
 {
     if (index >= argc) {
-        fprintf(stderr, "usage: %s UNITS CPU\n", argv[0]);
+        fprintf(stderr, "usage: %s UNITS CPU REPEATS\n", argv[0]);
         exit(2);
     }
     return strtoul(argv[index], NULL, 0);
@@ -143,19 +143,21 @@ static inline uint64_t *positions(size_t count, size_t step, uint64_t seed)
     return list;
 }
 
-/* Play rounds until the input ends. `after` puts the region back, outside of the measured time. */
-static inline void play(const uint8_t *region, const uint64_t *order, size_t count, void (*after)(void))
+/* Play rounds until the input ends: touch all, `repeats` times. `after` empties the region, while no clock runs. */
+static inline void play(const uint8_t *region, const uint64_t *order, size_t count, size_t repeats, void (*after)(void))
 {
     char line[16];
     puts("{\"ready\": true}");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
-        uint64_t sum = 0;
-        uint64_t spent = touch(region, order, count, &sum);
-        printf("{\"ns_per_touch\": %.1f, \"touches\": %zu, \"sum\": %llu}\n", (double)spent / count, count,
-               (unsigned long long)sum);
+        uint64_t sum = 0, spent = 0;
+        for (size_t i = 0; i < repeats; i++) {
+            spent += touch(region, order, count, &sum);
+            after();
+        }
+        printf("{\"ns_per_touch\": %.1f, \"touches\": %zu, \"sum\": %llu}\n", (double)spent / (count * repeats),
+               count * repeats, (unsigned long long)sum);
         fflush(stdout);
-        after();
     }
 }
 

@@ -36,6 +36,6 @@ int main(int argc, char **argv)
     watch(fd, region, length);
     watch(fd, staging, length); /* a range that is moved into has to be watched */
     on_bus_error(handler);
-    play(region, positions(units, HUGE_PAGE, 0), units, recycle);
+    play(region, positions(units, HUGE_PAGE, 0), units, number(argc, argv, 3), recycle);
     return 0;
 }

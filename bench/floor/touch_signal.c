@@ -30,6 +30,6 @@ int main(int argc, char **argv)
     fd = descriptor(UFFD_FEATURE_SIGBUS);
     watch(fd, region, length);
     on_bus_error(handler);
-    play(region, positions(pages, PAGE, 1), pages, evict);
+    play(region, positions(pages, PAGE, 1), pages, number(argc, argv, 3), evict);
     return 0;
 }

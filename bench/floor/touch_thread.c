@@ -39,6 +39,6 @@ int main(int argc, char **argv)
     watch(fd, region, length);
     if (pthread_create(&server, NULL, serve, NULL))
         die("pthread_create");
-    play(region, positions(pages, PAGE, 1), pages, evict);
+    play(region, positions(pages, PAGE, 1), pages, number(argc, argv, 3), evict);
     return 0;
 }

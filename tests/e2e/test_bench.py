@@ -13,7 +13,7 @@ def test_scenarios_have_distinct_names_made_of_parameters():
     """A name cannot say another thing than the parameters do."""
     names = [one.name for one in scenarios.SCENARIOS]
     assert len(set(names)) == len(names)
-    assert scenarios.Touches("signal", "4KiB", "random", 8, "touch_signal", 1.5).name == "touch-4KiB-random-signal"
+    assert scenarios.Touches("signal", "4KiB", "random", 8, 1, "touch_signal", 1.5).name == "touch-4KiB-random-signal"
 
 
 def test_scenario_survives_json():
@@ -33,7 +33,7 @@ def test_report_survives_json_and_file(tmp_path):
 
 def test_report_table_pairs_rounds():
     """The ratio is that of neighbours in time, and a missed bar is marked."""
-    slow = scenarios.Touches("signal", "4KiB", "random", 8, "touch_signal", bar=1.5)
+    slow = scenarios.Touches("signal", "4KiB", "random", 8, 1, "touch_signal", bar=1.5)
     table = report.Report([report.Row(slow, [1e3, 1e3, 8e3], [2e3, 2e3, 16e3])]).table()
     assert "touch-4KiB-random-signal" in table
     assert "2.00x" in table
@@ -46,12 +46,12 @@ def test_report_table_pairs_rounds():
 @pytest.mark.parametrize("program", peers.PROGRAMS)
 def test_floor_program_plays_rounds(program):
     """Each baseline plays as many rounds as it is told, and sees the same bytes every time."""
-    peer = peers.Peer([str(peers.build_floor() / program), "4", "0"])
+    peer = peers.Peer([str(peers.build_floor() / program), "4", "0", "2"])
     try:
         rounds = [peer.play() for _ in range(3)]
     finally:
         peer.close()
-    assert [one["touches"] for one in rounds] == [4, 4, 4]
+    assert [one["touches"] for one in rounds] == [8, 8, 8]
     assert len({one["sum"] for one in rounds}) == 1
     assert all(one["ns_per_touch"] > 0 for one in rounds)
 
