@@ -1,6 +1,6 @@
 """The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
 
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, final
 
 from _typeshed import ReadableBuffer
 
@@ -10,6 +10,7 @@ _Range: TypeAlias = tuple[int, int] | ReadableBuffer
 _Place: TypeAlias = int | _Range
 _Ended: TypeAlias = tuple[int, int, int]
 
+@final
 class Userfaultfd:
     """One userfaultfd descriptor; `userfault.kernel.Userfaultfd` is its public face.
 

@@ -102,7 +102,7 @@ mod hints {
     pub const SANDBOX: &str = "a sandbox forbids it: start the container with --device /dev/userfaultfd";
     pub const NO_KERNEL_SUPPORT: &str = "boot a kernel built with CONFIG_USERFAULTFD=y";
     pub const NEWER_KERNEL: &str = "boot a newer kernel, or do without the feature";
-    pub const GRANT_PTRACE: &str = "run with CAP_SYS_PTRACE: sudo, or docker run --cap-add SYS_PTRACE";
+    pub const GRANT_PTRACE: &str = "run it with sudo; in a container: docker run --cap-add SYS_PTRACE";
 }
 
 fn refusal(device: Option<Errno>, syscall: Option<Errno>, user_mode_only: bool) -> String {

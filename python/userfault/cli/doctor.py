@@ -151,7 +151,7 @@ def _newer(found: Capabilities, release: str) -> str | None:
 
 
 def _as_root(works: bool) -> str | None:
-    return None if works else "sudo, or docker run --cap-add SYS_PTRACE"
+    return None if works else "run it with sudo; in a container: docker run --cap-add SYS_PTRACE"
 
 
 def _unconfined(found: Capabilities) -> str | None:
@@ -183,18 +183,21 @@ def _print_table(found: Capabilities, checks: list[Check]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"Linux {found.kernel}, pages of {found.page_bytes} bytes", title_justify="left"
-    )
+    title = f"Linux {found.kernel}, pages of {found.page_bytes} bytes"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     table.add_column("thing", no_wrap=True)
     table.add_column("here", no_wrap=True)
-    table.add_column("why")
-    table.add_column("what would change it", overflow="fold")
+    table.add_column("why", overflow="fold")
     for check in checks:
-        here = "[green]works[/]" if check.works else "[yellow]does not[/]"
-        table.add_row(check.thing, here, check.why, "" if check.works else check.change or "")
-    console().print(table)
-    console().print(_verdict(found))
+        table.add_row(check.thing, "[green]works[/]" if check.works else "[yellow]does not[/]", check.why)
+    out = console()
+    out.print(table)
+    changes = [check for check in checks if not check.works and check.change]
+    if changes:
+        out.print("What would change it:", style="bold")
+    for check in changes:  # never folded: somebody wants to paste it
+        out.print(f"  {check.thing}:\n    {check.change}", soft_wrap=True, markup=False)
+    out.print(f"\n{_verdict(found)}", soft_wrap=True, markup=False)
 
 
 def _verdict(found: Capabilities) -> str:

@@ -15,7 +15,6 @@ Outcome(done, 4096 bytes)
 120
 """
 
-from userfault.kernel.capabilities import Capabilities, HugePool, Limit, Trial, capabilities
 from userfault.kernel.events import Event, Fork, PageFault, Remap, Remove, Unknown, Unmap
 from userfault.kernel.flags import (
     ContinueMode,
@@ -32,6 +31,7 @@ from userfault.kernel.flags import (
 )
 from userfault.kernel.outcome import Outcome, OutcomeKind
 from userfault.kernel.pagemap import PageRange, scan
+from userfault.kernel.probe import Capabilities, HugePool, Limit, Trial, capabilities
 from userfault.kernel.uffd import FaultCounts, Userfaultfd, range_of
 
 __all__ = [

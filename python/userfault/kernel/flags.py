@@ -15,7 +15,11 @@ class Features(IntFlag):
     PAGEFAULT_FLAG_WP = 1 << 0
     """Advertised (Linux 5.7): write-protect faults on private memory."""
     EVENT_FORK = 1 << 1
-    """4.11: a `Fork` event brings the child's descriptor; fork waits until it is read. Needs CAP_SYS_PTRACE."""
+    """4.11: a `Fork` event brings the child's descriptor; needs CAP_SYS_PTRACE.
+
+    Whoever forks sleeps until the event is read, and `os.fork` keeps the GIL meanwhile: a thread must already be in
+    `Userfaultfd.read_events`, or nobody ever reads it.
+    """
     EVENT_REMAP = 1 << 2
     """4.11: the registration follows mremap, with a `Remap` event."""
     EVENT_REMOVE = 1 << 3

@@ -18,8 +18,10 @@ impl Place {
     }
 
     fn of_buffer(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let buffer = PyUntypedBuffer::get(object)
-            .map_err(|_| PyTypeError::new_err("a place is an address, (address, length), or a bytes-like object"))?;
+        let Ok(buffer) = PyUntypedBuffer::get(object) else {
+            let refused = |_| PyTypeError::new_err("a place is an address, (address, length), or a bytes-like object");
+            return Ok(Self::at(object.extract().map_err(refused)?, None));
+        };
         if buffer.dimensions() == 0 {
             // A numpy scalar: it has a buffer, but whoever passes one means its value.
             return Ok(Self::at(object.extract()?, None));
