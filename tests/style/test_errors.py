@@ -42,3 +42,23 @@ def test_mapping_names_each_variant_once():
         used = [one for one in used if one in variants]
         if used:
             assert sorted(used) == sorted(variants), name
+
+
+def test_mapping_takes_the_engine_error_apart():
+    """The enum of the engine is there, and this test finds it."""
+    enums = error_enums()
+    assert "Error" in enums
+    assert set(re.findall(r"\bError::(\w+)", mapping())) == set(enums["Error"])
+
+
+def test_mapping_names_only_classes_that_exist():
+    """Classes are looked up by name at run time: a misspelled one would be found by a user."""
+    errors = pytest.importorskip("userfault.errors")
+    named = {
+        name
+        for path in (CRATES / "pybind" / "src").rglob("*.rs")
+        for name in re.findall(r"\"(\w+Error|PagePurged)\"", without_tests(path.read_text()))
+    }
+    assert named <= set(errors.__all__)
+    for name in named:
+        assert issubclass(getattr(errors, name), errors.UserfaultError)
