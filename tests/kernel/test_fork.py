@@ -1,0 +1,410 @@
+"""Law 3: a forked child never sees zeros, and nothing it does reaches its parent's memory."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
+
+deliveries = pytest.mark.parametrize("delivery", ["thread", "signal"])
+
+
+@deliveries
+@pytest.mark.parametrize("present", [True, False], ids=["present", "absent"])
+@pytest.mark.parametrize("how", ["os", "C"])
+def test_touch_in_a_forked_child_dies_by_sigsegv_with_one_line(child, delivery, present, how):
+    """Present or absent, by os.fork or by C: one line on stderr, then SIGSEGV; the parent goes on."""
+
+    def code():
+        import ctypes
+        import os
+        import signal
+        import sys
+        import warnings
+
+        from support.lazy import check_endings, known_bytes, libc
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        delivery, present, how = sys.argv[1:]
+        data = known_bytes(1 << 20)
+        region = uf.map(uf.Bytes(data.tobytes()), delivery=delivery)
+        view = region.numpy()
+        if present == "True":
+            assert (view == data).all()
+        process = os.fork() if how == "os" else libc.fork()
+        if process == 0:
+            ctypes.string_at(region.address + 70_000, 1)
+            os._exit(9)
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV, status
+        assert (view == data).all()
+        check_endings(region)
+
+    result = child(code, args=[delivery, str(present), how]).check()
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Bytes(1048576 bytes)" in lines[0]
+    assert "offset 70000" in lines[0]
+    assert "spawn" in lines[0]
+
+
+def test_mappings_of_a_forked_child_never_land_on_a_region(child):
+    """The child's new mappings, of any size and at any hint, stay off its parent's regions, which read as nothing else."""
+
+    def code():
+        import mmap
+        import os
+        import signal
+        import warnings
+
+        from support.lazy import known_bytes, libc
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        sizes = [4096, 65536, 1 << 20, (1 << 21) - 4096, 1 << 21, (1 << 21) + 4096, 5 << 20, 1 << 25]
+        regions = [uf.map(uf.Bytes(known_bytes(size).tobytes())) for size in sizes]
+        ranges = [(region.address, region.address + region.nbytes) for region in regions]
+
+        def maps():
+            found = []
+            for line in open("/proc/self/maps"):
+                low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                found.append((low, high, line.split()[1]))
+            return found
+
+        process = os.fork()
+        if process == 0:
+            signal.alarm(15)
+            made = [mmap.mmap(-1, size) for size in sizes * 20]
+            for size in sizes * 20:
+                for hint in [None, *[low for low, _ in ranges]]:
+                    address = libc.mmap(hint, size, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+                    assert all(address + size <= low or high <= address for low, high in ranges), hex(address)
+            for low, high in ranges:
+                there = [(a, b, rights) for a, b, rights in maps() if a < high and low < b]
+                assert there and all(rights == "---p" for _, _, rights in there), there
+                assert min(a for a, _, _ in there) <= low and high <= max(b for _, b, _ in there)
+            made.clear()
+            os._exit(0)
+        assert os.waitpid(process, 0)[1] == 0
+
+    child(code, timeout=30).check()
+
+
+@deliveries
+def test_finalizers_in_a_forked_child_do_nothing_to_the_parent(child, delivery):
+    """close, del, prefetch, evict and a normal exit of the child leave the parent's pages and descriptors alone."""
+
+    def code():
+        import gc
+        import os
+        import pathlib
+        import sys
+        import tempfile
+        import warnings
+
+        from support.lazy import check_endings, known_bytes
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        data = known_bytes(1 << 20)
+        path = pathlib.Path(tempfile.mkdtemp()) / "data"
+        path.write_bytes(data.tobytes())
+        regions = [uf.map(what, delivery=sys.argv[1]) for what in (uf.Bytes(data.tobytes()), path, path)]
+        views = [region.numpy() for region in regions]
+        assert all(view[5] == data[5] for view in views)
+        for ending in ("close", "del", "calls", "exit"):
+            process = os.fork()
+            if process == 0:
+                assert [region.state for region in regions] == ["foreign"] * 3
+                if ending == "close":
+                    for region in regions:
+                        region.close()
+                        assert region.state in ("closed", "foreign")
+                elif ending == "del":
+                    views.clear()
+                    regions.clear()
+                    gc.collect()
+                elif ending == "calls":
+                    for region in regions:
+                        for call in (region.prefetch, region.populate, region.evict, region.statistics, region.read):
+                            try:
+                                call()
+                            except uf.UserfaultError as error:
+                                assert "fork" in str(error), error
+                            else:
+                                raise AssertionError(call)
+                        try:
+                            memoryview(region)
+                        except BufferError as error:
+                            assert "foreign" in str(error)
+                        assert "foreign" in repr(region)
+                sys.exit(0)
+            assert os.waitpid(process, 0)[1] == 0, ending
+            for region, view in zip(regions, views, strict=True):
+                region.evict()
+                assert (view == data).all()
+                check_endings(region)
+
+    result = child(code, args=[delivery], timeout=30).check()
+    assert result.stderr == ""
+
+
+@deliveries
+def test_a_forked_child_and_its_child_open_regions_of_their_own(child, delivery):
+    """Generations: each opens regions, drops inherited ones, and its own go on working."""
+
+    def code():
+        import gc
+        import os
+        import pathlib
+        import sys
+        import tempfile
+        import warnings
+
+        from support.lazy import check_endings, known_bytes
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        folder = pathlib.Path(tempfile.mkdtemp())
+
+        def generation(number):
+            paths = [folder / f"{number}-{index}" for index in range(4)]
+            data = [known_bytes(300_001, seed=number * 10 + index) for index in range(4)]
+            for path, bytes_ in zip(paths, data, strict=True):
+                path.write_bytes(bytes_.tobytes())
+            regions = [uf.map(path, delivery=sys.argv[1]) for path in paths]
+            views = [region.numpy() for region in regions]
+            assert all(view[9] == bytes_[9] for view, bytes_ in zip(views, data, strict=True))
+            return regions, views, data
+
+        def check(regions, views, data):
+            for region, view, bytes_ in zip(regions, views, data, strict=True):
+                region.evict()
+                assert (view == bytes_).all()
+                region.evict()
+                region.populate()
+                assert region.read() == bytes_.tobytes()
+                check_endings(region)
+
+        first = generation(1)
+        process = os.fork()
+        if process == 0:
+            second = generation(2)
+            del first  # while regions of this process are open: descriptors of the parent's engine must not be mixed up
+            gc.collect()
+            check(*second)
+            process = os.fork()
+            if process == 0:
+                third = generation(3)
+                del second
+                gc.collect()
+                check(*third)
+                sys.exit(0)
+            assert os.waitpid(process, 0)[1] == 0
+            check(*second)
+            sys.exit(0)
+        assert os.waitpid(process, 0)[1] == 0
+        check(*first)
+
+    assert child(code, args=[delivery], timeout=30).check().stderr == ""
+
+
+def test_a_grandchild_that_touches_its_grandparents_region_dies_with_one_line(child):
+    """Tombstones are inherited, also through a child that has an engine of its own."""
+
+    def code():
+        import ctypes
+        import os
+        import signal
+        import warnings
+
+        from support.lazy import known_bytes
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        data = known_bytes(1 << 20)
+        region = uf.map(uf.Bytes(data.tobytes()))
+        for has_engine in (False, True):
+            child = os.fork()
+            if child == 0:
+                own = uf.map(uf.Bytes(data.tobytes())) if has_engine else None
+                assert own is None or own.numpy()[1] == data[1]
+                grandchild = os.fork()
+                if grandchild == 0:
+                    ctypes.string_at(region.address, 1)
+                    os._exit(9)
+                _, status = os.waitpid(grandchild, 0)
+                assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV, status
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        assert (region.numpy() == data).all()
+
+    lines = child(code, timeout=30).check().stderr.splitlines()
+    assert len(lines) == 2, lines
+    assert all("belongs to its parent" in line for line in lines)
+
+
+def test_segmentation_faults_elsewhere_in_a_forked_child_are_not_ours(child):
+    """A null pointer ends the child by SIGSEGV without a word of ours; faulthandler enabled before still reports it."""
+
+    def code():
+        import ctypes
+        import os
+        import signal
+        import sys
+        import warnings
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        region = uf.map(b"lazy" * 10_000)
+        assert memoryview(region)[0] == ord("l")
+        process = os.fork()
+        if process == 0:
+            ctypes.string_at(8, 1)
+            os._exit(9)
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV, status
+        sys.exit(0)
+
+    assert child(code).check().stderr == ""
+    told = child(code, faulthandler=True).check().stderr
+    assert "Segmentation fault" in told
+    assert "userfault:" not in told
+
+
+@deliveries
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_a_pickled_region_works_in_another_process(child, delivery, method, tmp_path):
+    """A Region pickles as its source and options, and opens again at the other end."""
+    (tmp_path / "job.py").write_text(
+        """
+def check(region, view_options):
+    from support.lazy import check_endings
+    data = region.numpy().copy()
+    check_endings(region)
+    return region.state, region.options.delivery, region.unit, int(data[::7].sum())
+"""
+    )
+
+    def code():
+        import multiprocessing
+        import pathlib
+        import pickle
+        import sys
+        import warnings
+
+        from support.lazy import known_bytes
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        sys.path.insert(0, str(pathlib.Path.cwd()))
+        import job
+
+        delivery, method = sys.argv[1:]
+        data = known_bytes(500_001)
+        pathlib.Path("data").write_bytes(data.tobytes())
+        context = multiprocessing.get_context(method)
+        with context.Pool(2) as pool:
+            for source in (pathlib.Path("data"), uf.Bytes(data.tobytes()), uf.Zero(10)):
+                region = uf.map(source, delivery=delivery, unit="128KiB")
+                total = int(region.numpy()[::7].sum())
+                assert pool.apply(job.check, (region, None)) == ("open", delivery, 128 << 10, total)
+                again = pickle.loads(pickle.dumps(region))
+                assert again.options == region.options and again.address != region.address
+                assert (again.numpy() == region.numpy()).all()
+
+    child(code, args=[delivery, method], timeout=40, cwd=tmp_path, env={"PYTHONPATH": path_with(tmp_path)}).check()
+
+
+def path_with(folder):
+    import os
+    from pathlib import Path
+
+    return os.pathsep.join([str(folder), str(Path(__file__).parent.parent)])
+
+
+@deliveries
+def test_processes_started_while_faults_are_in_flight_end_well(child, delivery):
+    """fork, subprocess with and without preexec_fn, and posix_spawn, in a storm of touches."""
+
+    def code():
+        import os
+        import random
+        import subprocess
+        import sys
+        import time
+        import warnings
+
+        from support.lazy import check_endings, in_threads, known_bytes
+
+        import userfault as uf
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        data = known_bytes(4 << 20)
+        slow = sys.argv[1] == "thread"
+        source = uf.Bytes(data.tobytes())
+        regions = [uf.map(source, delivery=sys.argv[1], unit=unit) for unit in ("4KiB", "64KiB", "256KiB")]
+        if slow:
+            regions.append(uf.map(uf.testing.Chaos(source, delay="2ms"), unit="64KiB"))
+        until = time.monotonic() + 3
+
+        def touch(number):
+            choose = random.Random(number)
+            while time.monotonic() < until:
+                region = choose.choice(regions)
+                start = choose.randrange(len(data) - 100_000)
+                assert (region.numpy()[start : start + 100_000] == data[start : start + 100_000]).all()
+                if choose.random() < 0.2:
+                    region.evict()
+
+        def start(number):
+            while time.monotonic() < until:
+                if number == 0:
+                    process = os.fork()
+                    if process == 0:
+                        os._exit(3)
+                    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+                elif number == 1:
+                    assert subprocess.run(["true"], close_fds=True).returncode == 0
+                elif number == 2:
+                    assert subprocess.run(["true"], preexec_fn=os.getpid).returncode == 0
+                else:
+                    process = os.posix_spawnp("true", ["true"], os.environ)
+                    assert os.waitpid(process, 0)[1] == 0
+
+        touchers = [lambda number=number: touch(number) for number in range(4)]
+        in_threads(*touchers, *[lambda number=number: start(number) for number in range(4)])
+        for region in regions:
+            assert (region.numpy() == data).all()
+            check_endings(region)
+
+    child(code, args=[delivery], timeout=50).check()
+
+
+def test_exec_in_place_of_a_process_with_open_regions_works(child):
+    """Nothing of ours survives exec: no descriptor, no handler, no thread."""
+
+    def code():
+        import os
+        import sys
+
+        import userfault as uf
+
+        region = uf.map(b"lazy" * 10_000)
+        shared = uf.map(b"lazy" * 10_000, shared=True, on_error="abort")
+        assert memoryview(region)[0] == memoryview(shared)[0] == ord("l")
+        look = (
+            "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd') if int(n) > 3])"
+        )
+        os.execv(sys.executable, [sys.executable, "-c", look])
+
+    assert child(code).check().stdout.strip() == "[]"

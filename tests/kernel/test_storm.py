@@ -1,0 +1,129 @@
+"""Storms: threads x regions x deliveries x units x sources, every byte compared, the law of endings after each."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+UNITS = {"4KiB": 4 << 10, "64KiB": 64 << 10, "256KiB": 256 << 10, "huge": None}
+units = pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+
+
+def run(child, unit, seconds, timeout, **more):
+    arguments = ", ".join(f"{name}={value}" for name, value in {"unit": unit, "seconds": seconds, **more}.items())
+    child(f"from kernel.storming import storm\nstorm({arguments})", timeout=timeout).check()
+
+
+@units
+def test_storm_of_touches_prefetch_and_evict_sees_only_right_bytes(child, unit):
+    """Whatever is prefetched and evicted beside them, touching threads see the source's bytes."""
+    run(child, unit, 2.0, 60)
+
+
+@units
+def test_storm_without_evict_ends_every_fault_once(child, unit):
+    """Many threads that fault on the same few units get one answer each."""
+    run(child, unit, 0.5, 60, threads=12, length=(1 << 21) + 5, steps=False, seed=5)
+
+
+@units
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_storm_for_a_minute_sees_only_right_bytes(child, unit):
+    """The same, for long, with more threads than CPUs."""
+    run(child, unit, 60, 300, threads=16, seed=9)
+
+
+def test_storm_under_timers_sees_only_right_bytes(child):
+    """SIGALRM at 1 kHz and SIGPROF interrupt waits for pages; nothing is lost, doubled or zero."""
+
+    def code():
+        import signal
+
+        from kernel.storming import storm
+
+        rings = {signal.SIGALRM: 0, signal.SIGPROF: 0}
+
+        def ring(number, frame):
+            rings[number] += 1
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.signal(signal.SIGPROF, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
+        storm(unit=64 << 10, seconds=2.0, seed=21)
+        storm(unit=4 << 10, seconds=1.0, seed=22)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        assert min(rings.values()) > 50, rings
+
+    child(code, timeout=60).check()
+
+
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_storm_of_open_and_close_beside_touches_sees_only_right_bytes(child, delivery):
+    """Regions come and go in some threads while others touch, prefetch and populate theirs."""
+
+    def code():
+        import random
+        import sys
+        import time
+
+        from support.lazy import check_endings, in_threads, known_bytes
+
+        import userfault as uf
+
+        data = known_bytes(700_001)
+        source = uf.Bytes(data.tobytes())
+        delivery, until = sys.argv[1], time.monotonic() + 2
+
+        def come_and_go(number):
+            choose = random.Random(number)
+            while time.monotonic() < until:
+                unit = choose.choice([4 << 10, 64 << 10, 256 << 10])
+                with uf.map(source, delivery=delivery, unit=unit) as region:
+                    step = choose.randrange(4)
+                    if step == 0:
+                        region.prefetch()
+                    elif step == 1:
+                        region.populate(slice(0, 300_000))
+                    elif step == 2:
+                        at = choose.randrange(len(data))
+                        assert memoryview(region)[at] == data[at]
+                    else:
+                        region.prefetch()
+                        assert (region.numpy()[::4096] == data[::4096]).all()
+                        check_endings(region)
+
+        in_threads(*[lambda number=number: come_and_go(number) for number in range(6)])
+
+    child(code, args=[delivery], timeout=60).check()
+
+
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_one_page_touched_by_many_threads_at_once_is_read_once(child, delivery):
+    """Twenty threads at one absent unit: one fill, everybody gets the bytes."""
+
+    def code():
+        import sys
+        import threading
+
+        from support.lazy import check_endings, in_threads, known_bytes
+
+        import userfault as uf
+
+        data = known_bytes(64 << 10)
+        for _ in range(30):
+            region = uf.map(uf.Bytes(data.tobytes()), delivery=sys.argv[1])
+            view, start = region.numpy(), threading.Barrier(20)
+
+            def touch(view=view, start=start):
+                start.wait()
+                assert (view == data).all()
+
+            in_threads(*[touch] * 20)
+            found = check_endings(region)
+            assert found.demand_units == 1, found
+
+    child(code, args=[delivery], timeout=60).check()
