@@ -1,4 +1,4 @@
-"""What children that touch lazy memory have in common: known bytes, the law of endings, and looks at the process itself."""
+"""What children that touch lazy memory share: known bytes, the law of endings, looks at the process itself."""
 
 from __future__ import annotations
 
@@ -62,6 +62,27 @@ def in_threads(*works: Callable[[], object], seconds: float = 30) -> None:
         assert not thread.is_alive(), "a thread hangs"
     if failures:
         raise failures[0]
+
+
+def raised(kind: type[BaseException], call: Callable[[], object]) -> BaseException:
+    """The exception of this kind that `call` raises; it is an error if it does not."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{call} raised no {kind.__name__}")
+
+
+def killed_by(status: int) -> int | None:
+    """The signal that ended a process, from its wait status; None where it exited."""
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+
+def maps() -> list[tuple[int, int, str]]:
+    """Start, end and rights of every mapping of this process."""
+    with open("/proc/self/maps") as file:
+        rows = [line.split()[:2] for line in file]
+    return [(*(int(part, 16) for part in where.split("-")), rights) for where, rights in rows]
 
 
 def open_descriptors() -> int:
