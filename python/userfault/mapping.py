@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from userfault.errors import OptionError, RefusedError, UnsupportedError
-from userfault.region import Options, Region
+from userfault.errors import OptionError
+from userfault.region import Options, Region, open_region
 from userfault.sources import Source, source_of
 from userfault.units import parse_bytes, parse_seconds
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["load", "map", "open_region"]
-
-_Kind = TypeVar("_Kind", bound=Region)
+__all__ = ["load", "map"]
 
 
 def map(
@@ -84,29 +82,7 @@ def map(
         shared=shared,
         fallback=fallback,
     )
-    return open_region(source_of(source), options, Region)
-
-
-def open_region(source: Source, options: Options, kind: type[_Kind]) -> _Kind:
-    """Open a region, eagerly where that was allowed and lazily is not.
-
-    Args:
-        source: Where pages come from.
-        options: As `map` makes them.
-        kind: The class to make.
-
-    Returns:
-        The region.
-
-    Raises:
-        RefusedError: See `map`; likewise for the others.
-    """
-    try:
-        return kind(source, options)  # type: ignore[return-value]  # Region.__new__ makes the class it is given
-    except (RefusedError, UnsupportedError):
-        if options.fallback != "eager":
-            raise
-        return kind(source, options, eager=True)  # type: ignore[return-value]
+    return open_region(source_of(source), options)
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
@@ -136,7 +112,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
         raise OptionError(
             f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there"
         )
-    return np.ndarray(shape, dtype, buffer=region, offset=start, order="F" if fortran else "C")
+    return region.numpy(dtype, shape, start, order="F" if fortran else "C")
 
 
 # numpy's own limit for a header that was not vouched for.

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
-from userfault.errors import OptionError, PageError
+from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError
 from userfault.sources import Source
 from userfault.units import format_bytes
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Options", "Region", "Statistics", "checked"]
+__all__ = ["Options", "Region", "Statistics", "checked", "open_region"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Region(_core.NativeRegion):
         return f"<Region of {self.source!r}: {', '.join(facts)}, {self.state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self.source, self.options)
+        return open_region, (self.source, self.options)
 
     def __enter__(self) -> Region:
         return self
@@ -179,7 +179,11 @@ class Region(_core.NativeRegion):
         self.close_when_free()
 
     def numpy(
-        self, dtype: npt.DTypeLike = "u1", shape: tuple[int, ...] | int | None = None, offset: int = 0
+        self,
+        dtype: npt.DTypeLike = "u1",
+        shape: tuple[int, ...] | int | None = None,
+        offset: int = 0,
+        order: Literal["C", "F"] = "C",
     ) -> np.ndarray[Any, Any]:
         """An ndarray over this memory; nothing is read.
 
@@ -187,6 +191,7 @@ class Region(_core.NativeRegion):
             dtype: Of the elements; a dtype with Python objects in it is refused.
             shape: Its shape; None: one dimension, as many whole elements as fit.
             offset: Of the first element, in bytes.
+            order: Rows first or columns first.
 
         Returns:
             A view that keeps the region alive; writable with mode="c" only.
@@ -208,7 +213,8 @@ class Region(_core.NativeRegion):
             raise OptionError(
                 f"shape {shape} of {kind} needs {count * kind.itemsize} bytes; {self.nbytes - offset} are left at offset {offset}"
             )
-        return np.ndarray(shape, kind, buffer=self, offset=offset)
+        # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
+        return np.ndarray(shape, kind, buffer=np.frombuffer(self, "u1"), offset=offset, order=order)
 
     def prefetch(self, where: slice | Buffer | None = None) -> None:
         """Start filling pages in the background; demand faults go first.
@@ -312,14 +318,29 @@ class Region(_core.NativeRegion):
         return low - self.address, high - self.address
 
 
-def _reopen(cls: type[Region], source: Source, options: Options) -> Region:
-    from userfault.mapping import open_region
+def open_region(source: Source, options: Options) -> Region:
+    """Open a region; eagerly where that was allowed and lazily is not.
 
-    return open_region(source, options, cls)
+    Args:
+        source: Where pages come from.
+        options: As `userfault.map` makes them.
+
+    Returns:
+        The region.
+
+    Raises:
+        RefusedError: See `Region`; likewise for the others.
+    """
+    try:
+        return Region(source, options)
+    except (RefusedError, UnsupportedError):
+        if options.fallback != "eager":
+            raise
+        return Region(source, options, eager=True)
 
 
 def _refresh_handlers() -> None:
-    # Whoever installed a handler of SIGBUS or SIGINT since is asked to stand behind ours (abi.md F3, F9).
+    # Whoever installed a handler of SIGBUS or SIGINT since is asked to stand behind ours (docs/facts.md).
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 

@@ -40,7 +40,7 @@ def quiet():
     assert s.faults == s.resolved + s.coalesced + s.poisoned + s.torn_down + s.requeued, s
 """
 
-#: Code after which the exception is raised before anything of the page can leave the process (abi.md F9's matrix).
+#: Code after which the exception is raised before anything of the page can leave the process.
 TIGHT = {
     "attribute_call": "x = a[off:off+10].tobytes(); os.write(w, x)",
     "small_sum": "x = f[off//4:off//4+100].sum(); os.write(w, b'%f' % x)",

@@ -31,7 +31,7 @@ pub enum Error {
         /// The source.
         source_name: String,
         /// Offset and cause.
-        error: crate::source::SourceError,
+        error: crate::cause::SourceError,
     },
 }
 

@@ -50,7 +50,9 @@ pub fn record(failure: Failure) {
     let record = &RING[NEXT.fetch_add(1, Ordering::Relaxed) as usize % RECORDS];
     let sequence = record.sequence.load(Ordering::Relaxed);
     let odd = sequence | 1;
-    if sequence & 1 == 1 || record.sequence.compare_exchange(sequence, odd, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if sequence & 1 == 1
+        || record.sequence.compare_exchange(sequence, odd, Ordering::Acquire, Ordering::Relaxed).is_err()
+    {
         return;
     }
     // SAFETY: this thread made the sequence odd, so it alone writes.
@@ -147,9 +149,8 @@ fn latch(failure: Failure) -> bool {
         }
         return ask;
     }
-    let free = TABLE
-        .iter()
-        .find(|latch| latch.thread.compare_exchange(0, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+    let free =
+        TABLE.iter().find(|latch| latch.thread.compare_exchange(0, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
     if let Some(latch) = free {
         // SAFETY: -1 marks the latch as ours alone until the thread id is stored.
         unsafe { latch.failure.get().write_volatile(failure) };

@@ -108,7 +108,9 @@ impl Fill<'_> {
                 self.install_zero(at, bytes.next_multiple_of(page))?;
                 Ok(bytes)
             }
-            Extent::Memory(address, bytes) if whole(bytes) >= page => self.memory(at, address, whole(bytes) / page * page),
+            Extent::Memory(address, bytes) if whole(bytes) >= page => {
+                self.memory(at, address, whole(bytes) / page * page)
+            }
             Extent::Zero(bytes) | Extent::Memory(_, bytes) | Extent::Data(bytes) => {
                 let bytes = bytes.max(1).next_multiple_of(page).min(left);
                 self.data(at, bytes)?;
@@ -265,7 +267,7 @@ impl Fill<'_> {
                 }
                 Outcome::Retry => again(&mut tries, &region.counters.retries, Stop::Deferred)?,
                 Outcome::Failed(errno @ Errno(libc::EBUSY)) => {
-                    // O_DIRECT reads drop their pin a moment after they are done (performance.md 2).
+                    // O_DIRECT reads drop their pin a moment after they are done (docs/facts.md, Filling).
                     again(&mut tries, &region.counters.retries, failed(at + done, errno))?;
                 }
                 Outcome::Gone => return Err(Stop::Gone),

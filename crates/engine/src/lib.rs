@@ -6,14 +6,17 @@
 //! futex      wait and wake on a word, callable from a signal handler
 //! bits       which pages of a region show the error pattern: set from signal handlers, swept by the keeper
 //! counters   one counter for each ending of a fault, and the rest of the statistics
+//! cause      why bytes could not be had
 //! error      what can go wrong outside a fault
 //! scratch    working memory of one fill
 //! threads    engine threads and their own descriptor table
-//! source     where pages come from
 //! image      the format at rest
+//! source     where pages come from
 //! states     absent, filling, present: one byte a unit
 //! table      address -> region, without a lock
-//! policy     COPY or MOVE            readahead  sequential detection
+//! mapping    fresh address space of our own
+//! policy     COPY or MOVE
+//! readahead  sequential detection
 //! stock      staging pages, recycled
 //! region     one range we mapped
 //! failure    a page that cannot be had: record, latch, expose
@@ -22,49 +25,39 @@
 //! queue      work for the worker pool
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
-//! keeper     deadlines, re-arming    signal     delivery in the touching thread
-//! thread     delivery to readers     workers    slow reads, prefetch, populate
+//! keeper     deadlines, re-arming
+//! signal     delivery in the touching thread
+//! thread     delivery to readers
+//! workers    slow reads, prefetch, populate
 //! fork       what a forked child gets
 //! open       regions come and go
 //! ```
 
 pub mod futex;
-
 pub mod bits;
 pub mod counters;
+pub mod cause;
 pub mod error;
-
 pub mod scratch;
 pub mod threads;
-
-pub mod source;
-
 pub mod image;
-
+pub mod source;
 pub mod states;
 pub mod table;
-
+pub mod mapping;
 pub mod policy;
 pub mod readahead;
-
 pub mod stock;
-
 pub mod region;
-
 pub mod failure;
 pub mod fill;
 pub mod interrupt;
 pub mod queue;
-
 pub mod engine;
-
 pub mod serve;
-
 pub mod keeper;
 pub mod signal;
 pub mod thread;
 pub mod workers;
-
 pub mod fork;
-
 pub mod open;

@@ -6,8 +6,9 @@
 use crate::counters::{Counters, Snapshot, add};
 use crate::engine::{Abilities, Engine};
 use crate::error::Error;
+use crate::mapping;
 use crate::queue::Bulk;
-use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes, mapping};
+use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
 use crate::serve::settle;
 use crate::source::{Reading, Source, Table};
 use crate::states::State;
@@ -18,7 +19,7 @@ use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
 
 static STARTING: Mutex<()> = Mutex::new(());
@@ -107,7 +108,8 @@ pub struct Owned {
 pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Error> {
     let engine = engine()?;
     let unit = check(engine, &*source, &mut options)?;
-    let len = usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
+    let len =
+        usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
     let (base, file) = map(engine, bytes, &options)?;
     let lane = engine.next_lane();
@@ -115,7 +117,8 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         Delivery::Signal => engine.signal_handles(),
         Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
     };
-    let modes = if options.shared { RegisterModes::MISSING.union(RegisterModes::MINOR) } else { RegisterModes::MISSING };
+    let modes =
+        if options.shared { RegisterModes::MISSING.union(RegisterModes::MINOR) } else { RegisterModes::MISSING };
     // SAFETY: a fresh mapping of our own that nobody knows yet.
     let registered = engine.root.run(move || unsafe { handles.engine.register(base, bytes, modes) });
     if let Err(errno) = registered {
@@ -144,7 +147,13 @@ fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<
     }
     let unit = match options.unit {
         _ if options.huge => CHUNK,
-        0 => if source.preferred_unit() == 0 { DEFAULT_UNIT } else { source.preferred_unit() },
+        0 => {
+            if source.preferred_unit() == 0 {
+                DEFAULT_UNIT
+            } else {
+                source.preferred_unit()
+            }
+        }
         given => given,
     };
     if !unit.is_power_of_two() || unit < page || unit > 64 << 20 {
@@ -157,8 +166,11 @@ fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<
         ));
     }
     if options.shared && options.on_error == OnError::Raise {
-        return invalid("a shared region shows its pages to other processes, and an error pattern must not get there; \
-                        use on_error=\"abort\" with shared=True".into());
+        return invalid(
+            "a shared region shows its pages to other processes, and an error pattern must not get there; \
+                        use on_error=\"abort\" with shared=True"
+                .into(),
+        );
     }
     if !engine.abilities.can_poison {
         options.on_error = OnError::Abort;
@@ -187,7 +199,9 @@ impl Owned {
     /// [`Error::Closed`] when it was closed, or belongs to the parent of this process.
     pub fn get(&self) -> Result<&Pin<Region>, Error> {
         if self.is_foreign() {
-            return Err(Error::Closed("this Region belongs to the process this one was forked from; open it again here".into()));
+            return Err(Error::Closed(
+                "this Region belongs to the process this one was forked from; open it again here".into(),
+            ));
         }
         self.pin.as_ref().ok_or_else(|| Error::Closed("the Region is closed".into()))
     }
@@ -226,7 +240,10 @@ impl Owned {
         }
         let start = bytes.start.div_ceil(region.unit);
         let stop = if bytes.end >= region.len { region.states.len() } else { bytes.end / region.unit };
-        Ok(self.engine.root.run(move || (start..stop.max(start)).filter(|unit| evict_unit(&region, *unit)).count()))
+        Ok(self.engine.root.run(move || {
+            let patience = Instant::now() + SETTLING;
+            (start..stop.max(start)).filter(|unit| evict_unit(&region, *unit, patience)).count()
+        }))
     }
 
     /// Turn pages that show the error pattern back into holes, now.
@@ -289,7 +306,14 @@ fn merge(into: &Counters, from: &Snapshot) {
     add(&into.torn_down, n(from.torn_down));
 }
 
-fn evict_unit(region: &Region, unit: usize) -> bool {
+/// How long one eviction waits in all for units that are being filled: a toucher goes on a moment before its reader has
+/// settled the unit, while a slow source may hold one for long.
+const SETTLING: Duration = Duration::from_millis(100);
+
+fn evict_unit(region: &Region, unit: usize, patience: Instant) -> bool {
+    while region.states.get(unit) == State::Filling && Instant::now() < patience {
+        region.states.wait_while_filling(unit, SETTLING);
+    }
     if !region.states.claim(unit, State::Present) {
         return false;
     }
@@ -311,7 +335,8 @@ fn evict_unit(region: &Region, unit: usize) -> bool {
 /// # Errors
 /// [`Error::Page`] when the source fails, [`Error::Os`] when there is no memory.
 pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
-    let len = usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
+    let len =
+        usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
     let base = mapping::map_private(bytes, false)?;
     let mut scratch = crate::scratch::Scratch::new(DEFAULT_UNIT, source.needs());
@@ -319,7 +344,8 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
         let piece = DEFAULT_UNIT.min(len - at);
         // SAFETY: a part of the fresh mapping above.
         let out = unsafe { std::slice::from_raw_parts_mut((base + at) as *mut u8, piece) };
-        let mut how = Reading { patience: crate::source::Patience::Wait, table: Table::Application, scratch: &mut scratch };
+        let mut how =
+            Reading { patience: crate::source::Patience::Wait, table: Table::Application, scratch: &mut scratch };
         if let Err(error) = source.read_into(at as u64, out, &mut how) {
             mapping::unmap(base, bytes);
             return Err(Error::Page { source_name: source.name(), error });
@@ -335,4 +361,3 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
 pub fn abilities() -> Result<Abilities, Error> {
     engine().map(|engine| engine.abilities)
 }
-

@@ -26,7 +26,7 @@ pub struct Choice {
     pub can_move: bool,
 }
 
-/// From this size on MOVE wins even when its TLB flush has to reach another CPU (performance.md 5).
+/// From this size on MOVE wins even when its TLB flush has to reach another CPU (docs/facts.md, Filling).
 const MOVE_FROM: usize = 256 << 10;
 
 /// Choose. MOVE needs the whole unit, so a short last unit is copied.

@@ -159,7 +159,11 @@ impl Queue {
     /// A demand fault. True: every worker is busy, and another one may be started.
     pub fn push_fault(&self, job: FaultJob) -> bool {
         let mut lists = self.lists();
-        if job.after.is_some() { lists.deferred.push(job) } else { lists.demand.push_back(job) }
+        if job.after.is_some() {
+            lists.deferred.push(job)
+        } else {
+            lists.demand.push_back(job)
+        }
         let waiting = lists.demand.len();
         drop(lists);
         self.bell.ring();
@@ -181,10 +185,8 @@ impl Queue {
     /// under way.
     pub fn push_ahead(&self, address: usize, units: usize) {
         let word = address as u64 | units.min(uffd::page_size() - 1) as u64;
-        let free = self
-            .ahead
-            .iter()
-            .find(|slot| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+        let free =
+            self.ahead.iter().find(|slot| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         if free.is_some() {
             self.bell.ring();
         }

@@ -1,7 +1,7 @@
 //! Delivery in the touching thread: the SIGBUS handler, and what it shares with thread delivery: a failed page ends in a
 //! SIGBUS there too.
 //!
-//! Rules, each seen to matter (abi.md F3): all signals blocked inside; errno kept; no allocation, no lock that the
+//! Rules, each seen to matter (docs/facts.md, SIGBUS handlers): all signals blocked inside; errno kept; no allocation, no lock that the
 //! interrupted thread may hold, no thread-local; foreign *fault* addresses are passed on; a SIGBUS that somebody *sent*
 //! (si_code <= 0) while regions live is a chained handler's raise() and is ignored, unless we did the chaining.
 //!
@@ -11,7 +11,7 @@ use crate::counters::{Ending, add};
 use crate::engine::Engine;
 use crate::failure::{self, Failure, expose, is_latched};
 use crate::fill::{Stop, Who, fill_unit};
-use crate::region::mapping::is_resident;
+use crate::mapping::is_resident;
 use crate::region::{Delivery, Region};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;

@@ -68,9 +68,7 @@ impl UnitStates {
 
     /// Become the owner, if the unit is in state `from`.
     pub fn claim(&self, unit: usize, from: State) -> bool {
-        self.units[unit]
-            .compare_exchange(from as u8, State::Filling as u8, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
+        self.units[unit].compare_exchange(from as u8, State::Filling as u8, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     /// Give up ownership: the unit is now `to`; waiters look again.
@@ -128,10 +126,12 @@ mod tests {
         let states = UnitStates::new(2);
         assert!(states.claim(1, State::Absent));
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| loop {
-                let state = states.wait_while_filling(1, Duration::from_secs(5));
-                if state != State::Filling {
-                    return state;
+            let waiter = scope.spawn(|| {
+                loop {
+                    let state = states.wait_while_filling(1, Duration::from_secs(5));
+                    if state != State::Filling {
+                        return state;
+                    }
                 }
             });
             std::thread::sleep(Duration::from_millis(20));

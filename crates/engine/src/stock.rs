@@ -36,7 +36,7 @@ impl Stock {
     /// [`Error::Os`] when the reservation or the registration is refused.
     pub fn new(unit: usize, huge: bool, handle: Handle) -> Result<Self, Error> {
         let slots = (STOCK_BYTES / unit).clamp(2, STOCK_SLOTS);
-        let base = crate::region::mapping::map_private(slots * unit, huge)?;
+        let base = crate::mapping::map_private(slots * unit, huge)?;
         // SAFETY: the range is a fresh mapping of our own that nobody touches unless its slot is populated.
         unsafe { handle.register(base, slots * unit, RegisterModes::MISSING) }
             .map_err(|errno| Error::Os { what: "registering staging pages".into(), errno })?;
@@ -87,7 +87,7 @@ impl Stock {
         self.holes.fetch_or(1 << slot.0, Ordering::Release);
     }
 
-    /// A hole filled with fresh pages: for huge units, where even that beats copying (performance.md 3). The slot leaves
+    /// A hole filled with fresh pages: for huge units, where even that beats copying (docs/facts.md, Filling). The slot leaves
     /// the descriptor while its pages are made, or the making would be a fault of ours. `handle` is the stock's descriptor
     /// as the calling thread numbers it.
     #[must_use]

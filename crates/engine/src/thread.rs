@@ -1,5 +1,5 @@
 //! Delivery to threads: one reader for each lane, blocked in read(2), moving itself to the CPU of the thread that
-//! faults (waking a handler on another CPU costs ten times as much: performance.md 2).
+//! faults (waking a handler on another CPU costs ten times as much: docs/facts.md, Delivery).
 //!
 //! Fast sources are served here; what has to wait goes to the worker pool, so a reader is always about to read.
 //!
@@ -11,7 +11,7 @@ use crate::engine::{Engine, Lane};
 use crate::failure::is_latched;
 use crate::fill::Stop;
 use crate::interrupt;
-use crate::region::mapping::is_resident;
+use crate::mapping::is_resident;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};

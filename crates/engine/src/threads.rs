@@ -148,7 +148,9 @@ fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) {
     let old = block_all_signals();
     let spawned = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
-            abort_with(format_args!("userfault: engine thread {name} panicked: a bug of ours; the process must stop\n"));
+            abort_with(format_args!(
+                "userfault: engine thread {name} panicked: a bug of ours; the process must stop\n"
+            ));
         }
     });
     set_signal_mask(&old);

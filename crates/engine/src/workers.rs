@@ -123,7 +123,8 @@ fn has_hole(region: &Region, unit: usize) -> bool {
         let count = (pages - first).min(answers.len());
         let address = region.base + range.start + first * uffd::page_size();
         // SAFETY: `count` pages of our own mapping, `count` bytes of answers.
-        let asked = unsafe { libc::mincore(address as *mut libc::c_void, count * uffd::page_size(), answers.as_mut_ptr()) };
+        let asked =
+            unsafe { libc::mincore(address as *mut libc::c_void, count * uffd::page_size(), answers.as_mut_ptr()) };
         asked != 0 || answers[..count].iter().any(|answer| answer & 1 == 0)
     })
 }

@@ -1,4 +1,4 @@
-//! A failed page becomes an exception in the thread that touched it (law 4; recipe: abi.md F9).
+//! A failed page becomes an exception in the thread that touched it (law 4; recipe: docs/facts.md, A failed page as an exception).
 //!
 //! `raise` runs inside the SIGBUS handler. A thread that holds the GIL raises in itself, there and then: it is in the
 //! middle of a load or store and so inside no lock of the interpreter. Another thread asks the helper thread, which takes
@@ -35,8 +35,7 @@ struct Request {
     thread: AtomicU64,
 }
 
-static REQUESTS: [Request; 64] =
-    [const { Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0) } }; 64];
+static REQUESTS: [Request; 64] = [const { Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0) } }; 64];
 static BELL: Bell = Bell::new();
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
@@ -100,9 +99,8 @@ fn raise(ask: bool) {
 }
 
 fn ask_helper(thread: u64) {
-    let free = |request: &&Request| {
-        request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    };
+    let free =
+        |request: &&Request| request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     let Some(request) = REQUESTS.iter().find(free) else { return };
     request.thread.store(thread, Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);

@@ -7,8 +7,9 @@ use crate::errors::{engine_error, option_error, page_error};
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
 use engine::error::Error;
+use engine::mapping;
 use engine::open::{Owned, load_eagerly, open};
-use engine::region::{Delivery, Mode, OnError, Options, mapping};
+use engine::region::{Delivery, Mode, OnError, Options};
 use engine::source::bytes::copy_by_kernel;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::PyBufferError;
@@ -194,7 +195,8 @@ impl NativeRegion {
 
     /// One byte a unit: 0 absent, 1 filling, 2 present.
     fn unit_states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let states = self.with_lazy(py, |owned| owned.get().map(|region| region.states.snapshot(0..region.states.len())))?;
+        let states =
+            self.with_lazy(py, |owned| owned.get().map(|region| region.states.snapshot(0..region.states.len())))?;
         Ok(PyBytes::new(py, &states.unwrap_or_else(|| vec![2; self.len.div_ceil(self.unit)])))
     }
 
@@ -232,7 +234,8 @@ impl NativeRegion {
         if state != "open" {
             return Err(PyBufferError::new_err(format!("this Region is {state}: it gives no new views")));
         }
-        let (address, len, readonly) = (this.address as *mut std::ffi::c_void, this.len as isize, i32::from(!this.writable));
+        let (address, len, readonly) =
+            (this.address as *mut std::ffi::c_void, this.len as isize, i32::from(!this.writable));
         // SAFETY: the view is the interpreter's; the memory stays mapped while exports are counted.
         if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), address, len, readonly, flags) } != 0 {
             return Err(PyErr::fetch(slf.py()));
@@ -279,7 +282,11 @@ impl NativeRegion {
     }
 
     /// Do something with the lazy region; `None` for an eager one, which has nothing to do.
-    fn with_lazy<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&Owned) -> Result<T, Error> + Send) -> PyResult<Option<T>> {
+    fn with_lazy<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Owned) -> Result<T, Error> + Send,
+    ) -> PyResult<Option<T>> {
         py.detach(|| match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
             Memory::Lazy(owned) => work(owned).map(Some),
             Memory::Eager(..) => Ok(None),
@@ -302,7 +309,8 @@ impl NativeRegion {
         let epoch = region.epoch.load(Ordering::SeqCst);
         let page = uffd::page_size();
         let pages: Range<usize> = offset / page..(offset + out.len()).div_ceil(page);
-        let shown = |pages: Range<usize>| !region.exposed.is_empty() && pages.clone().any(|at| region.exposed.contains(at));
+        let shown =
+            |pages: Range<usize>| !region.exposed.is_empty() && pages.clone().any(|at| region.exposed.contains(at));
         if shown(pages.clone()) || copy_by_kernel(from, out).is_err() {
             return Ok(false);
         }

@@ -1,13 +1,13 @@
 //! Native sources as Python names them: opaque handles that `userfault.sources` wraps in picklable objects.
 
 use crate::errors::{engine_error, option_error};
+use engine::source::Source;
 use engine::source::bytes::Bytes;
 use engine::source::fd::FileHandle;
 use engine::source::file::File;
 use engine::source::image::ImageSource;
 use engine::source::layers::{Chaos, Checksum, Deadline, Retry};
 use engine::source::zero::Zero;
-use engine::source::Source;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -41,7 +41,10 @@ impl NativeSource {
         }
         let (address, len) = (buffer.buf_ptr() as usize, buffer.len_bytes());
         if overlaps_a_region(address, len) {
-            return Err(option_error(py, "these bytes are lazy memory of a Region: filling pages from them would fault on itself"));
+            return Err(option_error(
+                py,
+                "these bytes are lazy memory of a Region: filling pages from them would fault on itself",
+            ));
         }
         // SAFETY: the export keeps the bytes where they are until the buffer is dropped, and they are not lazy memory.
         Ok(Self::of(unsafe { Bytes::new(address, len, Box::new(buffer)) }))

@@ -3,12 +3,12 @@
 //! *Locks*: `poisoned`, `waits`: engine threads only, held for a few system calls, never while a source is read.
 //! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
 
-pub mod mapping;
 pub mod waits;
 
 use crate::bits::PageBits;
 use crate::counters::Counters;
 use crate::futex::ATTENTION;
+use crate::mapping;
 use crate::scratch::ScratchPool;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;

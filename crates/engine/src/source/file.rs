@@ -31,9 +31,9 @@ impl File {
             what: format!("asking for the size of {label}"),
             errno: uffd::Errno(error.raw_os_error().unwrap_or(libc::EIO)),
         })?;
-        let rest = size.checked_sub(start).ok_or_else(|| {
-            Error::Invalid(format!("{label} has {size} bytes; offset {start} lies behind its end"))
-        })?;
+        let rest = size
+            .checked_sub(start)
+            .ok_or_else(|| Error::Invalid(format!("{label} has {size} bytes; offset {start} lies behind its end")))?;
         let len = len.unwrap_or(rest);
         if len > rest {
             return Err(Error::Invalid(format!(

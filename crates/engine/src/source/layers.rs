@@ -231,7 +231,8 @@ impl Chaos {
 
     fn fails(&self, read: &Range<u64>) -> Option<u64> {
         let hit = self.fail.iter().find(|bad| bad.start < read.end && read.start < bad.end)?;
-        let left = self.failures_left.as_ref().map_or(1, |left| left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed));
+        let left =
+            self.failures_left.as_ref().map_or(1, |left| left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed));
         (left > 0).then(|| hit.start.max(read.start))
     }
 }

@@ -5,14 +5,13 @@
 //! *Blocks on*: only sources whose [`Latency`] is `MayBlock` wait for anything slower than the page cache.
 
 pub mod bytes;
-pub mod error;
 pub mod fd;
 pub mod file;
 pub mod image;
 pub mod layers;
 pub mod zero;
 
-pub use error::{Cause, SourceError};
+pub use crate::cause::{Cause, SourceError};
 
 /// Whether reading may wait for something slower than memory.
 ///

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 pub fn map_private(bytes: usize, huge: bool) -> Result<usize, Error> {
     let base = map_aligned(bytes, None)?;
     advise(base, bytes, libc::MADV_DONTFORK)?;
-    // Below 2 MiB units a huge page would be split at every turn, and khugepaged would build more (abi.md F10). Kernels
+    // Below 2 MiB units a huge page would be split at every turn, and khugepaged would build more (docs/facts.md, Filling). Kernels
     // without huge pages refuse both advices; there is nothing to prevent then.
     let _ = advise(base, bytes, if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
     Ok(base)
@@ -40,7 +40,9 @@ pub fn map_shared(bytes: usize) -> Result<(usize, OwnedFd), Error> {
 }
 
 fn map_aligned(bytes: usize, file: Option<RawFd>) -> Result<usize, Error> {
-    let room = bytes.checked_add(CHUNK).ok_or_else(|| Error::Invalid(format!("{bytes} bytes do not fit the address space")))?;
+    let room = bytes
+        .checked_add(CHUNK)
+        .ok_or_else(|| Error::Invalid(format!("{bytes} bytes do not fit the address space")))?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh reservation where the kernel likes.
     let raw = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };

@@ -31,7 +31,13 @@ impl Cause {
         match self {
             Cause::Os(errno) => matches!(
                 errno,
-                libc::EIO | libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT | libc::ECONNRESET | libc::ENETUNREACH | libc::ESTALE
+                libc::EIO
+                    | libc::EAGAIN
+                    | libc::EINTR
+                    | libc::ETIMEDOUT
+                    | libc::ECONNRESET
+                    | libc::ENETUNREACH
+                    | libc::ESTALE
             ),
             Cause::Timeout | Cause::Injected => true,
             _ => false,
