@@ -70,6 +70,12 @@ def test_completion_script_is_printed(shell):
     assert json.loads(userfault("completion", shell, "--json").stdout)["script"] in script
 
 
+def test_environment_gives_options():
+    """What the help promises: each option has a name in the environment."""
+    result = userfault("completion", "zsh", env={"USERFAULT_COMPLETION_JSON": "1"})
+    assert json.loads(result.stdout)["schema"] == 1
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
 def test_completion_offers_verbs():
     """Pressing Tab after `userfault in` offers `inspect`."""

@@ -88,7 +88,7 @@ def _remember(key: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
 
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, expose_value=False, callback=_remember("json"), help="Print data as JSON."
+    "--json", is_flag=True, expose_value=False, callback=_remember("json"), help="Print data as JSON."
 )
 verbose_option = click.option(
     "-v",
