@@ -120,9 +120,7 @@ def draw(watch: Watch, result: dict[str, Any], picture: str) -> str | None:
     """Save the picture, or say nothing where matplotlib is missing."""
     moments = {"answer": result["answer_seconds"]}
     try:
-        return str(
-            save_picture(watch.arrivals(), picture, title="when each page of the image arrived", moments=moments)
-        )
+        return str(save_picture(watch.arrivals(), picture, title="when each page of the image arrived", moments=moments))
     except ImportError:
         return None
 
