@@ -275,22 +275,22 @@ class NativeRegion:
     def state(self) -> str:
         """One of "open", "closing", "closed", and "foreign" in a forked child."""
 
-    def prefetch(self, start: int, stop: int) -> None:
+    def fill_ahead(self, start: int, stop: int) -> None:
         """Start filling in the background."""
 
-    def populate(self, start: int, stop: int) -> None:
+    def fill_now(self, start: int, stop: int) -> None:
         """Fill and wait."""
 
-    def evict(self, start: int, stop: int) -> int:
+    def drop_units(self, start: int, stop: int) -> int:
         """Give whole units back; returns how many."""
 
     def rearm(self) -> None:
         """Turn pages that show the error pattern back into holes, now."""
 
-    def read(self, offset: int, length: int) -> bytes:
+    def copy_bytes(self, offset: int, length: int) -> bytes:
         """Return a copy, made by the kernel."""
 
-    def statistics(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Return the counters."""
 
     def unit_states(self) -> bytes:

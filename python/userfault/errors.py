@@ -2,7 +2,7 @@
 
     UserfaultError
     ├─ PageError(…, OSError)             a page could not be had: .source .offset .cause
-    ├─ RefusedError(…, PermissionError)  userfaultfd is not permitted here: .hint
+    ├─ RefusedError(…, PermissionError)  userfaultfd is not permitted here: .command .hint
     ├─ UnsupportedError(…, OSError)      this kernel lacks something
     ├─ OptionError(…, ValueError)        parameters that make no sense, or not together
     ├─ RegionClosedError(…, ValueError)  the region is closed, or belongs to the parent process
@@ -83,10 +83,17 @@ class RefusedError(UserfaultError, PermissionError):
     """This process may not have a userfaultfd.
 
     Attributes:
+        command: The one command that would change it, where one is known.
         hint: What to do about it.
     """
 
-    hint = "run `userfault doctor`: it names the one command that changes this; or pass fallback='eager'"
+    command: str | None = None
+
+    @property
+    def hint(self) -> str:
+        """What to do about it, in a sentence."""
+        first = f"{self.command}; " if self.command else ""
+        return f"{first}`userfault doctor` says what works here and why not; fallback='eager' loads everything instead"
 
     def __str__(self) -> str:
         return f"{super().__str__()}\nhint: {self.hint}"

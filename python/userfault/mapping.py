@@ -12,9 +12,8 @@ from userfault.sources import Source, source_of
 from userfault.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-
     import numpy as np
+    from typing_extensions import Buffer
 
 __all__ = ["load", "map"]
 

@@ -13,10 +13,9 @@ from userfault.sources import Source
 from userfault.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Buffer
 
 __all__ = ["Options", "Region", "Statistics", "checked", "open_region"]
 
@@ -203,7 +202,9 @@ class Region(_core.NativeRegion):
 
         kind = np.dtype(dtype)
         if kind.hasobject:
-            raise OptionError(f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file")
+            raise OptionError(
+                f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file"
+            )
         if not 0 <= offset <= self.nbytes:
             raise OptionError(f"offset {offset} lies outside the region's {self.nbytes} bytes")
         if shape is None:
@@ -214,7 +215,7 @@ class Region(_core.NativeRegion):
                 f"shape {shape} of {kind} needs {count * kind.itemsize} bytes; {self.nbytes - offset} are left at offset {offset}"
             )
         # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
-        return np.ndarray(shape, kind, buffer=np.frombuffer(self, "u1"), offset=offset, order=order)
+        return np.ndarray(shape, kind, buffer=np.frombuffer(memoryview(self), "u1"), offset=offset, order=order)
 
     def prefetch(self, where: slice | Buffer | None = None) -> None:
         """Start filling pages in the background; demand faults go first.
@@ -224,7 +225,7 @@ class Region(_core.NativeRegion):
 
         Blocks: no. A page that cannot be had is no error here: its touch will raise.
         """
-        super().prefetch(*self._range(where))
+        self.fill_ahead(*self._range(where))
 
     def populate(self, where: slice | Buffer | None = None) -> None:
         """Fill pages and wait for them.
@@ -238,7 +239,7 @@ class Region(_core.NativeRegion):
         Blocks: until the pages are there; Ctrl-C works. GIL: released.
         """
         _refresh_handlers()
-        super().populate(*self._range(where))
+        self.fill_now(*self._range(where))
 
     def evict(self, where: slice | Buffer | None = None) -> int:
         """Give back the memory of the whole units inside `where`; they come back when touched.
@@ -252,7 +253,7 @@ class Region(_core.NativeRegion):
         Raises:
             OptionError: The region is of mode "c": a page that may have been modified is never dropped.
         """
-        return super().evict(*self._range(where))
+        return self.drop_units(*self._range(where))
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """A copy of some bytes; a page that cannot be had raises before any byte is seen.
@@ -275,15 +276,15 @@ class Region(_core.NativeRegion):
         length = self.nbytes - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > self.nbytes:
             raise OptionError(f"{length} bytes at offset {offset} do not lie in the region's {self.nbytes} bytes")
-        return super().read(offset, length)
+        return self.copy_bytes(offset, length)
 
-    def statistics(self) -> Statistics:  # type: ignore[override]  # the native half gives the plain numbers
+    def statistics(self) -> Statistics:
         """What happened so far.
 
         Returns:
             A snapshot; each number is exact, sums only while nothing moves.
         """
-        return Statistics(**super().statistics())
+        return Statistics(**self.counters())
 
     def fileno(self) -> int:
         """The memory file of a region made with shared=True: other processes may map it.
@@ -344,7 +345,7 @@ def _refresh_handlers() -> None:
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
-class checked:  # noqa: N801 - reads as a statement
+class checked:
     """A block that no failed page leaves unnoticed.
 
     An error in a page surfaces at the end of the call that touched it, which may be after the statement you expect, or be

@@ -15,7 +15,7 @@ from userfault.errors import OptionError
 from userfault.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 __all__ = ["Bytes", "Checksum", "Deadline", "File", "Image", "Retry", "Source", "Zero", "source_of"]
 
@@ -37,7 +37,9 @@ class Source:
             OSError: A file cannot be opened.
             OptionError: The parameters do not fit what was found.
         """
-        raise TypeError(f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them")
+        raise TypeError(
+            f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them"
+        )
 
 
 @dataclass(frozen=True)

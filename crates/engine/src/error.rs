@@ -7,7 +7,7 @@ use uffd::Errno;
 pub enum Error {
     /// No userfaultfd for this process.
     #[error("userfaultfd is not permitted here: {0}")]
-    Refused(String),
+    Refused(uffd::OpenError),
     /// The kernel lacks something the call needs.
     #[error("this kernel cannot do that: {0}")]
     Unsupported(String),

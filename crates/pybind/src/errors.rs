@@ -19,7 +19,7 @@ pub fn os_error(errno: Errno, what: &str) -> PyErr {
 pub fn range_error(py: Python<'_>, what: &str, start: usize, length: usize, errno: Errno) -> PyErr {
     let error = os_error(errno, &format!("{what} of {length} bytes at {start:#x}"));
     let page = uffd::page_size();
-    if errno == Errno(libc::EINVAL) && (start % page != 0 || length % page != 0 || length == 0) {
+    if errno == Errno(libc::EINVAL) && (!start.is_multiple_of(page) || !length.is_multiple_of(page) || length == 0) {
         let hint = format!("start and length must be whole pages of {page} bytes, as memory of mmap.mmap is");
         return with_hint(py, error, &hint);
     }
@@ -65,7 +65,11 @@ fn raised(py: Python<'_>, name: &str, arguments: impl for<'py> pyo3::call::PyCal
 /// Each variant has exactly one class.
 pub fn engine_error(py: Python<'_>, error: Error) -> PyErr {
     match error {
-        Error::Refused(_) => raised(py, "RefusedError", (libc::EPERM, error.to_string())),
+        Error::Refused(ref refusal) => {
+            let raised = raised(py, "RefusedError", (libc::EPERM, error.to_string()));
+            let hint = refusal.hint().map_or(Ok(()), |hint| raised.value(py).setattr("command", hint));
+            hint.map_or_else(|problem| problem, |()| raised)
+        }
         Error::Unsupported(_) => raised(py, "UnsupportedError", (libc::ENOSYS, error.to_string())),
         Error::Invalid(text) => option_error(py, &text),
         Error::Os { what, errno } => os_error(errno, &what),

@@ -142,12 +142,12 @@ impl NativeRegion {
         })
     }
 
-    fn prefetch(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
+    fn fill_ahead(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
         self.with_lazy(py, move |owned| owned.fill(start..stop, false).map(|_| ())).map(|_| ())
     }
 
     /// Waits; Ctrl-C is seen every 50 ms.
-    fn populate(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
+    fn fill_now(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
         let Some(bulk) = self.with_lazy(py, move |owned| owned.fill(start..stop, true))? else { return Ok(()) };
         loop {
             match py.detach(|| bulk.wait(Duration::from_millis(50))) {
@@ -158,7 +158,7 @@ impl NativeRegion {
         }
     }
 
-    fn evict(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<usize> {
+    fn drop_units(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<usize> {
         Ok(self.with_lazy(py, move |owned| owned.evict(start..stop))?.unwrap_or(0))
     }
 
@@ -168,9 +168,9 @@ impl NativeRegion {
     }
 
     /// A copy, made by the kernel: a page that cannot be had is PageError before any byte is seen.
-    fn read<'py>(&self, py: Python<'py>, offset: usize, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn copy_bytes<'py>(&self, py: Python<'py>, offset: usize, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         for _ in 0..READ_TRIES {
-            self.populate(py, offset, offset + length)?;
+            self.fill_now(py, offset, offset + length)?;
             let mut whole = false;
             let bytes = PyBytes::new_with(py, length, |out| {
                 whole = py.detach(|| self.copy_out(offset, out)).map_err(|error| engine_error(py, error))?;
@@ -184,7 +184,7 @@ impl NativeRegion {
         Err(page_error(py, &self.source.0.name(), &error))
     }
 
-    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let taken = py.detach(|| self.take_statistics()).map_err(|error| engine_error(py, error))?;
         let answer = PyDict::new(py);
         for (name, value) in taken {

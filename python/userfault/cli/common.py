@@ -87,9 +87,7 @@ def _remember(key: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     return callback
 
 
-json_option = click.option(
-    "--json", is_flag=True, expose_value=False, callback=_remember("json"), help="Print data as JSON."
-)
+json_option = click.option("--json", is_flag=True, expose_value=False, callback=_remember("json"), help="Print data as JSON.")
 verbose_option = click.option(
     "-v",
     "--verbose",

@@ -60,9 +60,7 @@ def _access(found: Capabilities) -> Iterator[Check]:
     change = "sudo sysctl vm.unprivileged_userfaultfd=1" if found.unprivileged_sysctl == 0 else None
     yield _tried("userfaultfd(2), all faults", found.syscall, change, details)
     yield _tried("userfaultfd(2), user mode only", found.user_mode, found.hint)
-    yield Check(
-        "CAP_SYS_PTRACE", found.sys_ptrace, "" if found.sys_ptrace else "not effective", _as_root(found.sys_ptrace)
-    )
+    yield Check("CAP_SYS_PTRACE", found.sys_ptrace, "" if found.sys_ptrace else "not effective", _as_root(found.sys_ptrace))
     yield _tried("following forks (EVENT_FORK)", found.event_fork, _as_root(bool(found.event_fork)))
     yield Check("seccomp", found.seccomp == 0, SECCOMP_MODES.get(found.seccomp or 0, "unknown"), _unconfined(found))
 
@@ -93,9 +91,7 @@ def _machine(found: Capabilities) -> Iterator[Check]:
     yield _limit("locked memory", found.memlock_bytes, lambda n: f"{n // 1024} KiB", "ulimit -l unlimited", 1 << 20)
     yield _limit("open files", found.open_files, str, f"ulimit -n {found.open_files.hard or 'unlimited'}", FEW_FILES)
     maps = found.max_map_count or 0
-    yield Check(
-        "mappings per process", maps >= 65530, f"vm.max_map_count is {maps}", "sudo sysctl vm.max_map_count=1048576"
-    )
+    yield Check("mappings per process", maps >= 65530, f"vm.max_map_count is {maps}", "sudo sysctl vm.max_map_count=1048576")
 
 
 def _threads(_found: Capabilities) -> Iterator[Check]:
@@ -134,9 +130,7 @@ def _limit(thing: str, limit: Limit, show: Callable[[int], str], change: str, le
     """A line for a limit; low ones come with a change."""
     soft, hard = ("no limit" if value is None else show(value) for value in (limit.soft, limit.hard))
     enough = limit.soft is None or limit.soft >= least
-    return Check(
-        thing, enough, f"{soft} (may be raised to {hard})" if soft != hard else soft, None if enough else change
-    )
+    return Check(thing, enough, f"{soft} (may be raised to {hard})" if soft != hard else soft, None if enough else change)
 
 
 def _device_change(found: Capabilities) -> str:
@@ -161,9 +155,7 @@ def _unconfined(found: Capabilities) -> str | None:
 
 
 def _size(count: int) -> str:
-    return (
-        f"{count >> 30} GiB" if count >= 1 << 30 else f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
-    )
+    return f"{count >> 30} GiB" if count >= 1 << 30 else f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
 def _print_json(found: Capabilities, checks: list[Check]) -> None:

@@ -67,9 +67,7 @@ def _pack(file: str, output: str, frame: int, level: int, threads: int | None, f
 
 def _stdout() -> _Stdout:
     if sys.stdout.isatty():
-        raise Failure(
-            "an image is not for a terminal", hint="name a file with -o, or send it to a pipe", status=Exit.USAGE
-        )
+        raise Failure("an image is not for a terminal", hint="name a file with -o, or send it to a pipe", status=Exit.USAGE)
     return _Stdout()
 
 

@@ -35,7 +35,7 @@ pub fn entry(compressed_bytes: u32, decoded_bytes: u32, checksum: u32) -> [u8; E
 #[must_use]
 pub fn finish(entries: &[u8]) -> Vec<u8> {
     let frames = entries.len() / ENTRY_BYTES + 1;
-    assert!(entries.len() % ENTRY_BYTES == 0, "{} bytes are no whole entries", entries.len());
+    assert!(entries.len().is_multiple_of(ENTRY_BYTES), "{} bytes are no whole entries", entries.len());
     assert!(frames <= super::MAX_FRAMES as usize, "{frames} frames are more than the format allows");
     let entries = [entries, &entry(GUARD_BYTES, 0, xxh64(&[], 0) as u32)].concat();
     let mut bytes = Vec::with_capacity(entries.len() + 64);

@@ -303,11 +303,11 @@ mod tests {
 
     #[test]
     fn retry_outlives_transient_failures_and_no_others() {
-        let flaky = Arc::new(Chaos::new(zeros(4096), vec![0..10], Duration::ZERO, Some(2)));
+        let flaky = Arc::new(Chaos::new(zeros(4096), vec![Range { start: 0, end: 10 }], Duration::ZERO, Some(2)));
         let mut out = [1; 16];
         read_plainly(&Retry::new(flaky, 3, Duration::ZERO), 0, &mut out).unwrap();
         assert_eq!(out, [0; 16]);
-        let broken = Arc::new(Chaos::new(zeros(4096), vec![0..10], Duration::ZERO, None));
+        let broken = Arc::new(Chaos::new(zeros(4096), vec![Range { start: 0, end: 10 }], Duration::ZERO, None));
         let error = read_plainly(&Retry::new(broken, 3, Duration::ZERO), 4, &mut out).unwrap_err();
         assert_eq!(error, SourceError::new(4, Cause::Injected));
     }
