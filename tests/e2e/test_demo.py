@@ -56,6 +56,17 @@ def test_demo_prints_table_and_saves_picture(tmp_path):
 
 
 @needs_map
+@pytest.mark.kernel
+def test_demo_picture_not_writable_still_answers(tmp_path):
+    """The picture is the least of it: without it the table is there, and a line says why."""
+    command = [sys.executable, "-m", "userfault", "demo", "--size", "4MiB", "--folder", str(tmp_path / "cache")]
+    result = run_command([*command, "--picture", str(tmp_path / "nowhere" / "picture.png")], timeout=55)
+    assert result.returncode == 0, result.talk()
+    assert "userfault on the image" in result.stdout
+    assert "no picture: " in result.stderr
+
+
+@needs_map
 def test_demo_folder_not_writable_is_one_line(tmp_path):
     """A user's mistake gives a line, not a traceback."""
     (tmp_path / "file").write_text("")

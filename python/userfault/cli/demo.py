@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from userfault.cli.common import SIZE, Failure, console, emit_json, say, verb, wants_json
+from userfault.cli.common import SIZE, Exit, console, emit_json, say, verb, wants_json
 from userfault.cli.progress import progress_bar
 from userfault.units import format_bytes, format_seconds
 
@@ -57,11 +57,12 @@ def command(size: int, folder: Path | None, picture: Path, fresh: bool) -> None:
     runs = {way: [contender(way, files) for _ in range(ROUNDS)] for way in TITLES}
     rows = {way: median_of(results) for way, results in runs.items()}
     check_agreement(rows)
-    drawn = contender("lazy", files, picture).get("picture")
+    drawn = contender("lazy", files, picture)
     if wants_json():
-        emit_json(as_data(files, rows, drawn))
+        emit_json(as_data(files, rows, drawn["picture"]))
     else:
-        show(files, rows, drawn)
+        show(files, rows)
+    say(f"no picture: {drawn['why']}" if drawn["why"] else f"picture: {drawn['picture']}")
 
 
 def prepare(folder: Path, size: int, fresh: bool) -> Files:
@@ -90,8 +91,8 @@ def contender(way: str, files: Files, picture: Path | None = None) -> dict[str, 
     command += [str(picture)] if picture else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise Failure(f"{TITLES[way]}: {last[0]}", hint="userfault doctor")
+        click.echo(done.stderr or f"error: {TITLES[way]}: ended with {done.returncode}", err=True, nl=not done.stderr)
+        raise SystemExit(done.returncode if done.returncode > 0 else Exit.FAILED)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -122,7 +123,7 @@ def as_data(files: Files, rows: dict[str, dict[str, Any]], drawn: str | None) ->
     }
 
 
-def show(files: Files, rows: dict[str, dict[str, Any]], drawn: str | None) -> None:
+def show(files: Files, rows: dict[str, dict[str, Any]]) -> None:
     """The result for people."""
     answer = rows["lazy"]["answer"]
     archive, image = files.tar.stat().st_size, files.image.stat().st_size
@@ -134,10 +135,6 @@ def show(files: Files, rows: dict[str, dict[str, Any]], drawn: str | None) -> No
     out.print(table_of(rows))
     for note in notes_of(rows, archive):
         out.print(f"- {note}", soft_wrap=True)
-    if drawn:
-        out.print(f"picture: {drawn}", soft_wrap=True)
-    else:
-        say("no picture: matplotlib is missing\n\nhint: pip install 'userfault[plot]'")
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import userfault as uf
+from userfault.cli.common import guarded
 from userfault.cli.demo_archive import in_the_middle, read_contents
 from userfault.report.heatmap import Watch, save_picture
 
@@ -85,7 +86,7 @@ def run(way: str, path: str, picture: str | None = None) -> dict[str, Any]:
         result.update({f"scan_{name}": value for name, value in counted().items()}, scan_rss_bytes=peak_rss())
         if watch and picture:
             watch.look()
-            result["picture"] = draw(watch, result, picture)
+            result.update(draw(watch, result, picture))
         view.release()
     return result
 
@@ -116,13 +117,16 @@ def watched(view: memoryview, stack: ExitStack) -> Watch:
     return stack.enter_context(Watch(address, len(view), every_seconds=0.001))
 
 
-def draw(watch: Watch, result: dict[str, Any], picture: str) -> str | None:
-    """Save the picture, or say nothing where matplotlib is missing."""
+def draw(watch: Watch, result: dict[str, Any], picture: str) -> dict[str, str | None]:
+    """Save the picture, or say why not."""
     moments = {"answer": result["answer_seconds"]}
     try:
-        return str(save_picture(watch.arrivals(), picture, title="when each page of the image arrived", moments=moments))
+        save_picture(watch.arrivals(), picture, title="when each page of the image arrived", moments=moments)
     except ImportError:
-        return None
+        return {"picture": None, "why": "matplotlib is missing\n\nhint: pip install 'userfault[plot]'"}
+    except OSError as error:
+        return {"picture": None, "why": f"{picture}: {error.strerror}\n\nhint: --picture says where to save it"}
+    return {"picture": picture, "why": None}
 
 
 def peak_rss() -> int:
@@ -132,4 +136,4 @@ def peak_rss() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(*sys.argv[1:])))
+    guarded(lambda: print(json.dumps(run(*sys.argv[1:]))))
