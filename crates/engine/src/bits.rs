@@ -68,7 +68,8 @@ impl PageBits {
         there
     }
 
-    /// Call `visit` for each page in the set; pages for which it answers true are taken out.
+    /// Take each page out of the set and call `visit` for it; pages for which it answers false go back in. Out first: a
+    /// page that comes back while it is visited stays in.
     pub fn sweep(&self, mut visit: impl FnMut(usize) -> bool) {
         for (index, word) in self.summary.iter().enumerate() {
             let groups = word.swap(0, Ordering::AcqRel);
@@ -87,9 +88,8 @@ impl PageBits {
         for leaf in group * 64..(group + 1) * 64 {
             for bit in bits_of(self.leaves[leaf].load(Ordering::Acquire)) {
                 let page = leaf * 64 + bit;
-                if visit(page) {
-                    self.remove(page);
-                } else {
+                if self.remove(page) && !visit(page) {
+                    self.insert(page);
                     stays = true;
                 }
             }

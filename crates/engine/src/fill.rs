@@ -260,7 +260,10 @@ impl Fill<'_> {
                     tries = 0;
                 }
                 Outcome::Exists => {
-                    if !region.lift_poison((at + done) / page) {
+                    let there = (at + done) / page;
+                    if region.exposed.remove(there) {
+                        region.hide(there); // exposed since this fill began: a timeout, or Ctrl-C
+                    } else if !region.lift_poison(there) {
                         let _ = region.handle(self.who.table).wake(address, page);
                         done += page;
                     }

@@ -5,7 +5,7 @@
 //! *Locks*: none. *Threads*: the child's only one, inside fork(2): system calls only, no allocation.
 
 use crate::engine::Engine;
-use crate::threads::{KeepErrno, Root, say};
+use crate::threads::{KeepErrno, say};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::Once;
@@ -36,12 +36,11 @@ pub fn hook() {
 
 unsafe extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::AcqRel);
-    let Some(engine) = Engine::current() else { return Root::forget() };
+    let Some(engine) = Engine::current() else { return };
     engine.table.for_each(|region| tombstone(region.base, region.mapped));
     // SAFETY: the child's copy drives the parent's memory and must go; the dead engine never uses the number again.
     unsafe { libc::close(engine.signal.application.handle().as_raw_fd()) };
     Engine::bury();
-    Root::forget();
     watch_tombstones();
 }
 

@@ -6,7 +6,7 @@
 use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::futex::ATTENTION;
-use crate::region::{REARM_PACE, Region};
+use crate::region::{Delivery, REARM_PACE, Region};
 use crate::serve::{refuse, settle};
 use crate::source::{Cause, SourceError};
 use crate::states::State;
@@ -82,12 +82,17 @@ fn rearm_when_due(region: &Region) -> Option<Instant> {
 /// Turn every page that shows the error pattern back into a hole. Also called at the end of `checked()`, by way of the
 /// engine's threads.
 pub fn rearm_all(region: &Region) {
-    region.exposed.sweep(|page| {
-        owning(region, page, || {
-            region.drop_page(page);
-            region.forget_poison(page..page + 1);
-        })
-    });
+    region.exposed.sweep(|page| owning(region, page, || region.hide(page)) || hide_beside_fill(region, page));
+}
+
+/// A fill that takes long must not keep the pattern in sight. With signal delivery whoever takes a page out of `exposed`
+/// may drop it; else the poison's record tells that the fill has not replaced the pattern yet.
+fn hide_beside_fill(region: &Region, page: usize) -> bool {
+    if region.options.delivery == Delivery::Signal {
+        region.drop_page(page);
+        return true;
+    }
+    region.lift_poison(page)
 }
 
 /// Do something to a page while owning its unit; false: somebody else owns it now.

@@ -17,6 +17,14 @@ pub fn map_private(bytes: usize, huge: bool) -> Result<usize, Error> {
     Ok(base)
 }
 
+/// Ordinary memory that a forked child inherits a copy of.
+///
+/// # Errors
+/// [`Error::Os`] when there is no room.
+pub fn map_ordinary(bytes: usize) -> Result<usize, Error> {
+    map_aligned(bytes, None)
+}
+
 /// A memory file mapped shared and aligned to 2 MiB; others may map it too.
 ///
 /// # Errors

@@ -336,7 +336,7 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
-    let base = mapping::map_private(bytes, false)?;
+    let base = mapping::map_ordinary(bytes)?;
     let mut scratch = crate::scratch::Scratch::new(DEFAULT_UNIT, source.needs());
     for at in (0..len).step_by(DEFAULT_UNIT) {
         let piece = DEFAULT_UNIT.min(len - at);

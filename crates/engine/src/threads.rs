@@ -23,6 +23,7 @@ pub struct Root {
     jobs: Mutex<Sender<Job>>,
     private_table: bool,
     thread: i32,
+    process: i32,
 }
 
 static ROOT: AtomicPtr<Root> = AtomicPtr::new(std::ptr::null_mut());
@@ -45,16 +46,11 @@ impl Root {
         root
     }
 
-    /// The root, if it was started.
+    /// The root, if it was started in this process: a forked child has no engine threads until it starts its own.
     #[must_use]
     pub fn current() -> Option<&'static Root> {
         // SAFETY: the pointer is null or came from Box::leak.
-        unsafe { ROOT.load(Ordering::Acquire).as_ref() }
-    }
-
-    /// In a forked child: there are no engine threads any more; the next `get` starts new ones.
-    pub fn forget() {
-        ROOT.store(std::ptr::null_mut(), Ordering::Release);
+        unsafe { ROOT.load(Ordering::Acquire).as_ref() }.filter(|root| root.process == process_id())
     }
 
     fn start(keep: Vec<RawFd>) -> Root {
@@ -69,7 +65,7 @@ impl Root {
             }
         });
         let (private_table, thread) = started.recv().expect("the root thread sends before anything can fail");
-        Root { jobs: Mutex::new(jobs), private_table, thread }
+        Root { jobs: Mutex::new(jobs), private_table, thread, process: process_id() }
     }
 
     /// Do the engine's threads have a descriptor table of their own?
@@ -250,6 +246,11 @@ impl std::fmt::Write for Line {
 pub fn thread_id() -> i32 {
     // SAFETY: gettid has no preconditions.
     unsafe { libc::gettid() }
+}
+
+fn process_id() -> i32 {
+    // SAFETY: getpid has no preconditions.
+    unsafe { libc::getpid() }
 }
 
 /// Give this thread's errno back on drop: a signal handler must not change it.

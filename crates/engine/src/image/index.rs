@@ -279,7 +279,8 @@ impl Index {
             return 0;
         };
         let fits = |frame: Frame| {
-            frame.decoded_offset.is_multiple_of(u64::from(common)) && (frame.decoded_bytes <= common || frame.may_be_zero())
+            frame.decoded_offset.is_multiple_of(u64::from(common))
+                && (frame.decoded_bytes <= common || frame.may_be_zero())
         };
         if filled.all(fits) { common } else { 0 }
     }

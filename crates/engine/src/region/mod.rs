@@ -13,6 +13,7 @@ use crate::scratch::ScratchPool;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
 use crate::stock::Stock;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,7 +111,7 @@ pub struct Region {
     /// Pages that show the error pattern.
     pub exposed: PageBits,
     /// Pages that were poisoned, until they are touched, filled or expire.
-    poisoned: Mutex<Vec<(usize, Instant)>>,
+    poisoned: Mutex<BTreeMap<usize, Instant>>,
     /// Is `poisoned` worth locking?
     poisoned_count: AtomicU64,
     /// Faults that wait for a slow read.
@@ -282,7 +283,7 @@ impl Region {
         let _ = self.handles.engine.wake(self.base + range.start, range.len());
     }
 
-    fn poisoned(&self) -> MutexGuard<'_, Vec<(usize, Instant)>> {
+    fn poisoned(&self) -> MutexGuard<'_, BTreeMap<usize, Instant>> {
         self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -293,8 +294,7 @@ impl Region {
         let address = self.page_address(page);
         let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
         if outcome == uffd::Outcome::Done {
-            poisoned.retain(|(known, _)| *known != page);
-            poisoned.push((page, Instant::now()));
+            poisoned.insert(page, Instant::now());
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
             if poisoned.len() == 1 {
                 ATTENTION.ring(); // poison that only system calls touch must expire
@@ -309,7 +309,7 @@ impl Region {
     pub fn forget_poison(&self, pages: Range<usize>) {
         if self.poisoned_count.load(Ordering::SeqCst) > 0 {
             let mut poisoned = self.poisoned();
-            poisoned.retain(|(page, _)| !pages.contains(page));
+            poisoned.retain(|page, _| !pages.contains(page));
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
         }
     }
@@ -320,11 +320,18 @@ impl Region {
             return false;
         }
         let mut poisoned = self.poisoned();
-        let Some(at) = poisoned.iter().position(|(known, _)| *known == page) else { return false };
-        poisoned.swap_remove(at);
+        if poisoned.remove(&page).is_none() {
+            return false;
+        }
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
         self.drop_page(page);
         true
+    }
+
+    /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.
+    pub fn hide(&self, page: usize) {
+        self.forget_poison(page..page + 1);
+        self.drop_page(page);
     }
 
     /// Pages poisoned at least `age` ago.
