@@ -183,8 +183,11 @@ class NativeSource:
         """Return a source of `length` zero bytes."""
 
     @staticmethod
-    def bytes(buffer: ReadableBuffer) -> NativeSource:
-        """Return a source of bytes in memory; keeps the buffer exported. Memory of a Region is an OptionError."""
+    def bytes(buffer: ReadableBuffer, heap: bool) -> NativeSource:
+        """Return a source of bytes in memory; keeps the buffer exported. Memory of a Region is an OptionError.
+
+        `heap` is for the memory of bytes and bytearray objects, which cannot fail to be read.
+        """
 
     @staticmethod
     def file(path: str, offset: int, length: int | None) -> NativeSource:

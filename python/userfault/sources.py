@@ -71,7 +71,8 @@ class Bytes(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return _core.NativeSource.bytes(memoryview(self.buffer).cast("B"))
+        heap = type(self.buffer) in (bytes, bytearray)
+        return _core.NativeSource.bytes(memoryview(self.buffer).cast("B"), heap)
 
     def __repr__(self) -> str:
         return f"Bytes({memoryview(self.buffer).nbytes} bytes)"

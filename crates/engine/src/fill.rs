@@ -6,7 +6,6 @@
 use crate::counters::add;
 use crate::policy::{Choice, Method, choose};
 use crate::region::Region;
-use crate::source::bytes::copy_by_kernel;
 use crate::source::{Cause, Extent, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::sync::atomic::AtomicU64;
@@ -181,14 +180,7 @@ impl Fill<'_> {
         // fresh anonymous memory, and reached by nobody else meanwhile.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
         let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
-        if let Extent::Memory(address, there) = self.region.source.extent(at as u64, bytes, &mut reading)
-            && there >= bytes
-        {
-            copy_by_kernel(address, &mut out[..bytes])
-                .map_err(|(done, errno)| SourceError::new((at + done) as u64, Cause::Os(errno)))?;
-        } else {
-            self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading)?;
-        }
+        self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading)?;
         out[bytes..].fill(0);
         Ok(())
     }

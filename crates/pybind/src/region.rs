@@ -151,6 +151,10 @@ impl NativeRegion {
         let Some(bulk) = self.with_lazy(py, move |owned| owned.fill(start..stop, true))? else { return Ok(()) };
         loop {
             match py.detach(|| bulk.wait(Duration::from_millis(50))) {
+                Some(Ok(())) if bulk.region.is_closing() => {
+                    let text = "the Region was closed while it was populated";
+                    return Err(engine_error(py, Error::Closed(text.into())));
+                }
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) => return Err(page_error(py, &self.source.0.name(), &error)),
                 None => py.check_signals().inspect_err(|_| bulk.cancelled.store(true, Ordering::Release))?,

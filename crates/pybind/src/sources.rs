@@ -33,9 +33,10 @@ impl NativeSource {
         Self::of(Zero::new(length))
     }
 
-    /// The buffer stays exported as long as the source lives.
+    /// The buffer stays exported as long as the source lives; `heap`: it is that of a bytes or bytearray object.
     #[staticmethod]
-    fn bytes(py: Python<'_>, buffer: PyBuffer<u8>) -> PyResult<Self> {
+    #[pyo3(signature = (buffer, heap))]
+    fn bytes(py: Python<'_>, buffer: PyBuffer<u8>, heap: bool) -> PyResult<Self> {
         if !buffer.is_c_contiguous() {
             return Err(option_error(py, "the buffer must be contiguous"));
         }
@@ -46,8 +47,9 @@ impl NativeSource {
                 "these bytes are lazy memory of a Region: filling pages from them would fault on itself",
             ));
         }
-        // SAFETY: the export keeps the bytes where they are until the buffer is dropped, and they are not lazy memory.
-        Ok(Self::of(unsafe { Bytes::new(address, len, Box::new(buffer)) }))
+        // SAFETY: the export keeps the bytes where they are until the buffer is dropped, and they are not lazy memory; the
+        // caller says `heap` of bytes and bytearray objects only, whose memory the interpreter allocated.
+        Ok(Self::of(unsafe { Bytes::new(address, len, heap, Box::new(buffer)) }))
     }
 
     #[staticmethod]

@@ -30,8 +30,8 @@ pub enum Latency {
 pub enum Extent {
     /// This many bytes are known to be zero: nothing is read, nothing decoded.
     Zero(usize),
-    /// This many bytes lie in memory at this address, which stays mapped as long as the source lives. The engine lets
-    /// only the kernel read them (`UFFDIO_COPY`, `process_vm_readv`), so a bad address is an errno and not a signal.
+    /// This many bytes lie in memory at this address, which stays mapped as long as the source lives: the kernel copies
+    /// them straight to their place (`UFFDIO_COPY`), where a bad address is an errno and not a signal.
     Memory(usize, usize),
     /// This many bytes must be read with [`Source::read_into`].
     Data(usize),
