@@ -15,9 +15,7 @@ from bench.scenarios import SCENARIOS, Imports, Scenario
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="bench.run", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="scenarios whose names contain one of these; all without"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios whose names contain one of these; all without")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each side, after one to warm up")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the touches per round")
     parser.add_argument("--cpu", type=int, default=min(os.sched_getaffinity(0)), help="where the touching thread runs")

@@ -18,9 +18,7 @@ def stub_names():
     """Public name -> its syntax node in the stub; of overloads the last."""
     if not STUB.exists():
         pytest.skip("there is no stub yet")
-    return {
-        name: node for node in ast.parse(STUB.read_text()).body for name in names_of(node) if not name.startswith("_")
-    }
+    return {name: node for node in ast.parse(STUB.read_text()).body for name in names_of(node) if not name.startswith("_")}
 
 
 def names_of(node):

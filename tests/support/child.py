@@ -162,9 +162,7 @@ def why_no_user(name: str) -> str | None:
         pwd.getpwnam(name)
     except KeyError:
         return f"there is no user {name}"
-    probe = run_command(
-        [sys.executable, str(BECOME), name, sys.executable, "-c", "import os; print(os.geteuid())"], timeout=20
-    )
+    probe = run_command([sys.executable, str(BECOME), name, sys.executable, "-c", "import os; print(os.geteuid())"], timeout=20)
     if probe.returncode != 0:
         return f"cannot run Python as {name}: {probe.stderr.strip()}"
     return None

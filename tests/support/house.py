@@ -17,9 +17,7 @@ def tracked_files() -> list[Path]:
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
     except (OSError, subprocess.CalledProcessError):
-        return [
-            path for path in ROOT.rglob("*") if path.is_file() and not {"target", ".venv", ".git"} & set(path.parts)
-        ]
+        return [path for path in ROOT.rglob("*") if path.is_file() and not {"target", ".venv", ".git"} & set(path.parts)]
     return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
 
 
