@@ -79,3 +79,8 @@ def __getattr__(name: str) -> Any:
     if name in ("image", "kernel", "testing"):
         return import_module(f"userfault.{name}")
     raise AttributeError(f"module 'userfault' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, those included that are loaded when they are named."""
+    return sorted({*globals(), *__all__})

@@ -49,9 +49,7 @@ class PageError(UserfaultError, OSError):
     offset: int
     cause: OSError | str
 
-    def __init__(
-        self, source: str | None = None, offset: int | None = None, cause: OSError | str | None = None
-    ) -> None:
+    def __init__(self, source: str | None = None, offset: int | None = None, cause: OSError | str | None = None) -> None:
         """Make one; without arguments it picks up what the engine noted for the calling thread."""
         if source is None:
             source, offset, cause = _noted()

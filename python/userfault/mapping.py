@@ -108,9 +108,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
         raise OptionError(f"{os.fspath(path)} holds pickled Python objects; they are never loaded")
     need = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if start + need > len(region):
-        raise OptionError(
-            f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there"
-        )
+        raise OptionError(f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there")
     return region.numpy(dtype, shape, start, order="F" if fortran else "C")
 
 

@@ -172,9 +172,7 @@ class Region(_core.NativeRegion):
     def __enter__(self) -> Region:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close_when_free()
 
     def numpy(
@@ -202,9 +200,7 @@ class Region(_core.NativeRegion):
 
         kind = np.dtype(dtype)
         if kind.hasobject:
-            raise OptionError(
-                f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file"
-            )
+            raise OptionError(f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file")
         if not 0 <= offset <= self.nbytes:
             raise OptionError(f"offset {offset} lies outside the region's {self.nbytes} bytes")
         if shape is None:
@@ -378,9 +374,7 @@ class checked:
         self._before = self._epochs()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         exposed = self._epochs() != self._before
         if not exposed or isinstance(error, KeyboardInterrupt):
             return

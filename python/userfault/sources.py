@@ -37,9 +37,7 @@ class Source:
             OSError: A file cannot be opened.
             OptionError: The parameters do not fit what was found.
         """
-        raise TypeError(
-            f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them"
-        )
+        raise TypeError(f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them")
 
 
 @dataclass(frozen=True)

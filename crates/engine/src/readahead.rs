@@ -4,7 +4,7 @@
 //! *Locks*: none; races between touchers make a guess worse and nothing else. *Threads*: any, handlers too.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// The memory of one region's access pattern.
 pub struct Readahead {
@@ -14,6 +14,9 @@ pub struct Readahead {
     streak: AtomicUsize,
     window: AtomicUsize,
     ahead_end: AtomicUsize,
+    /// A unit of the present window was touched before it had been filled.
+    was_late: AtomicBool,
+    /// Windows in a row that were late.
     late: AtomicUsize,
     resting: AtomicUsize,
 }
@@ -23,7 +26,7 @@ const AHEAD_BYTES: usize = 8 << 20;
 /// Neighbours in a row before anything is read ahead.
 const STREAK: usize = 3;
 /// Late windows in a row before it rests, and for how many faults.
-const LATE: usize = 16;
+const LATE: usize = 4;
 const REST: usize = 256;
 
 impl Readahead {
@@ -37,6 +40,7 @@ impl Readahead {
             streak: AtomicUsize::new(0),
             window: AtomicUsize::new(0),
             ahead_end: AtomicUsize::new(usize::MAX),
+            was_late: AtomicBool::new(false),
             late: AtomicUsize::new(0),
             resting: AtomicUsize::new(0),
         }
@@ -51,11 +55,11 @@ impl Readahead {
         let window = self.window.load(Relaxed);
         let ahead_end = self.ahead_end.load(Relaxed);
         if window > 0 && unit == ahead_end {
-            self.late.store(0, Relaxed);
-            return self.open((window * 2).min(self.most), unit, units);
+            return self.end_of_window(window, unit, units);
         }
         if window > 0 && unit < ahead_end && unit + window >= ahead_end {
-            return self.came_late(window);
+            self.was_late.store(true, Relaxed);
+            return None;
         }
         if unit != last.wrapping_add(1) {
             self.streak.store(0, Relaxed);
@@ -73,15 +77,19 @@ impl Readahead {
         left > 0
     }
 
-    fn came_late(&self, window: usize) -> Option<Range<usize>> {
-        if self.late.fetch_add(1, Relaxed) + 1 >= LATE {
+    /// The toucher has passed the window: was it of use?
+    fn end_of_window(&self, window: usize, unit: usize, units: usize) -> Option<Range<usize>> {
+        if !self.was_late.swap(false, Relaxed) {
             self.late.store(0, Relaxed);
-            self.window.store(0, Relaxed);
-            self.streak.store(0, Relaxed);
-            self.resting.store(REST, Relaxed);
-        } else {
-            self.window.store((window / 2).max(1), Relaxed);
+            return self.open((window * 2).min(self.most), unit, units);
         }
+        if self.late.fetch_add(1, Relaxed) + 1 < LATE {
+            return self.open((window / 2).max(1), unit, units);
+        }
+        self.late.store(0, Relaxed);
+        self.window.store(0, Relaxed);
+        self.streak.store(0, Relaxed);
+        self.resting.store(REST, Relaxed);
         None
     }
 

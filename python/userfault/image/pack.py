@@ -133,9 +133,7 @@ def check_level(level: int) -> int:
     return level
 
 
-def _write(
-    pieces: Pieces, writer: ImageWriter, encoders: _core.FrameEncoders, threads: int, progress: Progress | None
-) -> int:
+def _write(pieces: Pieces, writer: ImageWriter, encoders: _core.FrameEncoders, threads: int, progress: Progress | None) -> int:
     def encode(piece: Piece) -> tuple[int, _Encoded]:
         if isinstance(piece, int):
             return piece, [piece]

@@ -45,9 +45,7 @@ class Verification:
         return not self.bad
 
 
-def verify(
-    path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
-) -> Verification:
+def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None) -> Verification:
     """Decompress all of an image and compare its checksums.
 
     Args:
