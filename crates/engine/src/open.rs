@@ -13,7 +13,7 @@ use crate::serve::settle;
 use crate::source::{Reading, Source, Table};
 use crate::states::State;
 use crate::table::{CHUNK, Pin};
-use crate::threads::Root;
+use crate::threads::{Root, drop_left, leave};
 use crate::{fork, keeper, signal, thread, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
@@ -104,6 +104,7 @@ pub struct Owned {
 /// # Errors
 /// [`Error::Invalid`] for options that make no sense together, [`Error::Refused`], [`Error::Os`].
 pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Error> {
+    drop_left();
     let engine = engine()?;
     let unit = check(engine, &*source, &mut options)?;
     let len =
@@ -269,18 +270,19 @@ impl Owned {
         let engine = self.engine;
         let retired = engine.table.retire(pin, base, mapped);
         match engine.table.reclaim(retired, Duration::from_secs(2)) {
-            Ok(region) => engine.root.run(move || take_down(engine, region)),
+            Ok(region) => drop(engine.root.run(move || take_down(engine, region))),
             Err(retired) => engine.root.spawn("userfault-reap", move || {
                 // A source still reads for it; whenever it comes back, the region goes.
                 let mut retired = retired;
                 loop {
                     match engine.table.reclaim(retired, Duration::from_secs(1)) {
-                        Ok(region) => return take_down(engine, region),
+                        Ok(region) => return leave(take_down(engine, region)),
                         Err(again) => retired = again,
                     }
                 }
             }),
         }
+        drop_left();
     }
 }
 
@@ -290,9 +292,11 @@ impl Drop for Owned {
     }
 }
 
-fn take_down(engine: &Engine, region: Box<Region>) {
+/// On an engine thread, which must not drop the region itself: its source and its file belong to the application.
+fn take_down(engine: &Engine, region: Box<Region>) -> Box<Region> {
     merge(&engine.closed, &region.counters.snapshot());
-    drop(region);
+    region.unmap();
+    region
 }
 
 fn merge(into: &Counters, from: &Snapshot) {

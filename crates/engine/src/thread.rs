@@ -136,9 +136,9 @@ fn wait_for_other(region: &Region, page: usize, unit: usize, thread: i32) -> Opt
         return None;
     }
     // The same thread asks for the same page again: a signal interrupted its wait. Was it Ctrl-C?
-    if known.is_some_and(|known| wants_out(region, &known)) {
+    if let Some(cause) = known.and_then(|known| wants_out(region, &known)) {
         region.waits.over(page..page + 1);
-        return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Interrupted)));
+        return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, cause)));
     }
     Some(Ending::Coalesced)
 }
@@ -147,21 +147,22 @@ fn wait_for_other(region: &Region, page: usize, unit: usize, thread: i32) -> Opt
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Only the main thread gets a KeyboardInterrupt. A fault in user code shows that its handler ran (the count rose); one in
-/// a system call repeats itself with the signal still pending.
-fn wants_out(region: &Region, known: &Wait) -> bool {
+/// a system call repeats itself with the signal still pending. Its EFAULT leaves the poison behind, without a record that
+/// would let a later touch pass quietly: that one raises.
+fn wants_out(region: &Region, known: &Wait) -> Option<Cause> {
     // SAFETY: getpid has no preconditions.
     if known.thread != unsafe { libc::getpid() } || !interrupt::is_expected() {
-        return false;
+        return None;
     }
     if interrupt::count() != known.interrupts {
-        return true;
+        return Some(Cause::Interrupted);
     }
     let now = Instant::now();
     if now.duration_since(known.looked) < LOOK_AGAIN {
-        return false;
+        return None;
     }
     region.waits.looked_at(known.thread, now);
-    sigint_pending(known.thread)
+    sigint_pending(known.thread).then_some(Cause::Latched)
 }
 
 fn sigint_pending(thread: i32) -> bool {

@@ -118,6 +118,22 @@ impl Root {
     }
 }
 
+/// What engine threads must not drop: descriptors of the application (in the engine's table their numbers are other files)
+/// and objects of the language above, whose end may need its lock.
+static LEFT: Mutex<Vec<Box<dyn Send>>> = Mutex::new(Vec::new());
+
+/// Leave something for an application thread to drop.
+pub fn leave(thing: Box<dyn Send>) {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(thing);
+}
+
+/// Drop what engine threads left. Application threads, whenever a region comes or goes; without the language's lock.
+pub fn drop_left() {
+    // A forked child may find the lock taken for good: then nothing is dropped.
+    let left = LEFT.try_lock().map(|mut left| std::mem::take(&mut *left)).unwrap_or_default();
+    drop(left);
+}
+
 /// In the engine's table: a copy of descriptor `number` of the thread `caller`'s table.
 fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
     // SAFETY: plain system calls on numbers; every descriptor made here is closed or returned.

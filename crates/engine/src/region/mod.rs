@@ -13,6 +13,7 @@ use crate::scratch::ScratchPool;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
 use crate::stock::Stock;
+use crate::threads::Root;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -132,6 +133,14 @@ pub struct SharedFile {
     pub application: OwnedFd,
     /// The engine's number.
     pub engine: i32,
+}
+
+impl Drop for SharedFile {
+    fn drop(&mut self) {
+        if let Some(root) = Root::current() {
+            root.close(self.engine);
+        }
+    }
 }
 
 impl SharedFile {
@@ -343,6 +352,13 @@ impl Region {
         self.poisoned().iter().filter(|(_, since)| since.elapsed() >= age).map(|(page, _)| *page).collect()
     }
 
+    /// Give the address space back; on an engine thread, once. What is left is dropped by an application thread.
+    pub fn unmap(&self) {
+        // Unmapping first: there is no moment at which the range is mapped and not registered.
+        mapping::unmap(self.base, self.mapped);
+        let _ = self.handles.engine.wake(self.base, self.mapped);
+    }
+
     /// Is any page poisoned?
     #[must_use]
     pub fn has_poison(&self) -> bool {
@@ -352,17 +368,6 @@ impl Region {
     /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
     pub fn drop_page(&self, page: usize) {
         let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // Unmapping first: there is no moment at which the range is mapped and not registered.
-        mapping::unmap(self.base, self.mapped);
-        let _ = self.handles.engine.wake(self.base, self.mapped);
-        if let (Some(file), Some(root)) = (&self.file, crate::threads::Root::current()) {
-            root.close(file.engine);
-        }
     }
 }
 

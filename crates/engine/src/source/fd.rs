@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct FileHandle {
     application: OwnedFd,
     engine: RawFd,
+    /// Whose table `engine` is a number of: in a forked child it is nobody's.
+    root: &'static Root,
     /// The filesystem cannot say whether data is in the page cache.
     no_nowait: AtomicBool,
 }
@@ -20,8 +22,9 @@ impl FileHandle {
     /// # Errors
     /// [`Error::Os`] when it cannot be brought there.
     pub fn new(fd: OwnedFd) -> Result<Self, Error> {
-        let engine = Root::get(&[]).adopt(&fd)?;
-        Ok(Self { application: fd, engine, no_nowait: AtomicBool::new(false) })
+        let root = Root::get(&[]);
+        let engine = root.adopt(&fd)?;
+        Ok(Self { application: fd, engine, root, no_nowait: AtomicBool::new(false) })
     }
 
     /// Open a path for reading.
@@ -92,8 +95,8 @@ impl FileHandle {
 
 impl Drop for FileHandle {
     fn drop(&mut self) {
-        if let Some(root) = Root::current() {
-            root.close(self.engine);
+        if Root::current().is_some_and(|root| std::ptr::eq(root, self.root)) {
+            self.root.close(self.engine);
         }
     }
 }

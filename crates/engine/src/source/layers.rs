@@ -4,6 +4,7 @@
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
 use super::{Cause, Extent, Latency, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use crate::threads::leave;
 use std::ops::Range;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -103,14 +104,17 @@ impl Source for Deadline {
             let mut scratch = Scratch::new(uffd::page_size(), inner.needs());
             let mut how = Reading { patience: Patience::Wait, table, scratch: &mut scratch };
             let outcome = inner.read_into(offset, &mut bytes, &mut how).map(|()| bytes);
-            let _ = answer.send(outcome); // nobody listens any more after the deadline
+            drop(scratch);
+            if let Err(late) = answer.send((outcome, inner)) {
+                leave(Box::new(late)); // nobody listens any more after the deadline, and this may be the last of the source
+            }
         };
         std::thread::Builder::new()
             .name("userfault-late".into())
             .spawn(read)
             .map_err(|error| SourceError::new(offset, Cause::Os(error.raw_os_error().unwrap_or(libc::EAGAIN))))?;
         match wait.recv_timeout(self.limit) {
-            Ok(outcome) => outcome.map(|bytes| out.copy_from_slice(&bytes)),
+            Ok((outcome, _)) => outcome.map(|bytes| out.copy_from_slice(&bytes)),
             Err(_) => Err(SourceError::new(offset, Cause::Timeout)),
         }
     }
