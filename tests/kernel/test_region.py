@@ -79,7 +79,8 @@ file = os.path.join(folder, "m.bin"); eager.tofile(file)
 for delivery in ("thread", "signal"):
     fresh = lambda: uf.map(file, unit="4KiB", delivery=delivery).numpy("f8", (512, 300))
     pick = rng.integers(0, 512, 50)
-    for operation in (np.sum, np.mean, np.sort, np.unique, np.transpose, lambda x: x @ x.T, lambda x: x[pick], lambda x: x[:, ::7] + 1,
+    for operation in (np.sum, np.mean, np.sort, np.unique, np.transpose, lambda x: x @ x.T, lambda x: x[pick],
+                      lambda x: x[:, ::7] + 1,
                       lambda x: np.linalg.norm(x, axis=1), lambda x: x[x > 1], np.cumsum, lambda x: np.concatenate([x, x])):
         assert np.array_equal(operation(fresh()), operation(eager))
 """,
@@ -202,9 +203,10 @@ def test_options_that_make_no_sense_are_refused_with_a_reason(child):
         """
 from userfault.testing import Chaos
 cases = [
-    (dict(unit=5000), "power of two"), (dict(unit="1KiB"), "one page"), (dict(unit="1GiB"), "64 MiB"), (dict(delivery="carrier pigeon"), "delivery"),
-    (dict(mode="r+"), "mode"), (dict(huge=True, unit="4KiB"), "2 MiB"), (dict(shared=True), "on_error"), (dict(timeout=0), "timeout"),
-    (dict(fork="follow"), "fork"), (dict(fallback="lazy"), "fallback"), (dict(unit="banana"), "banana"),
+    (dict(unit=5000), "power of two"), (dict(unit="1KiB"), "one page"), (dict(unit="1GiB"), "64 MiB"),
+    (dict(delivery="carrier pigeon"), "delivery"), (dict(mode="r+"), "mode"), (dict(huge=True, unit="4KiB"), "2 MiB"),
+    (dict(shared=True), "on_error"), (dict(timeout=0), "timeout"), (dict(fork="follow"), "fork"),
+    (dict(fallback="lazy"), "fallback"), (dict(unit="banana"), "banana"),
 ]
 for options, word in cases:
     try:
@@ -235,8 +237,8 @@ try:
     uf.map(5); print("an int")
 except TypeError:
     pass
-for call in (lambda: region.read(0, 10 ** 9), lambda: region.read(-1, 1), lambda: region.numpy("O"), lambda: region.numpy("f8", (10 ** 9,)),
-             lambda: region.numpy("u1", offset=-1)):
+for call in (lambda: region.read(0, 10 ** 9), lambda: region.read(-1, 1), lambda: region.numpy("O"),
+             lambda: region.numpy("f8", (10 ** 9,)), lambda: region.numpy("u1", offset=-1)):
     try:
         call(); print("accepted")
     except uf.OptionError:
