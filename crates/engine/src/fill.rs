@@ -121,7 +121,7 @@ impl Fill<'_> {
     /// Bytes in memory: the kernel copies them straight to their place, unless staging is faster.
     fn memory(&mut self, at: usize, address: usize, bytes: usize) -> Result<usize, Stop> {
         if self.method(bytes) == Method::Copy {
-            self.install(at, address, bytes, Method::Copy)?;
+            self.install(at, address, bytes)?;
         } else {
             self.data(at, bytes)?;
         }
@@ -151,7 +151,7 @@ impl Fill<'_> {
         if method == Method::Continue {
             return self.install_shared(at, buffer, padded);
         }
-        self.install(at, buffer, padded, Method::Copy)
+        self.install(at, buffer, padded)
     }
 
     /// Recycled staging pages; fresh ones for huge units, where making them still beats copying.
@@ -168,9 +168,9 @@ impl Fill<'_> {
             stock.put_populated(slot);
             return Err(stop);
         }
-        let moved = self.install(at, from, bytes, Method::Move);
-        stock.put_back(slot, moved == Ok(()));
-        moved
+        let moved = self.install_by_move(at, from, bytes);
+        stock.put_back(slot, moved == Ok(true));
+        moved.map(|_| ())
     }
 
     /// Read `bytes` of the source into memory of ours at `buffer`, zeros after the source's end up to a whole page.
@@ -192,28 +192,36 @@ impl Fill<'_> {
         Ok(())
     }
 
-    /// Install pages by COPY, or by MOVE with COPY for those that MOVE refuses.
-    fn install(&mut self, at: usize, from: usize, bytes: usize, method: Method) -> Result<(), Stop> {
+    /// Install pages by COPY.
+    fn install(&mut self, at: usize, from: usize, bytes: usize) -> Result<(), Stop> {
+        let handle = self.region.handle(self.who.table);
+        self.each_hole(at, bytes, |dst, done, left| handle.copy(dst, from + done, left, CopyMode::NONE))?;
+        add(&self.region.counters.copied_bytes, bytes);
+        Ok(())
+    }
+
+    /// Install staging pages by MOVE, and by COPY from the first that MOVE refuses; true: all of them went.
+    fn install_by_move(&mut self, at: usize, from: usize, bytes: usize) -> Result<bool, Stop> {
         let handle = self.region.handle(self.who.table);
         let counters = &self.region.counters;
-        if method == Method::Move {
-            // SAFETY: `from` is a staging slot on loan to this thread; its pages may go.
-            let moved = self.each_hole(at, bytes, |dst, done, left| unsafe {
-                handle.move_pages(dst, from + done, left, MoveMode::NONE)
-            });
-            match moved {
-                Err(Stop::Failed(SourceError { cause: Cause::Os(libc::EBUSY | libc::EINVAL), .. })) => {
-                    add(&counters.move_fallbacks, 1); // pinned or shared with a fork: their bytes can still be copied
-                }
-                outcome => {
-                    add(&counters.moved_bytes, bytes);
-                    return outcome;
-                }
+        // SAFETY: `from` is a staging slot on loan to this thread; its pages may go.
+        let moved = self.each_hole(at, bytes, |dst, done, left| unsafe {
+            handle.move_pages(dst, from + done, left, MoveMode::NONE)
+        });
+        match moved {
+            Err(Stop::Failed(SourceError { cause: Cause::Os(libc::EBUSY | libc::EINVAL), offset })) => {
+                // Pinned, shared with a fork, or on their way to read-only memory: their bytes can still be copied. Those
+                // before them are gone from staging: a COPY of them would be a fault of our own, which nobody answers.
+                let gone = offset as usize - at;
+                add(&counters.move_fallbacks, 1);
+                add(&counters.moved_bytes, gone);
+                self.install(at + gone, from + gone, bytes - gone).map(|()| false)
+            }
+            outcome => {
+                add(&counters.moved_bytes, bytes);
+                outcome.map(|()| true)
             }
         }
-        self.each_hole(at, bytes, |dst, done, left| handle.copy(dst, from + done, left, CopyMode::NONE))?;
-        add(&counters.copied_bytes, bytes);
-        Ok(())
     }
 
     /// Write the bytes to the memory file, then map the file's pages.
@@ -242,11 +250,12 @@ impl Fill<'_> {
     fn each_hole(&self, at: usize, bytes: usize, step: impl Fn(usize, usize, usize) -> Outcome) -> Result<(), Stop> {
         let region = self.region;
         let page = uffd::page_size();
-        let (mut done, mut tries) = (0, 0);
+        let (mut done, mut tries, mut most) = (0, 0, bytes);
         while done < bytes {
             let address = region.base + at + done;
-            match step(address, done, bytes - done) {
-                Outcome::Done => return Ok(()),
+            let size = most.min(bytes - done);
+            match step(address, done, size) {
+                Outcome::Done => done += size,
                 Outcome::Partial(more) => {
                     done += more;
                     tries = 0;
@@ -265,6 +274,8 @@ impl Fill<'_> {
                     // O_DIRECT reads drop their pin a moment after they are done (docs/facts.md, Filling).
                     again(&mut tries, &region.counters.retries, failed(at + done, errno))?;
                 }
+                // The range spans mappings, because somebody changed the protection of a part (mprotect).
+                Outcome::Failed(Errno(libc::ENOENT)) if size > page => most = page,
                 Outcome::Gone => return Err(Stop::Gone),
                 Outcome::Failed(errno) => return Err(failed(at + done, errno)),
             }
