@@ -183,7 +183,7 @@ def test_regions_that_go_late_or_are_shared_close_only_their_own_descriptors(chi
         path.write_bytes(data.tobytes())
         lasting = [uf.map(path, delivery=delivery) for delivery in ("thread", "signal", "thread", "signal")]
         before = open_descriptors()
-        for _ in range(5):
+        for _ in range(2):
             for delivery in ("thread", "signal"):
                 shared = uf.map(path, shared=True, on_error="abort", delivery=delivery)
                 assert (shared.numpy() == data).all()

@@ -158,7 +158,7 @@ def test_exit_with_regions_open_is_quick_silent_and_zero(child, way, kind):
         delivery = "signal" if kind.endswith("signal") else "thread"
         source = uf.Bytes(data.tobytes())
         if kind == "slow":
-            source = uf.testing.Chaos(source, delay=0.4)
+            source = uf.testing.Chaos(source, delay=0.1)
         regions = [uf.map(source, delivery=delivery, unit=unit) for unit in ("4KiB", "256KiB")]
         views = [region.numpy() for region in regions]
         def touch():
@@ -307,6 +307,40 @@ def test_mprotect_of_a_region_while_faults_are_in_flight_loses_nothing(child, de
             check_endings(region)
 
     check_silent(child(code, args=[delivery], timeout=40))
+
+
+@deliveries
+@pytest.mark.parametrize("unit", ["64KiB", "1MiB"])
+def test_a_unit_of_which_a_part_was_made_read_only_is_filled_whole(child, delivery, unit, tmp_path):
+    """A unit that spans mappings, after pages of it went by MOVE: every byte arrives, by COPY where nothing else works."""
+
+    def code():
+        import pathlib
+        import sys
+
+        from support.lazy import check_endings, known_bytes, libc
+
+        import userfault as uf
+        from userfault import image
+
+        delivery, unit = sys.argv[1:]
+        data = known_bytes(4 << 20)
+        image.pack(data.tobytes(), pathlib.Path("data.zst"), frame="1MiB")
+        for source in (uf.Bytes(data.tobytes()), uf.Image("data.zst")):
+            region = uf.map(source, delivery=delivery, unit=unit)
+            view = region.numpy()
+            assert (view == data).all()
+            region.evict()  # from now on there are staging pages
+            for part in range(0, 4 << 20, 1 << 16):
+                if part % (3 << 16) == 0:
+                    assert libc.mprotect(region.address + part + 8192, 16_384, 1) == 0
+            assert (view == data).all()
+            assert libc.mprotect(region.address, 4 << 20, 3) == 0
+            region.evict()
+            assert (view == data).all()
+            check_endings(region)
+
+    check_silent(child(code, args=[delivery, unit], cwd=tmp_path))
 
 
 def test_a_region_closed_while_a_read_hangs_goes_later_and_its_place_is_safe(child):

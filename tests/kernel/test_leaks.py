@@ -107,11 +107,12 @@ def test_touch_and_evict_of_one_region_stays_flat(child):
             region = uf.map(data.tobytes(), **options)
             view = region.numpy()
             sizes = []
-            for _ in range(15):
+            for _ in range(25):
                 assert (view == data).all()
                 region.evict()
                 sizes.append(resident_bytes())
-            assert sizes[-1] - sizes[4] < 2 << 20, (options, sizes)
+            # Staging holds 32 MiB at most; 25 rounds that kept their pages would be 200 MiB.
+            assert sizes[-1] - sizes[0] < 36 << 20, (options, sizes)
 
     child(code).check()
 
@@ -168,7 +169,7 @@ def test_an_idle_process_with_open_regions_burns_no_cpu(child, past):
         else:
             for region in (*plain, slow, *broken):
                 region.prefetch()
-        time.sleep(2.2)
+        time.sleep(1.5)
         before, clock = cpu_seconds(), time.monotonic()
         time.sleep(2)
         used = cpu_seconds() - before
