@@ -163,6 +163,13 @@ def test_a_terabyte_costs_what_is_touched(child):
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 
+#: Whatever touches ordinary memory then sleeps in the kernel until the limit is raised, other threads of the process too.
+TIGHT = pytest.mark.xfail(
+    strict=False,
+    reason="with all memory used up and the killer off, a page for the interpreter itself may not be had: it sleeps, or the "
+    "process stops with a line because even the error pattern finds no page",
+)
+
 
 @pytest.fixture
 def memory_limit():
@@ -184,9 +191,8 @@ def memory_limit():
 
 
 @pytest.mark.root
-@pytest.mark.xfail(reason="the error pattern needs a page too: without one the process stops with a line")
-@pytest.mark.parametrize("unit", ["4KiB", "64KiB", "256KiB", "2MiB"])
-@pytest.mark.parametrize("delivery", ["thread", "signal"])
+@pytest.mark.parametrize("unit", ["4KiB", *(pytest.param(u, marks=TIGHT) for u in ("64KiB", "2MiB"))])
+@pytest.mark.parametrize("delivery", [pytest.param("thread", marks=TIGHT), "signal"])
 def test_no_memory_for_a_page_is_a_page_error(child, memory_limit, delivery, unit):
     """Under a memory limit a fill gets ENOMEM: PageError in the toucher, no hang; after evict the page is there."""
 
@@ -204,19 +210,19 @@ def test_no_memory_for_a_page_is_a_page_error(child, memory_limit, delivery, uni
         data = known_bytes(48 << 20)
         path = pathlib.Path("data")
         path.write_bytes(data.tobytes())
-        region = uf.map(path, delivery=delivery, unit=unit)
-        view = region.numpy()
-        assert view[0] == data[0]
-        spare = bytearray(4 << 20)  # what the interpreter needs while memory is short comes out of this
         failed = uf.PageError("", 0, "made before memory is short")
         (group / "memory.oom_control").write_text("1")
         (group / "memory.limit_in_bytes").write_text(str(16 << 20))
         (group / "cgroup.procs").write_text(str(os.getpid()))
+        region = uf.map(path, delivery=delivery, unit=unit)
+        view = region.numpy()
+        assert view[0] == data[0]
+        spare = bytearray(4 << 20)  # what the interpreter needs while memory is short comes out of this
         spare[::4096] = spare[::4096]
         failures = at = 0
         while failures < 3 and at < len(data):
             try:
-                right = view[at] == data[at]
+                right = bool(view[at] == data[at])
                 assert right
             except uf.PageError as error:
                 failed = error
@@ -233,4 +239,4 @@ def test_no_memory_for_a_page_is_a_page_error(child, memory_limit, delivery, uni
         check_endings(region)
 
     memory_limit_path = str(memory_limit)
-    child(code, args=[delivery, unit, memory_limit_path], timeout=30, cwd="/tmp").check()
+    child(code, args=[delivery, unit, memory_limit_path], timeout=15, cwd="/tmp").check()

@@ -9,6 +9,7 @@
 use crate::counters::add;
 use crate::futex::ATTENTION;
 use crate::region::{OnError, Region};
+use crate::reserve;
 use crate::source::{Cause, SourceError, Table};
 use crate::threads::{abort_with, say, thread_id};
 use std::cell::UnsafeCell;
@@ -137,8 +138,8 @@ fn release(latch: &Latch, thread: i32) {
     }
 }
 
-/// Latch the calling thread; true: it is time to ask the language above (again).
-fn latch(failure: Failure) -> bool {
+/// Latch the calling thread; how the language above is to raise.
+fn latch(failure: Failure) -> Why {
     let thread = thread_id();
     let now = now_ns();
     if let Some(latch) = latch_of(thread) {
@@ -147,7 +148,13 @@ fn latch(failure: Failure) -> bool {
         if ask {
             latch.asked_ns.store(now, Ordering::Relaxed);
         }
-        return ask;
+        // SAFETY: the latch is this thread's, so nobody else writes it.
+        let first = unsafe { latch.failure.get().read_volatile() };
+        return match first.error.cause {
+            Cause::Interrupted => Why::Nothing,
+            _ if ask => Why::Failed,
+            _ => Why::FailedAgain,
+        };
     }
     let free =
         TABLE.iter().find(|latch| latch.thread.compare_exchange(0, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
@@ -159,7 +166,7 @@ fn latch(failure: Failure) -> bool {
         latch.thread.store(thread, Ordering::Release);
         LATCHED.fetch_add(1, Ordering::AcqRel);
     }
-    true
+    if failure.error.cause == Cause::Interrupted { Why::Interrupted } else { Why::Failed }
 }
 
 /// The calling thread's error has surfaced (or is not wanted any more): what it was, and the latch is open again.
@@ -181,8 +188,21 @@ pub fn epoch() -> u64 {
     EPOCH.load(Ordering::SeqCst)
 }
 
-/// Raises in the calling thread; `ask` false: it was asked a moment ago, only repeat what is free.
-pub type Raise = fn(ask: bool);
+/// What the language above shall do in the calling thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Raise.
+    Failed,
+    /// It was asked a moment ago: repeat what is free.
+    FailedAgain,
+    /// Ctrl-C raises by itself: call [`take`] once it has, so that the thread's touches wait again.
+    Interrupted,
+    /// Ctrl-C is still on its way.
+    Nothing,
+}
+
+/// Raises in the calling thread.
+pub type Raise = fn(Why);
 static RAISE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The language above tells how to raise. Without it a failed page aborts.
@@ -190,20 +210,12 @@ pub fn set_raise(raise: Raise) {
     RAISE.store(raise as *mut (), Ordering::Release);
 }
 
-/// The pattern: NaN for floats, -1 for integers.
-#[repr(align(65536))]
-struct Pattern([u8; 65536]);
-static PATTERN: Pattern = Pattern([0xFF; 65536]);
-
 /// In the SIGBUS handler of the thread that touched `page`: let its instruction finish on the pattern, and raise.
 pub fn expose(region: &Region, page: usize, failure: Failure) {
     if region.options.on_error == OnError::Abort || RAISE.load(Ordering::Acquire).is_null() {
         return die(region, page, &failure);
     }
-    let address = region.page_address(page);
-    let pattern = PATTERN.0.as_ptr() as usize;
-    let size = uffd::page_size();
-    match region.handle(Table::Application).copy(address, pattern, size, CopyMode::NONE) {
+    match install_pattern(region, region.page_address(page)) {
         Outcome::Done => {}
         Outcome::Exists | Outcome::Retry => return, // the page is there, or the instruction asks again
         outcome => return lost(region, outcome),
@@ -215,23 +227,34 @@ pub fn expose(region: &Region, page: usize, failure: Failure) {
     if first {
         ATTENTION.ring(); // while the set is not empty the keeper comes by itself
     }
-    if failure.error.cause == Cause::Interrupted {
-        return; // the language above raises for the signal itself
-    }
-    let ask = latch(failure);
+    let why = latch(failure);
     let raise = RAISE.load(Ordering::Acquire);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
-    raise(ask);
+    raise(why);
 }
 
-/// The descriptor that resolves does not: somebody closed it.
+/// Even the pattern wants a page. Where there is no memory for it, some was put by.
+fn install_pattern(region: &Region, address: usize) -> Outcome {
+    let handle = region.handle(Table::Application);
+    loop {
+        let outcome = handle.copy(address, reserve::pattern(), uffd::page_size(), CopyMode::NONE);
+        if outcome != Outcome::Failed(uffd::Errno(libc::ENOMEM)) || !reserve::give_back() {
+            return outcome;
+        }
+    }
+}
+
+/// The pattern cannot be put there: no memory at all, or somebody closed the descriptor.
 fn lost(region: &Region, outcome: Outcome) {
+    let why = match outcome.errno() {
+        Some(uffd::Errno(libc::ENOMEM)) => "there is no memory left for it",
+        _ => "was its descriptor closed, as by os.closerange?",
+    };
     abort_with(format_args!(
-        "userfault: the userfaultfd of region {} does not work any more ({:?}; was its descriptor closed, as by os.closerange?): \
-         stopping, because the alternative is zeros\n",
-        region.id,
-        outcome.errno()
+        "userfault: a failed page of region {} cannot be answered ({outcome:?}: {why}): stopping, because the alternative is \
+         zeros\n",
+        region.id
     ));
 }
 
@@ -275,8 +298,8 @@ mod tests {
     #[test]
     fn a_latch_is_of_one_thread_and_opens_once() {
         let failure = Failure { region: 78, address: 4096, error: SourceError::new(5, Cause::Corrupt) };
-        assert!(latch(failure));
-        assert!(!latch(failure), "asked a moment ago");
+        assert_eq!(latch(failure), Why::Failed);
+        assert_eq!(latch(failure), Why::FailedAgain, "asked a moment ago");
         assert!(is_latched(thread_id()));
         let other = std::thread::spawn(|| (is_latched(thread_id()), take().is_none())).join().unwrap();
         assert_eq!(other, (false, true));

@@ -41,6 +41,7 @@ unsafe extern "C" fn in_child() {
     // SAFETY: the child's copy drives the parent's memory and must go; the dead engine never uses the number again.
     unsafe { libc::close(engine.signal.application.handle().as_raw_fd()) };
     Engine::bury();
+    crate::reserve::forget();
     watch_tombstones();
 }
 

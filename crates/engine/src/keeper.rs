@@ -7,6 +7,7 @@ use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::futex::ATTENTION;
 use crate::region::{Delivery, REARM_PACE, Region};
+use crate::reserve;
 use crate::serve::{refuse, settle};
 use crate::source::{Cause, SourceError};
 use crate::states::State;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Poison that nobody touches in user code is lifted after this.
 const POISON_LIFE: Duration = Duration::from_secs(1);
+/// How soon memory is put by again while there is none to be had.
+const TOP_UP: Duration = Duration::from_millis(100);
 /// A region without a failure for this long starts at the first pace again.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -23,7 +26,11 @@ pub fn start(engine: &'static Engine) {
     engine.root.spawn("userfault-keep", move || {
         loop {
             let rung = ATTENTION.rung();
-            let due = round(engine);
+            let mut due = round(engine);
+            reserve::fill(engine.signal.engine);
+            if reserve::is_short() {
+                due = due.into_iter().chain([Instant::now() + TOP_UP]).min();
+            }
             ATTENTION.wait(rung, due.map(|due| due.saturating_duration_since(Instant::now())));
         }
     });

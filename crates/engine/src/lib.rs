@@ -17,6 +17,7 @@
 //! mapping    fresh address space of our own
 //! policy     COPY or MOVE
 //! readahead  sequential detection
+//! reserve    memory put by for answering faults by errors
 //! stock      staging pages, recycled
 //! region     one range we mapped
 //! failure    a page that cannot be had: record, latch, expose
@@ -47,6 +48,7 @@ pub mod table;
 pub mod mapping;
 pub mod policy;
 pub mod readahead;
+pub mod reserve;
 pub mod stock;
 pub mod region;
 pub mod failure;

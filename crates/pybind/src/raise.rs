@@ -7,6 +7,7 @@
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
 use engine::engine::Engine;
+use engine::failure::Why;
 use engine::futex::Bell;
 use engine::source::Cause;
 use pyo3::ffi;
@@ -88,14 +89,28 @@ fn known_to_python() -> bool {
 }
 
 /// In the SIGBUS handler: see the module.
-fn raise(ask: bool) {
-    if holds_gil() {
-        // SAFETY: this thread holds the GIL; PAGE_ERROR is an exception class that is never freed.
-        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, PAGE_ERROR.load(Ordering::Acquire)) };
-    } else if ask {
-        let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
-        ask_helper(thread);
+fn raise(why: Why) {
+    match why {
+        Why::Failed | Why::FailedAgain if holds_gil() => {
+            // SAFETY: this thread holds the GIL; PAGE_ERROR is an exception class that is never freed.
+            unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, PAGE_ERROR.load(Ordering::Acquire)) };
+        }
+        Why::Failed => ask_helper(if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) }),
+        // SAFETY: may be called from any thread and without the GIL; the function is a plain one. The main thread runs it
+        // right after it has raised KeyboardInterrupt. A full queue means a latch that ends by its age.
+        Why::Interrupted => drop(unsafe { ffi::Py_AddPendingCall(Some(interrupt_has_raised), std::ptr::null_mut()) }),
+        Why::FailedAgain | Why::Nothing => {}
     }
+}
+
+/// The interrupted call is over: the thread's touches wait for their pages again.
+extern "C" fn interrupt_has_raised(_: *mut std::ffi::c_void) -> std::ffi::c_int {
+    // SAFETY: pending calls run with the GIL held.
+    let py = unsafe { Python::assume_attached() };
+    if let Some(failure) = engine::failure::take() {
+        py.detach(|| rearm(failure.region));
+    }
+    0
 }
 
 fn ask_helper(thread: u64) {

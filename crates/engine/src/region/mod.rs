@@ -9,6 +9,7 @@ use crate::bits::PageBits;
 use crate::counters::Counters;
 use crate::futex::ATTENTION;
 use crate::mapping;
+use crate::reserve;
 use crate::scratch::ScratchPool;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
@@ -301,7 +302,12 @@ impl Region {
     pub fn poison(&self, page: usize) -> bool {
         let mut poisoned = self.poisoned();
         let address = self.page_address(page);
-        let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
+        let outcome = loop {
+            let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
+            if outcome != uffd::Outcome::Failed(uffd::Errno(libc::ENOMEM)) || !reserve::give_back() {
+                break outcome;
+            }
+        };
         if outcome == uffd::Outcome::Done {
             poisoned.insert(page, Instant::now());
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
@@ -332,7 +338,11 @@ impl Region {
         if poisoned.remove(&page).is_none() {
             return false;
         }
+        let resident = mapping::is_resident(self.page_address(page));
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        if resident {
+            return false; // its toucher has just put the pattern over it, and is about to note that
+        }
         self.drop_page(page);
         true
     }

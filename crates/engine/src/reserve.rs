@@ -1,0 +1,82 @@
+//! Memory put by for answering faults by errors: an error pattern wants a page, poison may want a page table. Under a limit
+//! that is used up, giving a little back makes room for them.
+//!
+//! *Locks*: none. *Threads*: [`give_back`] from any thread, handlers too; [`fill`] from the keeper.
+
+use crate::mapping;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use uffd::{CopyMode, Handle, Outcome, RegisterModes};
+
+/// The error pattern: NaN for floats, -1 for integers. Larger than any base page.
+#[repr(align(65536))]
+struct Pattern([u8; 65536]);
+static PATTERN: Pattern = Pattern([0xFF; 65536]);
+
+/// Where the pattern is.
+#[must_use]
+pub fn pattern() -> usize {
+    PATTERN.0.as_ptr() as usize
+}
+
+/// How often the reserve can be drawn upon before the keeper fills it again, and pages given back each time.
+const STEPS: usize = 64;
+const STEP_PAGES: usize = 4;
+
+static BASE: AtomicUsize = AtomicUsize::new(0);
+/// Steps given back; all of them while there is no reserve.
+static USED: AtomicUsize = AtomicUsize::new(STEPS);
+
+fn step_bytes() -> usize {
+    STEP_PAGES * uffd::page_size()
+}
+
+/// Give a step back to the system; false: there is none left.
+pub fn give_back() -> bool {
+    let step = USED.fetch_add(1, Ordering::AcqRel);
+    if step >= STEPS {
+        USED.store(STEPS, Ordering::Release);
+        return false;
+    }
+    let start = BASE.load(Ordering::Acquire) + step * step_bytes();
+    mapping::advise(start, step_bytes(), libc::MADV_DONTNEED).is_ok()
+}
+
+/// Put memory by, or fill up what was used, with the engine's number of the SIGBUS descriptor; where there is none now,
+/// later. By UFFDIO_COPY, because it says ENOMEM where a write would wait for the limit to be raised.
+pub fn fill(handle: Handle) {
+    if USED.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    let bytes = STEPS * step_bytes();
+    if BASE.load(Ordering::Acquire) == 0 {
+        let Ok(base) = mapping::map_private(bytes, false) else { return };
+        // SAFETY: a fresh mapping of our own that nobody touches.
+        if unsafe { handle.register(base, bytes, RegisterModes::MISSING) }.is_err() {
+            return mapping::unmap(base, bytes);
+        }
+        BASE.store(base, Ordering::Release);
+    }
+    // A stack: what was given back last comes back first, as far as there is memory.
+    while let step @ 1.. = USED.load(Ordering::Acquire).min(STEPS) {
+        let start = BASE.load(Ordering::Acquire) + (step - 1) * step_bytes();
+        let there = (0..STEP_PAGES).all(|page| {
+            let outcome = handle.copy(start + page * uffd::page_size(), pattern(), uffd::page_size(), CopyMode::NONE);
+            matches!(outcome, Outcome::Done | Outcome::Exists)
+        });
+        if !there || USED.compare_exchange(step, step - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+    }
+}
+
+/// Is something missing? Then `fill` should be called again.
+#[must_use]
+pub fn is_short() -> bool {
+    USED.load(Ordering::Acquire) > 0
+}
+
+/// In a forked child: the memory is the parent's.
+pub fn forget() {
+    BASE.store(0, Ordering::Release);
+    USED.store(STEPS, Ordering::Release);
+}
