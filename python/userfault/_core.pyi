@@ -325,6 +325,9 @@ def take_failure() -> tuple[str, int, int | None, str] | None:
 def failure_epoch() -> int:
     """Return how many pages have shown the error pattern so far."""
 
+def rearm_failed() -> None:
+    """Turn every page of every region that shows the error pattern back into a hole."""
+
 def drop_pending_error() -> None:
     """Take back an exception of this thread that has not surfaced yet."""
 

@@ -112,6 +112,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
     return region.numpy(dtype, shape, start, order="F" if fortran else "C")
 
 
+# Version 3.0 differs from 2.0 in the encoding of field names, which numpy reads in private only.
+_NPY_READERS = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
 # numpy's own limit for a header that was not vouched for.
 _HEADER_BYTES = 16384
 
@@ -122,8 +124,9 @@ def _npy_header(region: Region, path: str) -> tuple[tuple[int, ...], bool, np.dt
     head = io.BytesIO(region.read(0, min(len(region), _HEADER_BYTES)))
     try:
         version = npy.read_magic(head)
-        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = reader(head)
+        if version not in _NPY_READERS:
+            raise ValueError(f"version {version} of the format is not known")
+        shape, fortran, dtype = getattr(npy, _NPY_READERS[version])(head)
     except ValueError as error:
         raise OptionError(f"{path} is not a .npy array: {error}") from None
     return shape, fortran, dtype, head.tell()

@@ -367,10 +367,11 @@ class checked:
     def _epochs(self) -> tuple[int, ...]:
         if not self._regions:
             return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions)
+        return tuple(region.statistics().failure_epoch for region in self._regions if region.state in ("open", "closing"))
 
     def __enter__(self) -> checked:
         _refresh_handlers()
+        _core.rearm_failed()  # a page that shows the pattern already would fault on nothing in here
         self._before = self._epochs()
         return self
 
@@ -378,8 +379,7 @@ class checked:
         exposed = self._epochs() != self._before
         if not exposed or isinstance(error, KeyboardInterrupt):
             return
-        for region in self._regions:
-            region.rearm()
+        _core.rearm_failed()
         if isinstance(error, PageError):
             return
         failure = PageError()

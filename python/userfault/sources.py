@@ -69,14 +69,20 @@ class Bytes(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        heap = type(self.buffer) in (bytes, bytearray)
-        return _core.NativeSource.bytes(memoryview(self.buffer).cast("B"), heap)
+        return _core.NativeSource.bytes(memoryview(self.buffer).cast("B"), _is_heap(self.buffer))
 
     def __repr__(self) -> str:
         return f"Bytes({memoryview(self.buffer).nbytes} bytes)"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Bytes, (bytes(self.buffer),)
+
+
+def _is_heap(buffer: Buffer) -> bool:
+    """Whether the interpreter or NumPy allocated these bytes: reading them then waits for nothing and cannot fail."""
+    kind = type(buffer)
+    owns = kind.__name__ == "ndarray" and getattr(getattr(buffer, "flags", None), "owndata", False)
+    return kind in (bytes, bytearray) or bool(owns)
 
 
 @dataclass(frozen=True)

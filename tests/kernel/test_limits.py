@@ -131,7 +131,7 @@ def test_more_mappings_than_permitted_are_an_os_error(child):
         else:
             raise AssertionError("no limit met")
         error = raised(OSError, lambda: [uf.map(data.tobytes()) for _ in range(100)])
-        assert error.errno == errno.ENOMEM, error
+        assert error.errno in (errno.ENOMEM, errno.EAGAIN), error  # EAGAIN: no room for a stack
         assert (region.numpy() == data).all()
         region.evict()
         assert (region.numpy() == data).all()
@@ -240,3 +240,31 @@ def test_no_memory_for_a_page_is_a_page_error(child, memory_limit, delivery, uni
 
     memory_limit_path = str(memory_limit)
     child(code, args=[delivery, unit, memory_limit_path], timeout=15, cwd="/tmp").check()
+
+
+@pytest.mark.root
+def test_first_map_when_no_thread_can_be_started_is_an_os_error(child):
+    """RLIMIT_NPROC reached: map() raises OSError with EAGAIN, and works once the limit is gone."""
+
+    def code():
+        import errno
+        import os
+        import resource
+
+        from support.lazy import raised
+
+        import userfault as uf
+
+        path = os.path.abspath("limit-data")
+        with open(path, "wb") as file:
+            file.write(b"7" * 10_000)
+        data = b"7" * 10_000
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+        for source in (data, path):
+            error = raised(OSError, lambda source=source: uf.map(source))
+            assert error.errno == errno.EAGAIN, error
+        resource.setrlimit(resource.RLIMIT_NPROC, (resource.getrlimit(resource.RLIMIT_NPROC)[1],) * 2)
+        for source in (data, path):
+            assert uf.map(source).read() == data
+
+    child(code, user="nobody", cwd="/tmp").check()

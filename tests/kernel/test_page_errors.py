@@ -371,3 +371,30 @@ assert touch() == 5
 """
     )
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+@DELIVERIES
+def test_checked_when_a_page_shows_the_pattern_already_asks_again(child, delivery):
+    """Two regions fail in one call and one error surfaces; a fence entered then does not read the other's pattern."""
+    result = child(
+        """
+import sys, numpy as np, userfault as uf
+from userfault.testing import Chaos
+def make():
+    return uf.map(Chaos(uf.Bytes(b"1" * 262144), fail=[range(4096)]), delivery=sys.argv[1]).numpy()
+for _ in range(50):
+    a, b = make(), make()
+    try:
+        np.add(a[:10], b[:10])
+    except uf.PageError:
+        pass
+    try:
+        with uf.checked():
+            v = int(b[0])
+        print("silent", v)
+    except uf.PageError:
+        pass
+""",
+        args=(delivery,),
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr

@@ -21,8 +21,10 @@ with uf.map(path, shared=True, on_error="abort", unit="4KiB", mode="c") as regio
     assert other[:5000] == data[:5000]
     array[3] = 77
     assert other[3] == 77
-    assert array.tobytes()[4:] == data[4:]
-    assert region.statistics().continued_bytes > 0
+    assert array.tobytes()[4:40960] == data[4:40960]
+    other[40960:45056] = b"w" * 4096
+    assert array[40960:45056].tobytes() == b"w" * 4096, "what another mapping wrote is mapped, not overwritten"
+    assert region.statistics().continued_bytes >= 4096
     del array
 with uf.map(path) as region:
     try:
@@ -187,5 +189,22 @@ try:
     uf.load(npy); print("loaded a stump")
 except uf.OptionError as error:
     assert "promises" in str(error)
+""",
+    )
+
+
+def test_shared_write_survives_the_filling_of_its_neighbours(child):
+    """A unit that was filled in part is completed around what was written meanwhile."""
+    run(
+        child,
+        """
+from userfault.testing import Chaos
+bad = Chaos(uf.Bytes(b"1" * 65536), fail=[range(8192, 12288)], failures=1)
+region = uf.map(bad, shared=True, on_error="abort", mode="c", unit="64KiB")
+a = region.numpy()
+assert a[0] == 49
+a[0] = 99
+assert a[5000] == 49 and a[9000] == 49
+assert a[0] == 99
 """,
     )

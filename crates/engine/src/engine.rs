@@ -98,10 +98,8 @@ impl Engine {
     }
 
     /// Make this the engine of the process.
-    pub fn install(self) -> &'static Engine {
-        let engine: &'static Engine = Box::leak(Box::new(self));
-        CURRENT.store(std::ptr::from_ref(engine).cast_mut(), Ordering::Release);
-        engine
+    pub fn install(&'static self) {
+        CURRENT.store(std::ptr::from_ref(self).cast_mut(), Ordering::Release);
     }
 
     /// In a forked child: the engine is the parent's; nothing of it works here.

@@ -201,8 +201,9 @@ pub enum Why {
     Nothing,
 }
 
-/// Raises in the calling thread.
-pub type Raise = fn(Why);
+/// Raises in the calling thread; false: it cannot be raised there (the language above does not know the thread), so the
+/// thread must not be held to have an error on its way.
+pub type Raise = fn(Why) -> bool;
 static RAISE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The language above tells how to raise. Without it a failed page aborts.
@@ -231,7 +232,9 @@ pub fn expose(region: &Region, page: usize, failure: Failure) {
     let raise = RAISE.load(Ordering::Acquire);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
-    raise(why);
+    if !raise(why) {
+        let _ = take();
+    }
 }
 
 /// Even the pattern wants a page. Where there is no memory for it, some was put by.

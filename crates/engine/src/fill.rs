@@ -4,9 +4,11 @@
 //! The caller owns the unit (`states.claim`) and settles it afterwards.
 
 use crate::counters::add;
+use crate::mapping::is_resident;
 use crate::policy::{Choice, Method, choose};
 use crate::region::Region;
-use crate::source::{Cause, Extent, Patience, Reading, Scratch, SourceError, Table};
+use crate::scratch::Loan;
+use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::sync::atomic::AtomicU64;
 use uffd::{ContinueMode, CopyMode, Errno, MoveMode, Outcome, Wake};
@@ -48,7 +50,10 @@ const TRIES: usize = 64;
 /// # Errors
 /// See [`Stop`]. What was installed stays.
 pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) -> Result<bool, Stop> {
-    let mut scratch = region.scratch.take();
+    let mut scratch = match who.table {
+        Table::Application => Loan::Pooled(region.scratch.take()),
+        Table::Engine => region.scratch.take_or_make(region.source.latency() == Latency::MayBlock),
+    };
     let range = region.unit_range(unit);
     drop_exposed(region, range.clone());
     let mut fill = Fill { region, who, scratch: &mut scratch };
@@ -224,24 +229,22 @@ impl Fill<'_> {
         }
     }
 
-    /// Write the bytes to the memory file, then map the file's pages.
+    /// Pages that the memory file lacks are copied in; those that it has already (written by another process, or ours and
+    /// unmapped since) are mapped as they are: what was written is never overwritten.
     fn install_shared(&mut self, at: usize, from: usize, bytes: usize) -> Result<(), Stop> {
-        let file = self.region.file.as_ref().ok_or(Stop::Gone)?;
-        let fd = file.number(self.who.table);
-        let mut done = 0;
-        while done < bytes {
-            let position = libc::off_t::try_from(at + done).unwrap_or(libc::off_t::MAX);
-            // SAFETY: `from` holds `bytes` readable bytes (see `read`).
-            let wrote = unsafe { libc::pwrite(fd, (from + done) as *const libc::c_void, bytes - done, position) };
-            match wrote {
-                1.. => done += wrote as usize,
-                _ if Errno::last().0 == libc::EINTR => {}
-                _ => return Err(failed(at + done, Errno::last())),
-            }
-        }
         let handle = self.region.handle(self.who.table);
-        self.each_hole(at, bytes, |dst, _, left| handle.continue_(dst, left, ContinueMode::NONE))?;
-        add(&self.region.counters.continued_bytes, bytes);
+        let (page, counters) = (uffd::page_size(), &self.region.counters);
+        self.each_hole(at, bytes, |dst, done, left| match handle.copy(dst, from + done, left, CopyMode::NONE) {
+            Outcome::Exists => match handle.continue_(dst, page, ContinueMode::NONE) {
+                Outcome::Done => {
+                    add(&counters.continued_bytes, page);
+                    Outcome::Partial(page)
+                }
+                other => other,
+            },
+            other => other,
+        })?;
+        add(&counters.copied_bytes, bytes);
         Ok(())
     }
 
@@ -264,7 +267,8 @@ impl Fill<'_> {
                     let there = (at + done) / page;
                     if region.exposed.remove(there) {
                         region.hide(there); // exposed since this fill began: a timeout, or Ctrl-C
-                    } else if !region.lift_poison(there) {
+                    } else if is_resident(address) || !region.lift_poison(there) {
+                        // There; or the pattern, of which its toucher is about to make a note.
                         let _ = region.handle(self.who.table).wake(address, page);
                         done += page;
                     }

@@ -38,8 +38,7 @@ unsafe extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::AcqRel);
     let Some(engine) = Engine::current() else { return };
     engine.table.for_each(|region| tombstone(region.base, region.mapped));
-    // SAFETY: the child's copy drives the parent's memory and must go; the dead engine never uses the number again.
-    unsafe { libc::close(engine.signal.application.handle().as_raw_fd()) };
+    close_if_userfaultfd(engine.signal.application.handle().as_raw_fd());
     Engine::bury();
     crate::reserve::forget();
     watch_tombstones();
@@ -50,6 +49,27 @@ fn tombstone(start: usize, bytes: usize) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: NOREPLACE takes only free address space; the range was DONTFORK and so is free here.
     unsafe { libc::mmap(start as *mut libc::c_void, bytes, libc::PROT_NONE, flags, -1, 0) };
+}
+
+/// The child's copy drives the parent's memory and must go, unless somebody closed it and the number is another file's.
+fn close_if_userfaultfd(fd: i32) {
+    let mut path = *b"/proc/self/fd/          \0";
+    let mut digits = 10;
+    let mut rest = fd.unsigned_abs();
+    while digits > 0 && (rest > 0 || digits == 10) {
+        digits -= 1;
+        path[14 + digits] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    path.copy_within(14 + digits.., 14);
+    let mut name = [0u8; 32];
+    // SAFETY: a path that ends in a zero byte, and room for 32 bytes; closing acts on a number known to be ours.
+    unsafe {
+        let count = libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len());
+        if count > 0 && name.starts_with(b"anon_inode:[userfaultfd]") {
+            libc::close(fd);
+        }
+    }
 }
 
 fn watch_tombstones() {

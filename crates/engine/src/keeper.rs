@@ -5,6 +5,7 @@
 
 use crate::counters::Ending;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::futex::ATTENTION;
 use crate::region::{Delivery, REARM_PACE, Region};
 use crate::reserve;
@@ -22,7 +23,10 @@ const TOP_UP: Duration = Duration::from_millis(100);
 const CALM: Duration = Duration::from_secs(1);
 
 /// Start it.
-pub fn start(engine: &'static Engine) {
+///
+/// # Errors
+/// When no thread can be started.
+pub fn start(engine: &'static Engine) -> Result<(), Error> {
     engine.root.spawn("userfault-keep", move || {
         loop {
             let rung = ATTENTION.rung();
@@ -33,7 +37,7 @@ pub fn start(engine: &'static Engine) {
             }
             ATTENTION.wait(rung, due.map(|due| due.saturating_duration_since(Instant::now())));
         }
-    });
+    })
 }
 
 /// Look after every region; answers when to look again.

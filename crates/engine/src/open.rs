@@ -26,6 +26,8 @@ static STARTING: Mutex<()> = Mutex::new(());
 
 /// Fault descriptors with a reader each, at most; regions are spread over them.
 const LANES: usize = 4;
+/// Workers that fill one range ahead, at most: a prefetch never has them all.
+const BULK_WORKERS: usize = 4;
 /// The unit when neither caller nor source has a wish.
 pub const DEFAULT_UNIT: usize = 64 << 10;
 
@@ -48,18 +50,21 @@ fn start() -> Result<&'static Engine, Error> {
     fork::hook();
     uffd::page_size();
     let (signal, kernel_faults, supported) = signal_descriptor()?;
-    let root = Root::get(&[]);
+    let root = Root::get()?;
     let lanes = root.run(move || open_lanes(!kernel_faults))?;
     let abilities = Abilities {
         can_move: supported.contains(Features::MOVE),
         can_poison: supported.contains(Features::POISON),
         kernel_faults,
     };
-    let engine = Engine::new(root, lanes, signal, abilities, workers::start)?.install();
-    keeper::start(engine);
+    // Leaked: faults are answered until the process ends.
+    let engine: &'static Engine =
+        Box::leak(Box::new(Engine::new(root, lanes, signal, abilities, workers::start_another)?));
+    keeper::start(engine)?;
     for _ in 0..2 {
-        workers::start(engine);
+        workers::start(engine)?;
     }
+    engine.install();
     Ok(engine)
 }
 
@@ -110,8 +115,11 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
-    let (base, file) = map(engine, bytes, &options)?;
     let lane = engine.next_lane();
+    if options.delivery == Delivery::Thread {
+        thread::start(engine, lane)?;
+    }
+    let (base, file) = map(engine, bytes, &options)?;
     let handles = match options.delivery {
         Delivery::Signal => engine.signal_handles(),
         Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
@@ -128,9 +136,6 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     let stock = if moves { engine.stock(handles.engine, unit, options.huge).ok() } else { None };
     let scratch = engine.pool(unit, source.needs());
     signal::ensure_front();
-    if options.delivery == Delivery::Thread {
-        thread::start(engine, lane);
-    }
     let id = engine.next_region();
     let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch });
     let pin = engine.table.insert(base, bytes, Box::new(region));
@@ -219,9 +224,9 @@ impl Owned {
         let region = self.get()?;
         let units = region.units_touching(bytes);
         let bulk = Bulk::new(region.clone(), units.clone(), awaited);
-        let shares = units.len().clamp(1, self.engine.queue.workers.load(Ordering::Relaxed));
+        let shares = units.len().clamp(1, BULK_WORKERS);
         if self.engine.queue.push_bulk(&bulk, shares) {
-            workers::start(self.engine);
+            workers::start_another(self.engine);
         }
         Ok(bulk)
     }
@@ -271,7 +276,8 @@ impl Owned {
         let retired = engine.table.retire(pin, base, mapped);
         match engine.table.reclaim(retired, Duration::from_secs(2)) {
             Ok(region) => drop(engine.root.run(move || take_down(engine, region))),
-            Err(retired) => engine.root.spawn("userfault-reap", move || {
+            // Where no thread can be started the region stays mapped: nobody can reach it any more.
+            Err(retired) => drop(engine.root.spawn("userfault-reap", move || {
                 // A source still reads for it; whenever it comes back, the region goes.
                 let mut retired = retired;
                 loop {
@@ -280,7 +286,7 @@ impl Owned {
                         Err(again) => retired = again,
                     }
                 }
-            }),
+            })),
         }
         drop_left();
     }

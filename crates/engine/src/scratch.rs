@@ -46,7 +46,7 @@ impl Scratch {
     }
 }
 
-/// Anonymous memory of its own, page-aligned, never shared with a fork: what UFFDIO_COPY reads.
+/// Anonymous memory of its own, page-aligned: what UFFDIO_COPY reads.
 pub struct AlignedBuffer {
     address: usize,
     bytes: usize,
@@ -126,22 +126,65 @@ impl ScratchPool {
         (self.unit_bytes, self.needs)
     }
 
-    /// Take one, or wait (yielding the CPU) until another thread gives one back: its holder is running, never waiting
-    /// for this thread.
+    /// Take one, or wait (yielding the CPU) until another thread gives one back. For signal handlers, which cannot
+    /// allocate; slow readers hold none of these ([`ScratchPool::take_or_make`]), so they come back soon.
     #[must_use]
     pub fn take(&self) -> ScratchGuard<'_> {
         loop {
+            match self.try_take() {
+                Some(guard) => return guard,
+                // SAFETY: sched_yield has no preconditions.
+                None => unsafe { libc::sched_yield() },
+            };
+        }
+    }
+
+    /// Take one, or make one: for engine threads, which must not wait for each other. A reader that may wait for long
+    /// (`slow`) always brings its own.
+    #[must_use]
+    pub fn take_or_make(&self, slow: bool) -> Loan<'_> {
+        let pooled = if slow { None } else { self.try_take() };
+        pooled.map_or_else(|| Loan::Own(Box::new(Scratch::new(self.unit_bytes, self.needs))), Loan::Pooled)
+    }
+
+    fn try_take(&self) -> Option<ScratchGuard<'_>> {
+        loop {
             let free = self.free.load(Ordering::Relaxed);
             if free == 0 {
-                // SAFETY: sched_yield has no preconditions.
-                unsafe { libc::sched_yield() };
-                continue;
+                return None;
             }
             let bit = free.trailing_zeros();
             let taken = free & !(1 << bit);
             if self.free.compare_exchange_weak(free, taken, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                return ScratchGuard { pool: self, index: bit as usize };
+                return Some(ScratchGuard { pool: self, index: bit as usize });
             }
+        }
+    }
+}
+
+/// A scratch for one fill.
+pub enum Loan<'a> {
+    /// From a pool.
+    Pooled(ScratchGuard<'a>),
+    /// Made for it.
+    Own(Box<Scratch>),
+}
+
+impl std::ops::Deref for Loan<'_> {
+    type Target = Scratch;
+    fn deref(&self) -> &Scratch {
+        match self {
+            Loan::Pooled(guard) => guard,
+            Loan::Own(scratch) => scratch,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Loan<'_> {
+    fn deref_mut(&mut self) -> &mut Scratch {
+        match self {
+            Loan::Pooled(guard) => guard,
+            Loan::Own(scratch) => scratch,
         }
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::counters::Ending;
 use crate::engine::{Engine, Lane};
+use crate::error::Error;
 use crate::failure::is_latched;
 use crate::fill::Stop;
 use crate::interrupt;
@@ -29,13 +30,17 @@ use uffd::{Errno, Fault, UffdMsg};
 const BATCH: usize = 32;
 
 /// Start the reader of a lane, if it does not run yet.
-pub fn start(engine: &'static Engine, lane: usize) {
+///
+/// # Errors
+/// When no thread can be started.
+pub fn start(engine: &'static Engine, lane: usize) -> Result<(), Error> {
     let lane = &engine.lanes[lane];
     let mut started = lane.started.lock().unwrap_or_else(PoisonError::into_inner);
     if !*started {
+        engine.root.spawn("userfault-read", move || read_faults(engine, lane))?;
         *started = true;
-        engine.root.spawn("userfault-read", move || read_faults(engine, lane));
     }
+    Ok(())
 }
 
 fn read_faults(engine: &'static Engine, lane: &'static Lane) -> ! {

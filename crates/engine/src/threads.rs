@@ -30,20 +30,21 @@ static ROOT: AtomicPtr<Root> = AtomicPtr::new(std::ptr::null_mut());
 static STARTING: Mutex<()> = Mutex::new(());
 
 impl Root {
-    /// The root of this process; started by the first call. `keep` are descriptors that the engine's table shall hold
-    /// too, under the same numbers; they matter on the first call only.
-    #[must_use]
-    pub fn get(keep: &[RawFd]) -> &'static Root {
+    /// The root of this process; started by the first call.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no thread can be started.
+    pub fn get() -> Result<&'static Root, Error> {
         if let Some(root) = Self::current() {
-            return root;
+            return Ok(root);
         }
         let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(root) = Self::current() {
-            return root;
+            return Ok(root);
         }
-        let root: &'static Root = Box::leak(Box::new(Self::start(keep.to_vec())));
+        let root: &'static Root = Box::leak(Box::new(Self::start()?));
         ROOT.store(std::ptr::from_ref(root).cast_mut(), Ordering::Release);
-        root
+        Ok(root)
     }
 
     /// The root, if it was started in this process: a forked child has no engine threads until it starts its own.
@@ -53,19 +54,19 @@ impl Root {
         unsafe { ROOT.load(Ordering::Acquire).as_ref() }.filter(|root| root.process == process_id())
     }
 
-    fn start(keep: Vec<RawFd>) -> Root {
+    fn start() -> Result<Root, Error> {
         let (jobs, inbox) = channel::<Job>();
         let (ready, started) = channel();
         spawn_here("userfault-root", move || {
-            let private_table = own_table(&keep);
+            let private_table = own_table();
             // The receiver waits for exactly this message.
             let _ = ready.send((private_table, thread_id()));
             while let Ok(job) = inbox.recv() {
                 job();
             }
-        });
+        })?;
         let (private_table, thread) = started.recv().expect("the root thread sends before anything can fail");
-        Root { jobs: Mutex::new(jobs), private_table, thread, process: process_id() }
+        Ok(Root { jobs: Mutex::new(jobs), private_table, thread, process: process_id() })
     }
 
     /// Do the engine's threads have a descriptor table of their own?
@@ -89,8 +90,11 @@ impl Root {
     }
 
     /// Start an engine thread.
-    pub fn spawn(&self, name: &'static str, work: impl FnOnce() + Send + 'static) {
-        self.run(move || spawn_here(name, work));
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no thread can be started.
+    pub fn spawn(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.run(move || spawn_here(name, work))
     }
 
     /// Bring a descriptor of the application into the engine's table; the application keeps its own.
@@ -156,7 +160,7 @@ fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
 
 /// Start a thread that shares this thread's descriptor table, with all signals blocked. A panic in it ends the process
 /// with one line: an engine thread that is gone would leave faults without an answer.
-fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) {
+fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let old = block_all_signals();
     let spawned = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
@@ -166,9 +170,10 @@ fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) {
         }
     });
     set_signal_mask(&old);
-    if let Err(error) = spawned {
-        abort_with(format_args!("userfault: cannot start thread {name}: {error}\n"));
-    }
+    spawned.map(|_| ()).map_err(|error| Error::Os {
+        what: format!("starting thread {name}"),
+        errno: Errno(error.raw_os_error().unwrap_or(libc::EAGAIN)),
+    })
 }
 
 fn block_all_signals() -> libc::sigset_t {
@@ -187,21 +192,14 @@ fn set_signal_mask(mask: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }
 
-/// Make this thread's descriptor table its own and empty but for standard error and `keep`. False: not permitted.
-fn own_table(keep: &[RawFd]) -> bool {
+/// Make this thread's descriptor table its own, and empty but for standard error. False: not permitted.
+fn own_table() -> bool {
     // SAFETY: unshare(CLONE_FILES) copies this thread's table; close_range and dup2 then act on the copy alone.
     unsafe {
         if libc::unshare(libc::CLONE_FILES) != 0 {
             return false;
         }
-        let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
-        keep.sort_unstable();
-        let mut from = 3;
-        for fd in keep {
-            close_between(from, fd - 1);
-            from = fd + 1;
-        }
-        close_between(from, RawFd::MAX);
+        libc::syscall(libc::SYS_close_range, 3, RawFd::MAX, 0);
         // 0 and 1 may be pipes whose other end waits for us to let go; 2 stays for the last words of the process.
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         if null >= 0 {
@@ -211,13 +209,6 @@ fn own_table(keep: &[RawFd]) -> bool {
         }
     }
     true
-}
-
-fn close_between(first: RawFd, last: RawFd) {
-    if first <= last {
-        // SAFETY: closing numbers of the private table; nobody but the engine uses it.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    }
 }
 
 /// Say why on standard error, in one write and without allocating, and abort.
@@ -300,7 +291,7 @@ mod tests {
 
     #[test]
     fn adopted_descriptors_outlive_the_application_closing_its_own() {
-        let root = Root::get(&[]);
+        let root = Root::get().unwrap();
         let mut ends = [0; 2];
         // SAFETY: the array has room for two descriptors.
         assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);

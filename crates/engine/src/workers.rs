@@ -5,6 +5,7 @@
 
 use crate::counters::add;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::fill::{Stop, fill_unit};
 use crate::queue::{Bulk, FaultJob, Job};
 use crate::region::Region;
@@ -14,10 +15,22 @@ use crate::states::State;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Start a worker; on failure there is one less. Any thread.
-pub fn start(engine: &'static Engine) {
+/// Start a worker. Any thread.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn start(engine: &'static Engine) -> Result<(), Error> {
     engine.queue.workers.fetch_add(1, Ordering::SeqCst);
-    engine.root.spawn("userfault-work", move || work(engine));
+    let started = engine.root.spawn("userfault-work", move || work(engine));
+    if started.is_err() {
+        engine.queue.workers.fetch_sub(1, Ordering::SeqCst);
+    }
+    started
+}
+
+/// Start one more if that can be; those there are do the work otherwise.
+pub fn start_another(engine: &'static Engine) {
+    let _ = start(engine);
 }
 
 fn work(engine: &'static Engine) -> ! {

@@ -7,9 +7,11 @@
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
 use engine::engine::Engine;
+use engine::error::Error;
 use engine::failure::Why;
 use engine::futex::Bell;
 use engine::source::Cause;
+use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -89,7 +91,7 @@ fn known_to_python() -> bool {
 }
 
 /// In the SIGBUS handler: see the module.
-fn raise(why: Why) {
+fn raise(why: Why) -> bool {
     match why {
         Why::Failed | Why::FailedAgain if holds_gil() => {
             // SAFETY: this thread holds the GIL; PAGE_ERROR is an exception class that is never freed.
@@ -101,6 +103,7 @@ fn raise(why: Why) {
         Why::Interrupted => drop(unsafe { ffi::Py_AddPendingCall(Some(interrupt_has_raised), std::ptr::null_mut()) }),
         Why::FailedAgain | Why::Nothing => {}
     }
+    known_to_python()
 }
 
 /// The interrupted call is over: the thread's touches wait for their pages again.
@@ -130,17 +133,21 @@ fn ask_helper(thread: u64) {
 }
 
 /// Start the helper of this process, if it does not run. Needs no GIL.
-pub fn ensure_helper() {
+pub fn ensure_helper() -> Result<(), Error> {
     // SAFETY: no preconditions.
     let process = unsafe { libc::getpid() };
     if HELPER_OF.swap(process, Ordering::AcqRel) == process {
-        return;
+        return Ok(());
     }
     STOP.store(false, Ordering::Release);
     for request in &REQUESTS {
         request.state.store(FREE, Ordering::Release);
     }
-    engine::threads::Root::get(&[]).spawn("userfault-raise", help);
+    let started = Root::get().and_then(|root| root.spawn("userfault-raise", help));
+    if started.is_err() {
+        HELPER_OF.store(0, Ordering::Release);
+    }
+    started
 }
 
 fn help() {
@@ -193,15 +200,29 @@ fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static st
     Some((name, offset, errno, failure.error.cause.describe()))
 }
 
-/// Re-arm the region with this number; its source's name, if it is still there.
+/// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.
 fn rearm(number: u64) -> Option<String> {
     let engine = Engine::current()?;
-    let mut found = None;
-    engine.table.for_each(|region| found = found.take().or_else(|| (region.id == number).then_some(region)));
-    let region = found?;
-    let name = region.source_name.clone();
-    engine.root.run(move || engine::keeper::rearm_all(&region));
-    Some(name)
+    let mut name = None;
+    let mut failed = Vec::new();
+    engine.table.for_each(|region| {
+        if region.id == number {
+            name = Some(region.source_name.clone());
+        }
+        if !region.exposed.is_empty() {
+            failed.push(region);
+        }
+    });
+    if !failed.is_empty() {
+        engine.root.run(move || failed.iter().for_each(|region| engine::keeper::rearm_all(region)));
+    }
+    name
+}
+
+/// Turn every page of every region that shows the error pattern back into a hole.
+#[pyfunction]
+fn rearm_failed(py: Python<'_>) {
+    py.detach(|| rearm(0));
 }
 
 /// How many pages have shown the error pattern so far, in all regions.
@@ -230,6 +251,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(stop_helper, module)?)?;
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
+    module.add_function(wrap_pyfunction!(rearm_failed, module)?)?;
     module.add_function(wrap_pyfunction!(drop_pending_error, module)?)?;
     module.add_function(wrap_pyfunction!(refresh_handlers, module)?)
 }

@@ -89,7 +89,7 @@ impl NativeRegion {
             return Ok(Self::of(memory, native, address, bytes, writable, true));
         }
         let opened = py.detach(|| {
-            raise::ensure_helper();
+            raise::ensure_helper()?;
             open(inner, options)
         });
         let owned = opened.map_err(|error| engine_error(py, error))?;
@@ -218,42 +218,44 @@ impl NativeRegion {
             let text = format!("{views} view(s) of this Region are alive; drop them first, or leave its `with` block");
             return Err(PyBufferError::new_err(text));
         }
-        py.detach(|| self.shut());
-        Ok(())
+        if py.detach(|| self.shut()) {
+            return Ok(());
+        }
+        Err(PyBufferError::new_err("a view of this Region was taken at the same moment; drop it first"))
     }
 
     /// Close now, or when the last view dies.
     fn close_when_free(&self, py: Python<'_>) {
         self.closing.store(true, Ordering::Release);
-        if self.exports.load(Ordering::Acquire) == 0 {
-            py.detach(|| self.shut());
-        }
+        py.detach(|| self.shut());
     }
 
     /// # Safety
     /// Called by the interpreter with a valid view.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: std::ffi::c_int) -> PyResult<()> {
         let this = slf.get();
+        // Counted before looking: a close that comes between sees the view, or the look sees the close.
+        this.exports.fetch_add(1, Ordering::AcqRel);
         let state = this.state(slf.py());
         if state != "open" {
+            this.release(slf.py());
             return Err(PyBufferError::new_err(format!("this Region is {state}: it gives no new views")));
         }
         let (address, len, readonly) =
             (this.address as *mut std::ffi::c_void, this.len as isize, i32::from(!this.writable));
         // SAFETY: the view is the interpreter's; the memory stays mapped while exports are counted.
         if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), address, len, readonly, flags) } != 0 {
-            return Err(PyErr::fetch(slf.py()));
+            let error = PyErr::fetch(slf.py());
+            this.release(slf.py());
+            return Err(error);
         }
-        this.exports.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
     /// # Safety
     /// Called by the interpreter once for each `__getbuffer__`.
     unsafe fn __releasebuffer__(&self, py: Python<'_>, _view: *mut ffi::Py_buffer) {
-        if self.exports.fetch_sub(1, Ordering::AcqRel) == 1 && self.closing.load(Ordering::Acquire) {
-            py.detach(|| self.shut());
-        }
+        self.release(py);
     }
 }
 
@@ -337,23 +339,36 @@ impl NativeRegion {
         }
     }
 
-    fn shut(&self) {
+    /// A view is gone, or was not to be.
+    fn release(&self, py: Python<'_>) {
+        if self.exports.fetch_sub(1, Ordering::AcqRel) == 1 && self.closing.load(Ordering::Acquire) {
+            py.detach(|| self.shut());
+        }
+    }
+
+    /// Close, unless there are views: false. What takes time is done after the lock was given back.
+    fn shut(&self) -> bool {
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *memory, Memory::Closed) {
+        let foreign = matches!(&*memory, Memory::Lazy(owned) if owned.is_foreign());
+        if self.exports.load(Ordering::Acquire) > 0 && !foreign {
+            return false;
+        }
+        let was = std::mem::replace(&mut *memory, Memory::Closed);
+        drop(memory);
+        match was {
             Memory::Lazy(mut owned) => owned.close(),
-            // SAFETY: of this module's own making; no view is alive. In a forked child the range is not there.
             Memory::Eager(address, bytes) => mapping::unmap(address, bytes),
             Memory::Closed => {}
         }
+        true
     }
 }
 
 impl Drop for NativeRegion {
     fn drop(&mut self) {
         // Deallocation happens with the GIL held; what waits for the engine must not.
-        match Python::try_attach(|py| py.detach(|| self.shut())) {
-            Some(()) => {}
-            None => self.shut(),
+        if Python::try_attach(|py| py.detach(|| self.shut())).is_none() {
+            self.shut();
         }
     }
 }

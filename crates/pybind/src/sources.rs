@@ -107,9 +107,12 @@ impl NativeSource {
     }
 }
 
+/// Thirty years: added to a moment it is still one.
+const LONGEST_SECONDS: f64 = 1e9;
+
 /// A duration from Python seconds, which the caller has checked.
 pub fn seconds(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_SECONDS))
 }
 
 fn overlaps_a_region(address: usize, len: usize) -> bool {

@@ -338,11 +338,7 @@ impl Region {
         if poisoned.remove(&page).is_none() {
             return false;
         }
-        let resident = mapping::is_resident(self.page_address(page));
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-        if resident {
-            return false; // its toucher has just put the pattern over it, and is about to note that
-        }
         self.drop_page(page);
         true
     }

@@ -2,7 +2,7 @@
 //! the kernel does (UFFDIO_COPY, process_vm_readv), so a buffer over a file with a bad sector gives an errno and no
 //! signal. A plain copy takes half the time, which huge units notice.
 
-use super::{Cause, Extent, Reading, Source, SourceError};
+use super::{Cause, Extent, Latency, Reading, Source, SourceError};
 
 /// Keeps whatever owns the bytes alive; dropped with the source.
 pub type Owner = Box<dyn Send + Sync>;
@@ -69,6 +69,14 @@ impl Source for Bytes {
 
     fn name(&self) -> String {
         format!("Bytes({} bytes)", self.len)
+    }
+
+    fn latency(&self) -> Latency {
+        if self.heap { Latency::Fast } else { Latency::MayBlock }
+    }
+
+    fn readahead_helps(&self) -> bool {
+        false
     }
 
     fn signal_safe(&self) -> bool {

@@ -4,6 +4,7 @@ use super::{Cause, Patience, Table};
 use crate::error::Error;
 use crate::threads::Root;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file open in the application's descriptor table and in the engine's.
@@ -22,7 +23,7 @@ impl FileHandle {
     /// # Errors
     /// [`Error::Os`] when it cannot be brought there.
     pub fn new(fd: OwnedFd) -> Result<Self, Error> {
-        let root = Root::get(&[]);
+        let root = Root::get()?;
         let engine = root.adopt(&fd)?;
         Ok(Self { application: fd, engine, root, no_nowait: AtomicBool::new(false) })
     }
@@ -32,10 +33,13 @@ impl FileHandle {
     /// # Errors
     /// [`Error::Os`] names the path.
     pub fn open(path: &std::path::Path) -> Result<Self, Error> {
-        let file = std::fs::File::open(path).map_err(|error| Error::Os {
+        // A FIFO would be waited for, for ever; on regular files the flag has no effect.
+        let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| Error::Os {
             what: format!("opening {}", path.display()),
-            errno: uffd::Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+            errno: uffd::Errno(error.raw_os_error().unwrap_or(libc::EINVAL)),
         })?;
+        check_kind(&file, path)?;
         Self::new(OwnedFd::from(file))
     }
 
@@ -91,6 +95,22 @@ impl FileHandle {
             errno => Err(Cause::Os(errno)),
         }
     }
+}
+
+/// Only what has a length and can be read at any offset.
+fn check_kind(file: &std::fs::File, path: &std::path::Path) -> Result<(), Error> {
+    let about = file.metadata().ok().filter(std::fs::Metadata::is_file);
+    let Some(about) = about else {
+        return Err(Error::Invalid(format!(
+            "{} is not a regular file: its bytes have no fixed places",
+            path.display()
+        )));
+    };
+    if about.len() == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
+        let text = "does not tell its length (a file of /proc?): read it, and map the bytes";
+        return Err(Error::Invalid(format!("{} {text}", path.display())));
+    }
+    Ok(())
 }
 
 impl Drop for FileHandle {

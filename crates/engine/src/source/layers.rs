@@ -186,7 +186,7 @@ impl Source for Checksum {
         let end = offset + out.len() as u64;
         let first = offset as usize / self.block;
         let last = (end as usize).div_ceil(self.block);
-        let mut whole = vec![0; self.block];
+        let mut whole = vec![0; self.block.min(usize::try_from(self.inner.len()).unwrap_or(usize::MAX))];
         for index in first..last {
             let range = self.block_range(index);
             let block = &mut whole[..(range.end - range.start) as usize];
