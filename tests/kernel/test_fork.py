@@ -305,3 +305,61 @@ def test_segmentation_faults_elsewhere_in_a_forked_child_are_not_ours(child):
     told = child(code, faulthandler=True).check().stderr
     assert "Segmentation fault" in told
     assert "userfault:" not in told
+
+
+def test_fork_while_another_thread_opens_the_first_region_leaves_a_child_that_can(child):
+    """No lock of the library is taken for good in the child, whatever another thread was doing."""
+
+    def code():
+        import os
+        import signal
+        import threading
+        import time
+
+        import userfault as uf
+
+        for trial in range(60):
+            middle = os.fork()
+            if middle == 0:
+                threading.Thread(target=lambda: uf.map(b"x" * 4096), daemon=True).start()
+                time.sleep(trial * 30e-6)
+                last = os.fork()
+                if last == 0:
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.alarm(5)
+                    os._exit(0 if uf.map(b"y" * 4096).read(0, 1) == b"y" else 9)
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(last, 0)[1]) & 0xFF)
+            status = os.waitstatus_to_exitcode(os.waitpid(middle, 0)[1])
+            assert status == 0, (trial, status)
+
+    child(code).check()
+
+
+def test_fork_while_another_thread_closes_leaves_a_region_that_answers(child):
+    """repr, methods and the end of a parent's region wait for no lock in the child."""
+
+    def code():
+        import os
+        import signal
+        import threading
+        import time
+
+        import userfault as uf
+
+        region = uf.map(uf.testing.Chaos(uf.Zero(1 << 19), delay="2s"), unit="64KiB")
+        region.prefetch()
+        time.sleep(0.2)
+        closer = threading.Thread(target=region.close)
+        closer.start()
+        time.sleep(0.2)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(5)
+            assert "foreign" in repr(region)
+            region.close()
+            del region
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        closer.join()
+
+    child(code).check()

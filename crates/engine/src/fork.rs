@@ -2,14 +2,16 @@
 //! their addresses, so that nothing else is ever mapped where a stale pointer leads. A touch dies by SIGSEGV with one
 //! line. Nothing of the parent's engine is used again; the child may start an engine of its own.
 //!
-//! *Locks*: none. *Threads*: the child's only one, inside fork(2): system calls only, no allocation.
+//! *Locks*: those that start the engine and install handlers are held over a fork. *Threads*: in the child its only one,
+//! inside fork(2): system calls only, no allocation.
 
 use crate::engine::Engine;
-use crate::threads::{KeepErrno, say};
+use crate::threads::{self, KeepErrno, say};
+use crate::{interrupt, signal};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 static HOOKED: Once = Once::new();
 /// Rises in every forked child: regions of another generation are dead.
@@ -29,12 +31,36 @@ pub fn generation() -> u32 {
 /// Have every fork of this process and its children looked after; C forks too, which Python's hooks do not see.
 pub fn hook() {
     HOOKED.call_once(|| {
-        // SAFETY: the hook is a plain function that only makes system calls.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        // SAFETY: plain functions; what runs in the child only makes system calls and gives locks back.
+        unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     });
 }
 
+/// Held while the engine starts.
+pub static STARTING: Mutex<()> = Mutex::new(());
+
+/// Locks that the child could otherwise find taken for good, by a thread that it does not have.
+type Locks = [MutexGuard<'static, ()>; 4];
+struct Held(UnsafeCell<Option<Locks>>);
+// SAFETY: touched only by the thread that forks, between taking STARTING and giving it back.
+unsafe impl Sync for Held {}
+static HELD: Held = Held(UnsafeCell::new(None));
+
+unsafe extern "C" fn before() {
+    let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install()];
+    // SAFETY: STARTING is held.
+    unsafe { *HELD.0.get() = Some(locks) };
+}
+
+unsafe extern "C" fn in_parent() {
+    // SAFETY: this thread holds STARTING, since `before`; the locks go back after the cell was emptied.
+    drop(unsafe { (*HELD.0.get()).take() });
+}
+
 unsafe extern "C" fn in_child() {
+    // SAFETY: as in `in_parent`; this thread is the copy of the one that took them.
+    drop(unsafe { (*HELD.0.get()).take() });
     GENERATION.fetch_add(1, Ordering::AcqRel);
     let Some(engine) = Engine::current() else { return };
     engine.table.for_each(|region| tombstone(region.base, region.mapped));

@@ -6,7 +6,7 @@
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
@@ -18,6 +18,11 @@ static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 static INSTALLING: Mutex<()> = Mutex::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static RAISES: AtomicBool = AtomicBool::new(false);
+
+/// Keep everybody from installing the hook: for the time of a fork.
+pub fn hold_install() -> MutexGuard<'static, ()> {
+    INSTALLING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// SIGINTs seen.
 #[must_use]
@@ -50,7 +55,7 @@ fn current() -> libc::sigaction {
 }
 
 fn install() {
-    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _installing = hold_install();
     let current = current();
     let there = current.sa_sigaction;
     if there == hook as *const () as usize || there == libc::SIG_DFL || there == libc::SIG_IGN {

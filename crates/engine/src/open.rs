@@ -18,11 +18,9 @@ use crate::{fork, keeper, signal, thread, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
-
-static STARTING: Mutex<()> = Mutex::new(());
 
 /// Fault descriptors with a reader each, at most; regions are spread over them.
 const LANES: usize = 4;
@@ -39,7 +37,8 @@ pub fn engine() -> Result<&'static Engine, Error> {
     if let Some(engine) = Engine::current() {
         return Ok(engine);
     }
-    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    fork::hook();
+    let _starting = fork::STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     match Engine::current() {
         Some(engine) => Ok(engine),
         None => start(),
@@ -47,7 +46,6 @@ pub fn engine() -> Result<&'static Engine, Error> {
 }
 
 fn start() -> Result<&'static Engine, Error> {
-    fork::hook();
     uffd::page_size();
     let (signal, kernel_faults, supported) = signal_descriptor()?;
     let root = Root::get()?;
@@ -203,9 +201,7 @@ impl Owned {
     /// [`Error::Closed`] when it was closed, or belongs to the parent of this process.
     pub fn get(&self) -> Result<&Pin<Region>, Error> {
         if self.is_foreign() {
-            return Err(Error::Closed(
-                "this Region belongs to the process this one was forked from; open it again here".into(),
-            ));
+            return Err(foreign());
         }
         self.pin.as_ref().ok_or_else(|| Error::Closed("the Region is closed".into()))
     }
@@ -290,6 +286,12 @@ impl Owned {
         }
         drop_left();
     }
+}
+
+/// What is said of a region of the parent.
+#[must_use]
+pub fn foreign() -> Error {
+    Error::Closed("this Region belongs to the process this one was forked from; open it again here".into())
 }
 
 impl Drop for Owned {

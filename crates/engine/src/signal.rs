@@ -18,7 +18,7 @@ use crate::states::State;
 use crate::threads::{KeepErrno, thread_id};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
@@ -32,9 +32,14 @@ static INSTALLING: Mutex<()> = Mutex::new(());
 /// The thread whose foreign fault was passed on last: a SIGBUS it raises now is the passed-on handler's last word.
 static CHAINED: AtomicI32 = AtomicI32::new(0);
 
+/// Keep everybody from installing the handler: for the time of a fork.
+pub fn hold_install() -> MutexGuard<'static, ()> {
+    INSTALLING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Put our SIGBUS handler in front, if it is not. Called whenever a region is opened and at `checked()`.
 pub fn ensure_front() {
-    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _installing = hold_install();
     // SAFETY: sigaction reads and writes our structures; PREVIOUS is written only here, under the lock, and a handler
     // that reads it meanwhile sees the old or the new foreign action, both of which stay valid.
     unsafe {

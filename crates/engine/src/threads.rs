@@ -13,7 +13,7 @@ use crate::error::Error;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use uffd::Errno;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -28,6 +28,11 @@ pub struct Root {
 
 static ROOT: AtomicPtr<Root> = AtomicPtr::new(std::ptr::null_mut());
 static STARTING: Mutex<()> = Mutex::new(());
+
+/// Keep everybody from starting the root thread: for the time of a fork.
+pub fn hold_start() -> MutexGuard<'static, ()> {
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Root {
     /// The root of this process; started by the first call.

@@ -12,6 +12,8 @@ use pyo3::prelude::*;
 /// The native half of `userfault`; its documents are in `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // Before any thread can be about to start the engine: a fork at that moment is looked after too.
+    engine::fork::hook();
     image::register(module)?;
     kernel::register(module)?;
     raise::register(module)?;

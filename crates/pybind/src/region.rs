@@ -35,6 +35,9 @@ enum Memory {
 #[pyclass(subclass, frozen, module = "userfault._core")]
 pub struct NativeRegion {
     memory: RwLock<Memory>,
+    /// In which of a line of forked processes it was opened. In a child nothing else is looked at: another thread of the
+    /// parent may have held the lock for good.
+    generation: u32,
     source: NativeSource,
     address: usize,
     len: usize,
@@ -134,9 +137,11 @@ impl NativeRegion {
     /// "open", "closing", "closed" or "foreign" (of the process this one was forked from).
     #[getter]
     fn state(&self, py: Python<'_>) -> &'static str {
+        if self.is_foreign() {
+            return "foreign";
+        }
         py.detach(|| match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
             Memory::Closed => "closed",
-            Memory::Lazy(owned) if owned.is_foreign() => "foreign",
             _ if self.closing.load(Ordering::Acquire) => "closing",
             _ => "open",
         })
@@ -214,7 +219,7 @@ impl NativeRegion {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let views = self.exports.load(Ordering::Acquire);
-        if views > 0 && self.state(py) != "foreign" {
+        if views > 0 && !self.is_foreign() {
             let text = format!("{views} view(s) of this Region are alive; drop them first, or leave its `with` block");
             return Err(PyBufferError::new_err(text));
         }
@@ -275,6 +280,7 @@ impl NativeRegion {
         let len = usize::try_from(source.0.len()).unwrap_or(usize::MAX);
         Self {
             memory: RwLock::new(memory),
+            generation: engine::fork::generation(),
             source,
             address,
             len,
@@ -293,6 +299,9 @@ impl NativeRegion {
         py: Python<'_>,
         work: impl FnOnce(&Owned) -> Result<T, Error> + Send,
     ) -> PyResult<Option<T>> {
+        if self.is_foreign() {
+            return Err(engine_error(py, engine::open::foreign()));
+        }
         py.detach(|| match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
             Memory::Lazy(owned) => work(owned).map(Some),
             Memory::Eager(..) => Ok(None),
@@ -323,7 +332,15 @@ impl NativeRegion {
         Ok(region.epoch.load(Ordering::SeqCst) == epoch || !shown(pages))
     }
 
+    /// Of the process this one was forked from? Eager memory is inherited as any other.
+    fn is_foreign(&self) -> bool {
+        !self.eager && self.generation != engine::fork::generation()
+    }
+
     fn take_statistics(&self) -> Result<Vec<(&'static str, i64)>, Error> {
+        if self.is_foreign() {
+            return Err(engine::open::foreign());
+        }
         match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
             Memory::Lazy(owned) => {
                 let region = owned.get()?;
@@ -348,9 +365,11 @@ impl NativeRegion {
 
     /// Close, unless there are views: false. What takes time is done after the lock was given back.
     fn shut(&self) -> bool {
+        if self.is_foreign() {
+            return true; // nothing of it is here
+        }
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
-        let foreign = matches!(&*memory, Memory::Lazy(owned) if owned.is_foreign());
-        if self.exports.load(Ordering::Acquire) > 0 && !foreign {
+        if self.exports.load(Ordering::Acquire) > 0 {
             return false;
         }
         let was = std::mem::replace(&mut *memory, Memory::Closed);
