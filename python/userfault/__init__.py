@@ -11,6 +11,7 @@ b'lazy'
 from __future__ import annotations
 
 import atexit
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ from userfault.errors import (
     ImageError,
     OptionError,
     PageError,
+    PagePurged,
     RefusedError,
     RegionClosedError,
     UnsupportedError,
+    UserFault,
     UserfaultError,
 )
 from userfault.mapping import load, map
@@ -46,6 +49,7 @@ __all__ = [
     "OptionError",
     "Options",
     "PageError",
+    "PagePurged",
     "RefusedError",
     "Region",
     "RegionClosedError",
@@ -53,6 +57,7 @@ __all__ = [
     "Source",
     "Statistics",
     "UnsupportedError",
+    "UserFault",
     "UserfaultError",
     "Zero",
     "capabilities",
@@ -66,7 +71,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_core.set_page_error(PageError)
+_core.set_exceptions(threading.main_thread().ident or 0, PageError, PagePurged, UserFault)
 atexit.register(_core.stop_helper)
 
 _LAZY = {"Capabilities": "kernel", "capabilities": "kernel"}

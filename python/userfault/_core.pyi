@@ -313,14 +313,19 @@ def start_engine() -> None:
 
 # raise
 
-def set_page_error(class_: type[BaseException]) -> None:
-    """Tell which exception a failed page raises; called once, at import."""
+def set_exceptions(
+    main_thread: int, page: type[BaseException], purged: type[BaseException], user_fault: type[BaseException]
+) -> None:
+    """Tell which exceptions failed pages raise, and which thread raises for those Python does not know; called once, at import."""
 
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""
 
-def take_failure() -> tuple[str, int, int | None, str] | None:
-    """Return and clear what was noted for this thread: source, offset, errno, text."""
+def take_failure() -> tuple[str, int, int | None, str, int] | None:
+    """Return and clear what was noted for this thread: source, offset, errno, text, address of the page."""
+
+def take_resolver_error() -> BaseException | None:
+    """Return and clear the exception that a resolver raised in this thread."""
 
 def failure_epoch() -> int:
     """Return how many pages have shown the error pattern so far."""

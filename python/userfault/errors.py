@@ -2,6 +2,8 @@
 
     UserfaultError
     ├─ PageError(…, OSError)             a page could not be had: .source .offset .cause
+    │  └─ PagePurged                     the kernel took a volatile page
+    ├─ UserFault(…, OSError)             nobody resolved a fault on memory flagged by mman: .address .cause
     ├─ RefusedError(…, PermissionError)  userfaultfd is not permitted here: .command .hint
     ├─ UnsupportedError(…, OSError)      this kernel lacks something
     ├─ OptionError(…, ValueError)        parameters that make no sense, or not together
@@ -22,9 +24,11 @@ __all__ = [
     "ImageError",
     "OptionError",
     "PageError",
+    "PagePurged",
     "RefusedError",
     "RegionClosedError",
     "UnsupportedError",
+    "UserFault",
     "UserfaultError",
 ]
 
@@ -69,12 +73,55 @@ class PageError(UserfaultError, OSError):
         return type(self), (self.source, self.offset, self.cause)
 
 
+class PagePurged(PageError):
+    """The kernel took a page of a volatile buffer while it was unpinned. `VolatileBuffer.pin` says which, without raising."""
+
+
+class UserFault(UserfaultError, OSError):
+    """A fault on memory that is flagged with `mman.MADV_USERFAULT` found nobody who resolved it.
+
+    Raised in the thread that touched the page, at the end of the call that did (as `PageError` is). The next touch is a fault
+    again.
+
+    Attributes:
+        address: Of the page.
+        cause: Why: an `OSError` when the kernel or a source gave an errno, else a sentence. An exception that a resolver
+            raised is the `__cause__` of this one.
+    """
+
+    address: int
+    cause: OSError | str
+
+    def __init__(self, address: int | None = None, cause: OSError | str | None = None) -> None:
+        """Make one; without arguments it picks up what the engine noted for the calling thread."""
+        raised = None
+        if address is None:
+            raised = _core.take_resolver_error()
+            noted = _core.take_failure()
+            address, cause = (noted[4], _cause(noted)) if noted else (0, _REPLACED)
+        self.address = address
+        self.cause = "unknown" if cause is None else cause
+        super().__init__(f"nobody resolved the fault at {address:#x}: {self.cause}")
+        self.__cause__ = raised if raised is not None else self.cause if isinstance(self.cause, OSError) else None
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.cause)
+
+
+_REPLACED = "the details were replaced by those of later failures"
+
+
+def _cause(noted: tuple[str, int, int | None, str, int]) -> OSError | str:
+    _, _, errno, text, _ = noted
+    return text if errno is None else OSError(errno, os.strerror(errno))
+
+
 def _noted() -> tuple[str, int | None, OSError | str | None]:
     noted = _core.take_failure()
-    if noted is None:
-        return "a page could not be had", None, "the details were replaced by those of later failures"
-    source, offset, errno, text = noted
-    return source, offset, text if errno is None else OSError(errno, os.strerror(errno))
+    return (noted[0], noted[1], _cause(noted)) if noted else ("a page could not be had", None, _REPLACED)
 
 
 class RefusedError(UserfaultError, PermissionError):

@@ -22,6 +22,12 @@ pub enum Cause {
     WouldBlock,
     /// A fault-injecting layer was told to fail here.
     Injected,
+    /// The kernel took the page while it was volatile.
+    Purged,
+    /// A fault on memory of the caller's that nothing is there to resolve.
+    Unresolved,
+    /// The caller's function that should have resolved a fault raised, or came back without having done so.
+    Resolver,
 }
 
 impl Cause {
@@ -57,8 +63,23 @@ impl Cause {
             Cause::Latched => "an earlier PageError of this thread was still on its way",
             Cause::WouldBlock => "the data is not in memory",
             Cause::Injected => "a fault-injecting layer failed this read on purpose",
+            Cause::Purged => "the kernel took the page while it was unpinned",
+            Cause::Unresolved => "no userfaultfd is registered there and no resolver was given for SIGBUS",
+            Cause::Resolver => "the resolver did not put a page there",
         }
     }
+}
+
+/// Which exception a failure becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A page could not be had.
+    Page,
+    /// The kernel took a volatile page.
+    Purged,
+    /// Nobody resolved a fault on memory of the caller's (the 2014 interface).
+    UserFault,
 }
 
 /// A failed read: the first byte that could not be had, and why.

@@ -6,6 +6,7 @@
 //!
 //! *Locks*: none: everything here runs in signal handlers. *Threads*: any.
 
+use crate::cause::Kind;
 use crate::counters::add;
 use crate::futex::ATTENTION;
 use crate::region::{OnError, Region};
@@ -20,12 +21,23 @@ use uffd::{CopyMode, Outcome};
 /// What is known about one failed page.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure {
+    /// Which exception.
+    pub kind: Kind,
     /// The region.
     pub region: u64,
     /// Address of the page; 0: not one page in particular.
     pub address: usize,
     /// Offset in the source and why.
     pub error: SourceError,
+}
+
+impl Failure {
+    /// That `page` of `region` could not be had.
+    #[must_use]
+    pub fn of(region: &Region, page: usize, error: SourceError) -> Self {
+        let kind = if error.cause == Cause::Purged { Kind::Purged } else { region.options.kind };
+        Self { kind, region: region.id, address: region.page_address(page), error }
+    }
 }
 
 /// Recent failures, written where they happen and read where they are raised.
@@ -41,7 +53,8 @@ struct Record {
 // and readers copy it and then check that the sequence did not move.
 unsafe impl Sync for Record {}
 
-const EMPTY: Failure = Failure { region: 0, address: 0, error: SourceError { offset: 0, cause: Cause::Latched } };
+const EMPTY: Failure =
+    Failure { kind: Kind::Page, region: 0, address: 0, error: SourceError { offset: 0, cause: Cause::Latched } };
 static RING: [Record; RECORDS] =
     [const { Record { sequence: AtomicU32::new(0), failure: UnsafeCell::new(EMPTY) } }; RECORDS];
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -56,6 +69,7 @@ pub fn record(failure: Failure) {
     {
         return;
     }
+    std::sync::atomic::fence(Ordering::Release); // no reader sees the new bytes with the old, even sequence
     // SAFETY: this thread made the sequence odd, so it alone writes.
     unsafe { record.failure.get().write_volatile(failure) };
     record.sequence.store(odd.wrapping_add(1), Ordering::Release);
@@ -70,7 +84,8 @@ pub fn find(region: u64, address: usize) -> Option<Failure> {
         let before = record.sequence.load(Ordering::Acquire);
         // SAFETY: a torn copy is thrown away below when the sequence moved; the type is plain data.
         let failure = unsafe { record.failure.get().read_volatile() };
-        let steady = before & 1 == 0 && before != 0 && record.sequence.load(Ordering::Acquire) == before;
+        std::sync::atomic::fence(Ordering::Acquire); // the second look at the sequence comes after the copy
+        let steady = before & 1 == 0 && before != 0 && record.sequence.load(Ordering::Relaxed) == before;
         (steady && failure.region == region && failure.address == address).then_some(failure)
     })
 }
@@ -152,8 +167,8 @@ fn latch(failure: Failure) -> Why {
         let first = unsafe { latch.failure.get().read_volatile() };
         return match first.error.cause {
             Cause::Interrupted => Why::Nothing,
-            _ if ask => Why::Failed,
-            _ => Why::FailedAgain,
+            _ if ask => Why::Failed(first.kind),
+            _ => Why::FailedAgain(first.kind),
         };
     }
     let free =
@@ -166,7 +181,7 @@ fn latch(failure: Failure) -> Why {
         latch.thread.store(thread, Ordering::Release);
         LATCHED.fetch_add(1, Ordering::AcqRel);
     }
-    if failure.error.cause == Cause::Interrupted { Why::Interrupted } else { Why::Failed }
+    if failure.error.cause == Cause::Interrupted { Why::Interrupted } else { Why::Failed(failure.kind) }
 }
 
 /// The calling thread's error has surfaced (or is not wanted any more): what it was, and the latch is open again.
@@ -192,9 +207,9 @@ pub fn epoch() -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// Raise.
-    Failed,
+    Failed(Kind),
     /// It was asked a moment ago: repeat what is free.
-    FailedAgain,
+    FailedAgain(Kind),
     /// Ctrl-C raises by itself: call [`take`] once it has, so that the thread's touches wait again.
     Interrupted,
     /// Ctrl-C is still on its way.
@@ -292,7 +307,12 @@ mod tests {
     #[test]
     fn the_newest_record_of_a_page_is_found() {
         for offset in 0..3 {
-            record(Failure { region: 77, address: 4096, error: SourceError::new(offset, Cause::Short) });
+            record(Failure {
+                kind: Kind::Page,
+                region: 77,
+                address: 4096,
+                error: SourceError::new(offset, Cause::Short),
+            });
         }
         assert_eq!(find(77, 4096).unwrap().error.offset, 2);
         assert!(find(77, 8192).is_none());
@@ -300,9 +320,10 @@ mod tests {
 
     #[test]
     fn a_latch_is_of_one_thread_and_opens_once() {
-        let failure = Failure { region: 78, address: 4096, error: SourceError::new(5, Cause::Corrupt) };
-        assert_eq!(latch(failure), Why::Failed);
-        assert_eq!(latch(failure), Why::FailedAgain, "asked a moment ago");
+        let failure =
+            Failure { kind: Kind::Page, region: 78, address: 4096, error: SourceError::new(5, Cause::Corrupt) };
+        assert_eq!(latch(failure), Why::Failed(Kind::Page));
+        assert_eq!(latch(failure), Why::FailedAgain(Kind::Page), "asked a moment ago");
         assert!(is_latched(thread_id()));
         let other = std::thread::spawn(|| (is_latched(thread_id()), take().is_none())).join().unwrap();
         assert_eq!(other, (false, true));

@@ -65,7 +65,7 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
 /// Answer a fault by an error.
 pub fn refuse(region: &Region, page: usize, error: SourceError) -> Ending {
     if error.cause != Cause::Latched {
-        record(Failure { region: region.id, address: region.page_address(page), error });
+        record(Failure::of(region, page, error));
     }
     if !region.poison(page) {
         return Ending::Coalesced; // it is there after all

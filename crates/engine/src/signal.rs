@@ -107,16 +107,15 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
 fn touch(engine: &'static Engine, region: &Region, page: usize) {
     if region.options.delivery == Delivery::Thread {
         // Thread delivery sends SIGBUS for pages it poisoned, and for nothing else; the fault was counted there.
-        let address = region.page_address(page);
         let latched = SourceError::new((page * uffd::page_size()) as u64, Cause::Latched);
-        let unknown = Failure { region: region.id, address, error: latched };
-        return expose(region, page, failure::find(region.id, address).unwrap_or(unknown));
+        let noted = failure::find(region.id, region.page_address(page));
+        return expose(region, page, noted.unwrap_or(Failure::of(region, page, latched)));
     }
     region.counters.begin();
     let ending = match resolve(engine, region, page) {
         Ok(ending) => ending,
         Err(error) => {
-            expose(region, page, Failure { region: region.id, address: region.page_address(page), error });
+            expose(region, page, Failure::of(region, page, error));
             Ending::Poisoned
         }
     };

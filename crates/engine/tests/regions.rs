@@ -24,6 +24,7 @@ fn options() -> Options {
         on_error: OnError::Abort,
         timeout: LIMIT,
         shared: false,
+        kind: engine::cause::Kind::Page,
     }
 }
 

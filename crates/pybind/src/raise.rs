@@ -6,6 +6,7 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
+use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
 use engine::failure::Why;
@@ -15,12 +16,13 @@ use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
 static CURRENT_STATE: AtomicUsize = AtomicUsize::new(0);
-/// `PageError`, kept alive for good.
-static PAGE_ERROR: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
+/// The exception of each [`Kind`], kept alive for good.
+static CLASSES: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
 /// The main thread, which raises for threads that Python does not know.
 static MAIN_THREAD: AtomicU64 = AtomicU64::new(0);
 
@@ -36,17 +38,23 @@ const ABANDONED: u32 = 4;
 struct Request {
     state: AtomicU32,
     thread: AtomicU64,
+    /// What to raise there.
+    class: AtomicPtr<ffi::PyObject>,
 }
 
-static REQUESTS: [Request; 64] = [const { Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0) } }; 64];
+static REQUESTS: [Request; 64] = [const {
+    Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0), class: AtomicPtr::new(std::ptr::null_mut()) }
+}; 64];
+/// What resolvers raised, by thread. Locked only with the GIL held.
+static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
 static BELL: Bell = Bell::new();
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Called once at import, with `userfault.errors.PageError`.
+/// Called once at import, with the ident of the main thread (whoever imports), and `PageError`, `PagePurged` and `UserFault` of `userfault.errors`.
 #[pyfunction]
-fn set_page_error(py: Python<'_>, class: Bound<'_, PyAny>) {
+fn set_exceptions(main_thread: u64, page: Bound<'_, PyAny>, purged: Bound<'_, PyAny>, user_fault: Bound<'_, PyAny>) {
     for name in [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"] {
         // SAFETY: looks up a symbol of the running interpreter.
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
@@ -55,15 +63,16 @@ fn set_page_error(py: Python<'_>, class: Bound<'_, PyAny>) {
             break;
         }
     }
-    let _ = py;
-    MAIN_THREAD.store(main_thread_ident(), Ordering::Release);
-    PAGE_ERROR.store(class.unbind().into_ptr(), Ordering::Release);
+    MAIN_THREAD.store(main_thread, Ordering::Release);
+    for (kind, class) in [(Kind::Page, page), (Kind::Purged, purged), (Kind::UserFault, user_fault)] {
+        CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
+    }
     engine::failure::set_raise(raise);
 }
 
-/// The importing thread is taken for the main one unless it is not the process's first.
-fn main_thread_ident() -> u64 {
-    ident()
+/// The exception that `kind` becomes.
+fn class_of(kind: Kind) -> *mut ffi::PyObject {
+    CLASSES[kind as usize].load(Ordering::Acquire)
 }
 
 /// Python's `threading.get_ident()` of the calling thread.
@@ -93,15 +102,18 @@ fn known_to_python() -> bool {
 /// In the SIGBUS handler: see the module.
 fn raise(why: Why) -> bool {
     match why {
-        Why::Failed | Why::FailedAgain if holds_gil() => {
-            // SAFETY: this thread holds the GIL; PAGE_ERROR is an exception class that is never freed.
-            unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, PAGE_ERROR.load(Ordering::Acquire)) };
+        Why::Failed(kind) | Why::FailedAgain(kind) if holds_gil() => {
+            // SAFETY: this thread holds the GIL; the exception class is never freed.
+            unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class_of(kind)) };
         }
-        Why::Failed => ask_helper(if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) }),
+        Why::Failed(kind) => {
+            let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
+            ask_helper(thread, class_of(kind));
+        }
         // SAFETY: may be called from any thread and without the GIL; the function is a plain one. The main thread runs it
         // right after it has raised KeyboardInterrupt. A full queue means a latch that ends by its age.
         Why::Interrupted => drop(unsafe { ffi::Py_AddPendingCall(Some(interrupt_has_raised), std::ptr::null_mut()) }),
-        Why::FailedAgain | Why::Nothing => {}
+        Why::FailedAgain(_) | Why::Nothing => {}
     }
     known_to_python()
 }
@@ -116,11 +128,12 @@ extern "C" fn interrupt_has_raised(_: *mut std::ffi::c_void) -> std::ffi::c_int 
     0
 }
 
-fn ask_helper(thread: u64) {
+fn ask_helper(thread: u64, class: *mut ffi::PyObject) {
     let free =
         |request: &&Request| request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     let Some(request) = REQUESTS.iter().find(free) else { return };
     request.thread.store(thread, Ordering::Relaxed);
+    request.class.store(class, Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
     BELL.ring();
     let start = Instant::now();
@@ -166,9 +179,10 @@ fn answer(request: &Request) -> bool {
         return false;
     }
     let thread = request.thread.load(Ordering::Relaxed);
+    let class = request.class.load(Ordering::Relaxed);
     Python::try_attach(|_| {
-        // SAFETY: the GIL is held; PAGE_ERROR is never freed. A thread that ended meanwhile is not found: fine.
-        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, PAGE_ERROR.load(Ordering::Acquire)) };
+        // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
+        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, class) };
     });
     if request.state.compare_exchange(ASKED, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
         request.state.store(FREE, Ordering::Release);
@@ -184,12 +198,12 @@ fn stop_helper() {
     BELL.ring_all();
 }
 
-/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text).
+/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address).
 ///
 /// The exception has surfaced, so the pages that showed the pattern become holes at once: a second touch raises again
 /// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
 #[pyfunction]
-fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static str)> {
+fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static str, usize)> {
     let failure = engine::failure::take()?;
     let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
@@ -197,7 +211,7 @@ fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static st
         _ => None,
     };
     let offset = i64::try_from(failure.error.offset).unwrap_or(-1);
-    Some((name, offset, errno, failure.error.cause.describe()))
+    Some((name, offset, errno, failure.error.cause.describe(), failure.address))
 }
 
 /// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.
@@ -217,6 +231,23 @@ fn rearm(number: u64) -> Option<String> {
         engine.root.run(move || failed.iter().for_each(|region| engine::keeper::rearm_all(region)));
     }
     name
+}
+
+/// The exception that a resolver raised in this thread, and nothing is kept of it.
+#[pyfunction]
+fn take_resolver_error(py: Python<'_>) -> Option<Py<PyAny>> {
+    let _ = py; // says that the GIL is held
+    let mut raised = RESOLVER_ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let index = raised.iter().position(|(thread, _)| *thread == ident())?;
+    Some(raised.swap_remove(index).1)
+}
+
+/// Keep what a resolver raised in the calling thread until its `UserFault` picks it up.
+pub fn keep_resolver_error(py: Python<'_>, error: PyErr) {
+    let older = take_resolver_error(py); // dropped last: what its destructors do must not find the lock taken
+    let value = error.into_value(py).into_any();
+    RESOLVER_ERRORS.lock().unwrap_or_else(PoisonError::into_inner).push((ident(), value));
+    drop(older);
 }
 
 /// Turn every page of every region that shows the error pattern back into a hole.
@@ -247,9 +278,10 @@ fn refresh_handlers(interrupt_raises: bool) {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(set_page_error, module)?)?;
+    module.add_function(wrap_pyfunction!(set_exceptions, module)?)?;
     module.add_function(wrap_pyfunction!(stop_helper, module)?)?;
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
+    module.add_function(wrap_pyfunction!(take_resolver_error, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
     module.add_function(wrap_pyfunction!(rearm_failed, module)?)?;
     module.add_function(wrap_pyfunction!(drop_pending_error, module)?)?;

@@ -6,6 +6,7 @@
 use crate::errors::{engine_error, option_error, page_error};
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
+use engine::cause::Kind;
 use engine::error::Error;
 use engine::mapping;
 use engine::open::{Owned, load_eagerly, open};
@@ -82,6 +83,7 @@ impl NativeRegion {
             on_error: choice(py, "on_error", on_error, &[("raise", OnError::Raise), ("abort", OnError::Abort)])?,
             timeout: seconds(timeout_seconds),
             shared,
+            kind: Kind::Page,
         };
         let native = NativeSource(source.0.clone());
         let (delivery, writable) = (options.delivery, options.mode == Mode::Change);

@@ -6,6 +6,7 @@
 pub mod waits;
 
 use crate::bits::PageBits;
+use crate::cause::Kind;
 use crate::counters::Counters;
 use crate::futex::ATTENTION;
 use crate::mapping;
@@ -67,6 +68,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Pages in a memory file that other processes may map.
     pub shared: bool,
+    /// Which exception a page that cannot be had becomes.
+    pub kind: Kind,
 }
 
 /// The descriptor as each table numbers it.
