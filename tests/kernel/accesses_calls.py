@@ -35,7 +35,7 @@ def call(function: str, *arguments: int | bytes | None) -> int:
     wide = [ctypes.c_void_p(one) if isinstance(one, int) and one > 0x7FFFFFFF else one for one in arguments]
     result = getattr(libc, function)(*wide)
     if result == -1:
-        raise OSError(ctypes.get_errno(), function)
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
 
 
@@ -258,7 +258,7 @@ def mlockall(ground: Ground) -> None:
         call("mlockall", MCL_CURRENT)
     except OSError as error:
         if error.errno in (errno.ENOMEM, errno.EPERM):
-            raise Lacking(f"mlockall: {error.strerror}, RLIMIT_MEMLOCK") from None
+            raise Lacking(f"mlockall: {error.strerror} (RLIMIT_MEMLOCK)") from None
         raise
     call("munlockall")
 
