@@ -1,5 +1,6 @@
 """The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
 
+from collections.abc import Callable
 from typing import Any, Self, TypeAlias, final
 
 from _typeshed import ReadableBuffer
@@ -316,7 +317,7 @@ def start_engine() -> None:
 def set_exceptions(
     main_thread: int, page: type[BaseException], purged: type[BaseException], user_fault: type[BaseException]
 ) -> None:
-    """Tell which exceptions failed pages raise, and which thread raises for those Python does not know; called once, at import."""
+    """Tell which exceptions failed pages raise, and who raises for threads that Python does not know; called at import."""
 
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""
@@ -341,13 +342,13 @@ def refresh_handlers(interrupt_raises: bool) -> None:
 
 # mman
 
-def mman_flag(place: Place, on: bool) -> None:
+def mman_flag(place: _Range, on: bool) -> None:
     """Set or clear the flag of a range."""
 
-def mman_advise(place: Place, advice: int, name: str) -> None:
+def mman_advise(place: _Range, advice: int, name: str) -> None:
     """Give another advice, by its number in the kernel."""
 
-def mman_protect(place: Place, protection: int, userfault: bool) -> None:
+def mman_protect(place: _Range, protection: int, userfault: bool) -> None:
     """Call mprotect; under policy "mprotect" set or clear the flag too."""
 
 def mman_set_policy(policy: str) -> None:
@@ -357,11 +358,11 @@ def mman_policy() -> str:
     """Return the policy in force."""
 
 def mman_on_sigbus(
-    place: Place, kind: str, resolver: Callable[[int], object] | None = None, source: NativeSource | None = None
+    place: _Range, kind: str, resolver: Callable[[int], object] | None = None, source: NativeSource | None = None
 ) -> None:
     """Choose what a SIGBUS in a range leads to: "raise", "default", "callable" or "source"."""
 
-def mman_remap(dst: Place, src: Place, length: int | None = None, flags: int = 0) -> int:
+def mman_remap(dst: _Place, src: _Place, length: int | None = None, flags: int = 0) -> int:
     """Move pages; return how many bytes."""
 
 def mman_ranges() -> list[tuple[int, int, bool, int | None, bool, str]]:
@@ -406,10 +407,10 @@ class NativeUserfaultfd2014:
             ValueError: It is closed.
         """
 
-    def register(self, place: Place) -> None:
+    def register(self, place: _Range) -> None:
         """Have faults of flagged memory in the range come to this descriptor. Raises as `write` does."""
 
-    def unregister(self, place: Place) -> None:
+    def unregister(self, place: _Range) -> None:
         """Undo `register`: flagged memory raises SIGBUS again. Raises as `write` does."""
 
     def wake(self, address: int, length: int) -> None:

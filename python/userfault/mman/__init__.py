@@ -28,20 +28,51 @@ Threads: everything may be called from any. GIL: released in all calls but moves
 
 from __future__ import annotations
 
-import enum
 import mmap
-import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
 from userfault.errors import UserFault
+from userfault.mman.descriptor import PROTOCOL, FdInfo, Userfaultfd2014, userfaultfd
+from userfault.mman.names import (
+    KERNEL_ADVICE,
+    MADV_COLD,
+    MADV_COLLAPSE,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_NOUSERFAULT,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_REMOVE,
+    MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
+    MADV_USERFAULT,
+    MADV_WILLNEED,
+    PROT_EXEC,
+    PROT_NONE,
+    PROT_READ,
+    PROT_USERFAULT,
+    PROT_WRITE,
+    Advice,
+    Protection,
+)
 from userfault.sources import Source
-from userfault.units import parse_seconds
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -52,117 +83,62 @@ if TYPE_CHECKING:
     Resolver: TypeAlias = Callable[[int], object] | Source | signal.Handlers | None
     Policy: TypeAlias = Literal["madvise", "mprotect", "register-only"]
 
+__all__ = [
+    "MADV_COLD",
+    "MADV_COLLAPSE",
+    "MADV_DODUMP",
+    "MADV_DOFORK",
+    "MADV_DONTDUMP",
+    "MADV_DONTFORK",
+    "MADV_DONTNEED",
+    "MADV_DONTNEED_LOCKED",
+    "MADV_FREE",
+    "MADV_GUARD_INSTALL",
+    "MADV_GUARD_REMOVE",
+    "MADV_HUGEPAGE",
+    "MADV_MERGEABLE",
+    "MADV_NOHUGEPAGE",
+    "MADV_NORMAL",
+    "MADV_NOUSERFAULT",
+    "MADV_PAGEOUT",
+    "MADV_POPULATE_READ",
+    "MADV_POPULATE_WRITE",
+    "MADV_RANDOM",
+    "MADV_REMOVE",
+    "MADV_SEQUENTIAL",
+    "MADV_UNMERGEABLE",
+    "MADV_USERFAULT",
+    "MADV_WILLNEED",
+    "PAGE_SIZE",
+    "PROTOCOL",
+    "PROT_EXEC",
+    "PROT_NONE",
+    "PROT_READ",
+    "PROT_USERFAULT",
+    "PROT_WRITE",
+    "RAP_ALLOW_SRC_HOLES",
+    "Advice",
+    "FdInfo",
+    "Protection",
+    "RangeInfo",
+    "UserFault",
+    "Userfaultfd2014",
+    "address_of",
+    "anonymous",
+    "madvise",
+    "mprotect",
+    "on_sigbus",
+    "policy",
+    "ranges",
+    "remap_anon_pages",
+    "set_policy",
+    "userfaultfd",
+]
+
 PAGE_SIZE = mmap.PAGESIZE
 """Bytes in a page."""
 RAP_ALLOW_SRC_HOLES = 1
 """Flag of `remap_anon_pages`: holes of the source are skipped instead of being an error."""
-PROTOCOL = 0xAA
-"""What the handshake of a descriptor asks for."""
-
-
-class Advice(enum.Enum):
-    """What `madvise` can be told. Not ints: numbers 18 and 19 mean something else to today's kernel than they did in 2014, so
-    these must not find their way into `mmap.mmap.madvise`."""
-
-    NORMAL = "normal"
-    RANDOM = "random"
-    SEQUENTIAL = "sequential"
-    WILLNEED = "willneed"
-    DONTNEED = "dontneed"
-    FREE = "free"
-    REMOVE = "remove"
-    DONTFORK = "dontfork"
-    DOFORK = "dofork"
-    MERGEABLE = "mergeable"
-    UNMERGEABLE = "unmergeable"
-    HUGEPAGE = "hugepage"
-    NOHUGEPAGE = "nohugepage"
-    DONTDUMP = "dontdump"
-    DODUMP = "dodump"
-    COLD = "cold"
-    PAGEOUT = "pageout"
-    POPULATE_READ = "populate_read"
-    POPULATE_WRITE = "populate_write"
-    DONTNEED_LOCKED = "dontneed_locked"
-    COLLAPSE = "collapse"
-    GUARD_INSTALL = "guard_install"
-    GUARD_REMOVE = "guard_remove"
-    USERFAULT = "userfault"
-    """A touch of a page that is not there is a userfault."""
-    NOUSERFAULT = "nouserfault"
-    """A touch of a page that is not there finds zeros again."""
-
-
-# asm-generic/mman-common.h; the same on every architecture that userfaultfd exists for.
-_KERNEL_ADVICE = {
-    Advice.NORMAL: 0,
-    Advice.RANDOM: 1,
-    Advice.SEQUENTIAL: 2,
-    Advice.WILLNEED: 3,
-    Advice.DONTNEED: 4,
-    Advice.FREE: 8,
-    Advice.REMOVE: 9,
-    Advice.DONTFORK: 10,
-    Advice.DOFORK: 11,
-    Advice.MERGEABLE: 12,
-    Advice.UNMERGEABLE: 13,
-    Advice.HUGEPAGE: 14,
-    Advice.NOHUGEPAGE: 15,
-    Advice.DONTDUMP: 16,
-    Advice.DODUMP: 17,
-    Advice.COLD: 20,
-    Advice.PAGEOUT: 21,
-    Advice.POPULATE_READ: 22,
-    Advice.POPULATE_WRITE: 23,
-    Advice.DONTNEED_LOCKED: 24,
-    Advice.COLLAPSE: 25,
-    Advice.GUARD_INSTALL: 102,
-    Advice.GUARD_REMOVE: 103,
-}
-
-MADV_NORMAL = Advice.NORMAL
-MADV_RANDOM = Advice.RANDOM
-MADV_SEQUENTIAL = Advice.SEQUENTIAL
-MADV_WILLNEED = Advice.WILLNEED
-MADV_DONTNEED = Advice.DONTNEED
-MADV_FREE = Advice.FREE
-MADV_REMOVE = Advice.REMOVE
-MADV_DONTFORK = Advice.DONTFORK
-MADV_DOFORK = Advice.DOFORK
-MADV_MERGEABLE = Advice.MERGEABLE
-MADV_UNMERGEABLE = Advice.UNMERGEABLE
-MADV_HUGEPAGE = Advice.HUGEPAGE
-MADV_NOHUGEPAGE = Advice.NOHUGEPAGE
-MADV_DONTDUMP = Advice.DONTDUMP
-MADV_DODUMP = Advice.DODUMP
-MADV_COLD = Advice.COLD
-MADV_PAGEOUT = Advice.PAGEOUT
-MADV_POPULATE_READ = Advice.POPULATE_READ
-MADV_POPULATE_WRITE = Advice.POPULATE_WRITE
-MADV_DONTNEED_LOCKED = Advice.DONTNEED_LOCKED
-MADV_COLLAPSE = Advice.COLLAPSE
-MADV_GUARD_INSTALL = Advice.GUARD_INSTALL
-MADV_GUARD_REMOVE = Advice.GUARD_REMOVE
-MADV_USERFAULT = Advice.USERFAULT
-MADV_NOUSERFAULT = Advice.NOUSERFAULT
-
-
-class Protection(enum.Flag):
-    """What `mprotect` can be told. Not ints, for the same reason as `Advice`."""
-
-    NONE = 0
-    READ = 1
-    WRITE = 2
-    EXEC = 4
-    USERFAULT = 8
-    """Sets the flag under policy "mprotect"; without it the flag is cleared."""
-
-
-PROT_NONE = Protection.NONE
-PROT_READ = Protection.READ
-PROT_WRITE = Protection.WRITE
-PROT_EXEC = Protection.EXEC
-PROT_USERFAULT = Protection.USERFAULT
 
 
 _MAP_NORESERVE = 0x4000  # asm-generic/mman.h; Python has no name for it before 3.13
@@ -214,7 +190,7 @@ def madvise(range: Range, advice: Advice, *, fork: Literal["deny"] = "deny") -> 
     if advice in (Advice.USERFAULT, Advice.NOUSERFAULT):
         _core.mman_flag(_writable(range), advice is Advice.USERFAULT)
     else:
-        _core.mman_advise(_writable(range), _KERNEL_ADVICE[advice], f"MADV_{advice.name}")
+        _core.mman_advise(_writable(range), KERNEL_ADVICE[advice], f"MADV_{advice.name}")
 
 
 def mprotect(range: Range, protection: Protection) -> None:
@@ -264,9 +240,9 @@ def on_sigbus(range: Range, resolver: Resolver) -> None:
             default action, gets the signal. None: `UserFault` in the touching thread, which is also the default.
 
     A resolver runs as a signal handler would, but in the middle of any function that touches memory: it must not change what
-    that function works on, nor take a lock (other than an RLock) that code around a touch may hold. An exception in it becomes the
-    `__cause__` of a `UserFault`; so does coming back without a page, or touching the page it is there for. System calls
-    never get here: EFAULT.
+    that function works on, nor take a lock (other than an RLock) that code around a touch may hold. An exception in it is
+    the `__cause__` of a `UserFault`; coming back without a page, or touching the page it is there for, is a `UserFault` too.
+    System calls never get here: EFAULT.
 
     Raises:
         OSError: EINVAL: not all of it is flagged, the source is shorter or cannot run in a signal handler, or policy
@@ -308,106 +284,6 @@ def remap_anon_pages(dst: Range | int, src: Range | int, length: int | None = No
     return _core.mman_remap(dst, src, length, flags)
 
 
-def userfaultfd(
-    flags: int = 0,
-    *,
-    handshake: bool = True,
-    timeout: str | float | None = "30s",
-    user_mode_only: bool = False,
-) -> Userfaultfd2014:
-    """Return a descriptor that hears of faults in flagged memory registered with it.
-
-    Args:
-        flags: 0, `os.O_CLOEXEC` (which it always is) or `os.O_NONBLOCK`, or both.
-        handshake: Do it; False leaves it to the caller: write 8 bytes of protocol, read them back.
-        timeout: A fault that is not answered for so long ends: `UserFault`, EFAULT in a system call. None: never, as in
-            2014; a fault inside a system call that keeps the GIL then stops the whole interpreter if its server is in Python.
-        user_mode_only: Do without faults of system calls; every user may have that.
-
-    Raises:
-        OSError: EINVAL: other flags. EMFILE: no descriptors left.
-        RefusedError: Faults of system calls are not permitted here; `.command` would change it.
-    """
-    if flags & ~(os.O_CLOEXEC | os.O_NONBLOCK):
-        raise OSError(22, f"userfaultfd({flags:#x}): flags are os.O_CLOEXEC and os.O_NONBLOCK")
-    seconds = None if timeout is None else parse_seconds(timeout)
-    nonblocking = bool(flags & os.O_NONBLOCK)
-    opened = Userfaultfd2014(nonblocking=nonblocking, user_mode_only=user_mode_only, timeout_seconds=seconds)
-    if handshake:
-        opened.write(PROTOCOL.to_bytes(8, sys.byteorder))
-        opened.read(8)
-    return opened
-
-
-@dataclass(frozen=True)
-class FdInfo:
-    """What /proc showed of a descriptor.
-
-    Attributes:
-        pending: Faults that nobody has read.
-        total: Those, and those that were read and not woken.
-        protocols: The one of the handshake.
-        timeouts: Faults that ended because nobody answered in time.
-    """
-
-    pending: int
-    total: int
-    protocols: int
-    timeouts: int
-
-
-class Userfaultfd2014(_core.NativeUserfaultfd2014):
-    """A descriptor as the proposal had it. Made by `userfaultfd`.
-
-    Closing it never shows zeros: who waits, and who touches a hole later, gets SIGBUS. A Python thread may serve it: a thread
-    that touches a hole while it holds the GIL is made to give it up. That happens in the middle of whatever C function touched
-    the memory; a function that relies on the GIL for longer than that must find its pages there (`remap_anon_pages` them in first).
-    """
-
-    def __enter__(self) -> Userfaultfd2014:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        phase, unread, unwoken, _ = self.standing()
-        return f"<Userfaultfd2014 {self.ident}: {phase}, {unread} unread, {unwoken} not woken>"
-
-    def wake(self, address: int, length: int = PAGE_SIZE) -> None:
-        """Wake those whose faults in the range were read.
-
-        Raises:
-            OSError: ENOENT: there are none. EINVAL, ERANGE, ENOMEM: the range makes no sense.
-        """
-        super().wake(address, length)
-
-    @property
-    def state(self) -> str:
-        """Return "ask", "ack", "unknown", "running" or "closed"."""
-        return self.standing()[0]
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed."""
-        return self.state == "closed"
-
-    @property
-    def pending(self) -> int:
-        """Return how many faults nobody has read."""
-        return self.standing()[1]
-
-    @property
-    def unwoken(self) -> int:
-        """Return how many faults were read and not woken."""
-        return self.standing()[2]
-
-    def fdinfo(self) -> FdInfo:
-        """Return what /proc showed of a descriptor in 2014."""
-        _, unread, unwoken, timeouts = self.standing()
-        return FdInfo(unread, unread + unwoken, PROTOCOL, timeouts)
-
-
 @dataclass(frozen=True)
 class RangeInfo:
     """A flagged or registered range.
@@ -442,28 +318,3 @@ def _writable(place: Any) -> Any:
     if not isinstance(place, tuple) and memoryview(place).readonly:
         raise TypeError("a range is a writable buffer or (address, length); this buffer is read-only")
     return place
-
-
-__all__ = [
-    "PAGE_SIZE",
-    "PROTOCOL",
-    "RAP_ALLOW_SRC_HOLES",
-    "Advice",
-    "FdInfo",
-    "Protection",
-    "RangeInfo",
-    "UserFault",
-    "Userfaultfd2014",
-    "address_of",
-    "anonymous",
-    "madvise",
-    "mprotect",
-    "on_sigbus",
-    "policy",
-    "ranges",
-    "remap_anon_pages",
-    "set_policy",
-    "userfaultfd",
-    *[f"MADV_{advice.name}" for advice in Advice],
-    *[f"PROT_{bit}" for bit in ("NONE", "READ", "WRITE", "EXEC", "USERFAULT")],
-]
