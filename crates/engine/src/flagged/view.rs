@@ -91,6 +91,7 @@ static READERS: AtomicU32 = AtomicU32::new(0);
 
 /// What was replaced and may still be in use.
 struct Retired {
+    #[expect(clippy::vec_box, reason = "readers hold the address that the box had")]
     views: Vec<Box<View>>,
     resolvers: Vec<Arc<Resolver>>,
 }

@@ -59,9 +59,9 @@ impl Mman {
     ///
     /// # Errors
     /// Those of `work`; and /proc that cannot be read.
-    pub fn change<T: Send + 'static>(&'static self, work: impl FnOnce(&mut Change<'_>) -> T + Send + 'static) -> T
+    pub fn change<T>(&'static self, work: impl FnOnce(&mut Change<'_>) -> T + Send + 'static) -> T
     where
-        T: From<Errno>,
+        T: From<Errno> + Send + 'static,
     {
         self.engine.root.run(move || {
             let maps = match Maps::open() {
