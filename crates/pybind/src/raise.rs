@@ -218,7 +218,7 @@ type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>);
 /// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
 #[pyfunction]
 fn take_failure(py: Python<'_>) -> Option<Taken> {
-    let failure = engine::failure::take()?;
+    let failure = engine::failure::take().or_else(engine::failure::orphan)?;
     let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
         Cause::Os(errno) => Some(errno),
