@@ -145,12 +145,12 @@ impl Mman {
     }
 
     /// Is the mapping at `address` registered with any userfaultfd? A COPY from nowhere says ENOENT if not; else it fails for
-    /// want of bytes.
+    /// want of bytes. Asked through one that has no events: they would have to be read first, and the pump asks too.
     fn is_registered(&self, address: usize) -> bool {
         let page = uffd::page_size();
         loop {
-            match self.flags.engine.copy(address, 0, page, CopyMode::DONTWAKE) {
-                Outcome::Retry => std::thread::yield_now(), // the pump is about to read an event
+            match self.engine.signal.engine.copy(address, 0, page, CopyMode::DONTWAKE) {
+                Outcome::Retry => std::thread::yield_now(),
                 outcome => return outcome != Outcome::Failed(Errno(libc::ENOENT)),
             }
         }

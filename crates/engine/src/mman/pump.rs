@@ -80,8 +80,11 @@ impl Pump {
     fn fault(&mut self, descriptor: &Arc<Descriptor>, fault: &Fault) {
         let now = Instant::now();
         let waiting = Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: interrupt::count() };
-        if descriptor.standing().0 == Phase::Closed {
+        if descriptor.is_stuck() {
             return fail(descriptor, &waiting, Cause::Unresolved);
+        }
+        if descriptor.standing().0 == Phase::Closed {
+            return; // who closes it wakes everybody once its ranges are another's
         }
         let page = fault.address / uffd::page_size() * uffd::page_size();
         if is_latched(fault.tid) {
