@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,15 +206,20 @@ class Region(_core.NativeRegion):
             raise OptionError(f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file")
         if not 0 <= offset <= self.nbytes:
             raise OptionError(f"offset {offset} lies outside the region's {self.nbytes} bytes")
+        left = self.nbytes - offset
         if shape is None:
-            shape = (self.nbytes - offset) // kind.itemsize if kind.itemsize else 0
-        count = int(np.prod(shape, dtype=np.int64))
-        if count * kind.itemsize > self.nbytes - offset:
-            raise OptionError(
-                f"shape {shape} of {kind} needs {count * kind.itemsize} bytes; {self.nbytes - offset} are left at offset {offset}"
-            )
-        # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
-        return np.ndarray(shape, kind, buffer=np.frombuffer(memoryview(self), "u1"), offset=offset, order=order)
+            shape = left // kind.itemsize if kind.itemsize else 0
+        lengths = tuple(map(operator.index, shape)) if isinstance(shape, Iterable) else (operator.index(shape),)
+        need = math.prod(lengths) * kind.itemsize
+        if min(lengths, default=0) < 0:
+            raise OptionError(f"shape {shape}: no length may be negative")
+        if need > left:
+            raise OptionError(f"shape {shape} of {kind} needs {need} bytes; {left} are left at offset {offset}")
+        try:
+            # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
+            return np.ndarray(lengths, kind, buffer=np.frombuffer(memoryview(self), "u1"), offset=offset, order=order)
+        except ValueError as error:  # more dimensions, or more elements of no bytes, than NumPy has room for
+            raise OptionError(f"shape {shape} of {kind}: {error}") from None
 
     def prefetch(self, where: slice | Buffer | None = None) -> None:
         """Start filling pages in the background; demand faults go first.
