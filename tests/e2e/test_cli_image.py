@@ -209,6 +209,39 @@ def test_progress_is_for_a_terminal(data):
     assert b"\x1b[" in talk
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ('inspect "$IMAGE" >&-', "standard output is closed"),
+        ('inspect "$IMAGE" --json >&-', "standard output is closed"),
+        ("doctor >&-", "standard output is closed"),
+        ("--help >&-", "standard output is closed"),
+        ("completion bash >&-", "standard output is closed"),
+        ('pack "$DATA" -o - >&-', "standard output is closed"),
+        ("pack - <&-", "standard input is closed"),
+        ('pack - -o "$DATA.out" <&-', "standard input is closed"),
+        ("pack - <&- >&-", "standard input and standard output are closed"),
+        ('inspect "$IMAGE" >/dev/full', "No space left on device"),
+    ],
+)
+def test_streams_that_cannot_be_used_are_one_line_and_status_1(data, image, arguments, words):
+    """A shell can start us without an input or an output: that is a mistake of the call, not a bug of ours."""
+    script = f'exec "{sys.executable}" -m userfault {arguments}'
+    result = run_command(["bash", "-c", script], timeout=30, env={"IMAGE": str(image), "DATA": str(data)})
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"error: {words}\n")
+    assert not os.path.exists(f"{data}.out")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_not_needed_may_be_closed(data, tmp_path, closed):
+    """And what is opened in their place is neither written to nor taken for them."""
+    out = tmp_path / "out"
+    script = f'exec "{sys.executable}" -m userfault pack "{data}" -o "{out}" {closed}'
+    assert run_command(["bash", "-c", script], timeout=30).returncode == 0
+    assert userfault("verify", out).returncode == 0
+    assert sum(entry.decoded for entry in read_table(out.read_bytes())) == len(DATA)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_half_way_leaves_no_output(tmp_path, how):
     """The output has no name until it is whole, whatever ends the process."""
