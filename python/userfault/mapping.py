@@ -70,16 +70,13 @@ def map(
         raise OptionError(f"fork={fork!r}: must be 'deny'")
     if fallback not in (None, "eager"):
         raise OptionError(f"fallback={fallback!r}: must be None or 'eager'")
-    seconds = parse_seconds(timeout)
-    if seconds <= 0:
-        raise OptionError(f"timeout={timeout!r}: must be above zero")
     options = Options(
         delivery=delivery,
-        unit=0 if unit is None else parse_bytes(unit),
+        unit=0 if unit is None else parse_bytes(unit, "unit"),
         huge=huge,
         mode=mode,
         on_error=on_error,
-        timeout=seconds,
+        timeout=parse_seconds(timeout, "timeout"),
         shared=shared,
         fallback=fallback,
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
 from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
-from userfault.sources import Source
-from userfault.units import format_bytes
+from userfault.sources import Source, native
+from userfault.units import format_bytes, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,11 @@ class Options:
     timeout: float = 30.0
     shared: bool = False
     fallback: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.unit, "unit")
+        if parse_seconds(self.timeout, "timeout") == 0:
+            raise OptionError(f"timeout={self.timeout!r}: must be above zero, or no page would ever be in time")
 
 
 @dataclass(frozen=True)
@@ -138,11 +143,14 @@ class Region(_core.NativeRegion):
             OptionError: Options that make no sense together.
             OSError: No room, or the source cannot be opened.
         """
-        options = options or Options()
+        options = Options() if options is None else options
+        if not isinstance(options, Options):
+            raise OptionError(f"options: must be userfault.region.Options, and are of type {type(options).__name__}")
+        opened = native(source)
         refresh_handlers()
         self = super().__new__(
             cls,
-            source.open(),
+            opened,
             delivery=options.delivery,
             unit=options.unit,
             huge=options.huge,
@@ -360,6 +368,7 @@ class checked:
         *regions: Only these; none: all regions of the process.
 
     Raises:
+        OptionError: Something else than regions was given.
         PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
             `__context__`; KeyboardInterrupt and these two pass through.
 
@@ -369,6 +378,10 @@ class checked:
     """
 
     def __init__(self, *regions: Region) -> None:
+        for region in regions:
+            if not isinstance(region, Region):
+                kind = type(region).__name__
+                raise OptionError(f"checked: takes regions and was given a {kind}; give none to watch all regions")
         self._regions = regions
         self._before: tuple[int, ...] = ()
 

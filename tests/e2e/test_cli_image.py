@@ -145,7 +145,7 @@ def test_verify_of_a_damaged_image_is_status_1_with_the_place(image):
         (["pack", "data", "-o", "no/out"], 1, "No such file or directory"),
         (["pack", "data", "-o", "taken"], 1, "taken exists\n\nhint: --force replaces it"),
         (["pack", "data", "--frame", "5KB"], 2, "multiple of 4KiB"),
-        (["pack", "data", "--frame", "some"], 2, "'some' is not a size"),
+        (["pack", "data", "--frame", "some"], 2, "'some': must be a size"),
         (["pack", "data", "--level", "30"], 2, "--level"),
         (["pack", "data", "--threads", "0"], 2, "--threads"),
         (["pack", "-", "--json"], 2, "standard output"),
