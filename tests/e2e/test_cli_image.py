@@ -13,8 +13,6 @@ import pytest
 from support.child import python_path, run_command
 from support.images import read_table, sample
 
-pytest.importorskip("userfault.cli")
-
 DATA = sample(21, 3_000_000)
 
 needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd command here")
