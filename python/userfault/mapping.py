@@ -45,7 +45,7 @@ def map(
         mode: "r": read-only views. "c": writes stay in memory.
         on_error: What happens when a page cannot be had. "raise": PageError in the touching thread. "abort": the process
             dies by SIGBUS with one line on stderr; also what "raise" means on kernels before 6.6.
-        timeout: How long a fault may take; seconds, or a string such as "30s".
+        timeout: How long a touch may wait, with delivery="thread"; seconds, or a string such as "30s".
         shared: Pages live in a memory file that other processes may map (`Region.fileno()`); needs on_error="abort".
         fork: "deny": a forked child that touches the region dies by SIGSEGV with one line; spawn and pickling work.
         fallback: "eager": where userfaultfd is not permitted, load everything now instead.

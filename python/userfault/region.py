@@ -33,7 +33,7 @@ class Options:
         huge: Whole 2 MiB pages.
         mode: "r" or "c".
         on_error: "raise" or "abort".
-        timeout: How long a fault may take.
+        timeout: How long a touch may wait.
         shared: Pages live in a memory file.
         fallback: None or "eager".
     """
