@@ -61,9 +61,6 @@ def test_floor_program_plays_rounds(program):
 @pytest.mark.parametrize("one", scenarios.SCENARIOS, ids=lambda one: one.name)
 def test_scenario_plays_both_sides(one):
     """Both sides are played equally often, and see the same bytes (`measure` compares them)."""
-    userfault = pytest.importorskip("userfault")
-    if not hasattr(userfault, "map"):
-        pytest.skip("userfault.map is not there yet")
     row = run.measure(one.scaled(0.001), peers.build_floor(), rounds=2, cpu=0)
     assert len(row.floor) == len(row.ours) == 2
     assert min(row.floor + row.ours) > 0

@@ -9,6 +9,7 @@
 //! cause      why bytes could not be had
 //! error      what can go wrong outside a fault
 //! scratch    working memory of one fill
+//! proc       files of /proc, read without allocating
 //! threads    engine threads and their own descriptor table
 //! image      the format at rest
 //! source     where pages come from
@@ -42,6 +43,7 @@ pub mod counters;
 pub mod cause;
 pub mod error;
 pub mod scratch;
+pub mod proc;
 pub mod threads;
 pub mod image;
 pub mod source;
