@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from userfault import _core
 from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError
@@ -119,7 +119,7 @@ class Region(_core.NativeRegion):
     source: Source
     options: Options
 
-    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Region:
+    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Self:
         """Open `source`; `userfault.map` is the way to make one.
 
         Args:
@@ -169,7 +169,7 @@ class Region(_core.NativeRegion):
     def __reduce__(self) -> tuple[Any, ...]:
         return open_region, (self.source, self.options)
 
-    def __enter__(self) -> Region:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -341,6 +341,10 @@ def _refresh_handlers() -> None:
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
+def _is_there(region: Region) -> bool:
+    return _core.NativeRegion.state.__get__(region) in ("open", "closing")  # subclasses may hide it
+
+
 class checked:
     """A block that no failed page leaves unnoticed.
 
@@ -367,7 +371,7 @@ class checked:
     def _epochs(self) -> tuple[int, ...]:
         if not self._regions:
             return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions if region.state in ("open", "closing"))
+        return tuple(region.statistics().failure_epoch for region in self._regions if _is_there(region))
 
     def __enter__(self) -> checked:
         _refresh_handlers()

@@ -31,6 +31,7 @@
 //! thread     delivery to readers
 //! workers    slow reads, prefetch, populate
 //! fork       what a forked child gets
+//! volatile   pinning and unpinning
 //! open       regions come and go
 //! ```
 
@@ -62,4 +63,5 @@ pub mod signal;
 pub mod thread;
 pub mod workers;
 pub mod fork;
+pub mod volatile;
 pub mod open;

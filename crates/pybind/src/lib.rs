@@ -6,6 +6,7 @@ mod kernel;
 mod raise;
 mod region;
 mod sources;
+mod volatile;
 
 use pyo3::prelude::*;
 
@@ -19,5 +20,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     raise::register(module)?;
     region::register(module)?;
     sources::register(module)?;
+    volatile::register(module)?;
     Ok(())
 }
