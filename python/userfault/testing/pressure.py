@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,26 @@ def purge(region: Region) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    before = os.sched_getaffinity(0)
     length = -(-region.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as empty:
+        nothing = ctypes.addressof(ctypes.c_char.from_buffer(empty))
+        # Each CPU keeps the last few pages that went through its hands in a list of its own, where nobody else can take them or
+        # mark them; the call empties it. Once before, and once for the pages that were not to be had.
+        for address, size in ((nothing, mmap.PAGESIZE), (region.address, length), (nothing, mmap.PAGESIZE)):
+            _on_each_cpu(lambda at=address, size=size: _page_out(libc, at, size))
+
+
+def _page_out(libc: ctypes.CDLL, address: int, length: int) -> None:
+    if libc.madvise(address, length, _MADV_PAGEOUT) != 0:
+        raise OSError(ctypes.get_errno(), "madvise(MADV_PAGEOUT)")
+
+
+def _on_each_cpu(call: Callable[[], None]) -> None:
+    before = os.sched_getaffinity(0)
     try:
-        for cpu in before:  # each CPU keeps the last few pages that were unpinned on it in a list of its own
+        for cpu in before:
             os.sched_setaffinity(0, {cpu})
-            if libc.madvise(region.address, length, _MADV_PAGEOUT) != 0:
-                raise OSError(ctypes.get_errno(), "madvise(MADV_PAGEOUT)")
+            call()
     finally:
         os.sched_setaffinity(0, before)
 
@@ -82,6 +95,14 @@ class MemoryGroup:
             How it ended; a returncode of -9 if the kernel killed it for want of memory.
         """
         return subprocess.run([sys.executable, "-c", _JOIN, str(self.path / "cgroup.procs"), *command], **options)
+
+    def used(self) -> int:
+        """How much memory the group uses.
+
+        Returns:
+            Bytes, the page cache of its files included.
+        """
+        return int((self.path / ("memory.usage_in_bytes" if self.version == 1 else "memory.current")).read_text())
 
     def kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory.
