@@ -78,11 +78,13 @@ class MemoryGroup:
             size: Bytes, or a string such as "64MiB".
         """
         limit = str(parse_bytes(size))
-        self._write("memory.limit_in_bytes" if self.version == 1 else "memory.max", limit)
-        with contextlib.suppress(OSError):  # kernels without swap accounting
-            self._write(
-                "memory.memsw.limit_in_bytes" if self.version == 1 else "memory.swap.max", limit if self.version == 1 else "0"
-            )
+        if self.version == 2:
+            self._write("memory.max", limit)
+            self._try_write("memory.swap.max", "0")
+            return
+        self._try_write("memory.memsw.limit_in_bytes", "-1")  # which may never be below the other
+        self._write("memory.limit_in_bytes", limit)
+        self._try_write("memory.memsw.limit_in_bytes", limit)
 
     def run(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a command in the group.
@@ -113,6 +115,10 @@ class MemoryGroup:
         file = "memory.oom_control" if self.version == 1 else "memory.events"
         rows = (line.split() for line in (self.path / file).read_text().splitlines())
         return next((int(count) for name, count in rows if name == "oom_kill"), 0)
+
+    def _try_write(self, name: str, text: str) -> None:
+        with contextlib.suppress(OSError):  # kernels that do not account for swap
+            self._write(name, text)
 
     def _write(self, name: str, text: str) -> None:
         (self.path / name).write_text(text)

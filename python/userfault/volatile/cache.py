@@ -116,20 +116,18 @@ class VolatileCache(Generic[K]):
         """
         hash(key)
         form, length, data = form_of(value)
-        with self._turns:
-            self._check()
+        with self._turn():
             entry = _Entry(self._arena.allocate(length) if length else None, form)
         try:
             if entry.extent:
                 write(entry.extent.memory, form, data)
-            with self._turns:
-                self._check()
+            with self._turn():
                 if entry.extent:
                     entry.extent.unpin()
                 self._keep(key, entry)
         except BaseException:
             with self._turns:
-                self._free(entry)
+                self._free(entry)  # nobody knows it
             raise
 
     def get(self, key: K, default: Any = None) -> Any:
@@ -190,8 +188,7 @@ class VolatileCache(Generic[K]):
 
     def __delitem__(self, key: K) -> None:
         """Forget a value; KeyError if there is none. Its memory is given back once nobody looks at it."""
-        with self._turns:
-            self._check()
+        with self._turn():
             if not self._drop(key):
                 raise KeyError(key)
 
@@ -205,13 +202,12 @@ class VolatileCache(Generic[K]):
 
     def __iter__(self) -> Iterator[K]:
         """The keys there are now, those not used for longest first."""
-        with self._turns:
+        with self._turn():
             return iter(list(self._entries))
 
     def clear(self) -> None:
         """Forget all values."""
-        with self._turns:
-            self._check()
+        with self._turn():
             for key in list(self._entries):
                 self._drop(key)
 
@@ -223,8 +219,7 @@ class VolatileCache(Generic[K]):
 
         Cost: some 20 ns per page.
         """
-        with self._turns:
-            self._check()
+        with self._turn():
             states = {id(slab): found for slab, found in self._arena.states()}
             stored = resident = 0
             for key, entry in list(self._entries.items()):
@@ -240,8 +235,8 @@ class VolatileCache(Generic[K]):
 
     def close(self) -> None:
         """Forget all values and give the memory back; twice is fine. Views that live keep theirs until they die."""
-        with self._turns:
-            if not self._closed and self._process == os.getpid():
+        if self._process == os.getpid():
+            with self._turns:
                 self._closed = True
                 self._entries.clear()
                 self._arena.close()
@@ -262,16 +257,19 @@ class VolatileCache(Generic[K]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _check(self) -> None:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock, of an open cache of this process: in a forked child it may be taken for good."""
         if self._process != os.getpid():
             raise RegionClosedError("this VolatileCache belongs to the process this one was forked from; make another one here")
-        if self._closed:
-            raise RegionClosedError("the VolatileCache is closed")
+        with self._turns:
+            if self._closed:
+                raise RegionClosedError("the VolatileCache is closed")
+            yield
 
     def _hold(self, key: K) -> _Entry | None:
         """Pin a value and count one more who looks at it; None if it is not there, or not whole any more."""
-        with self._turns:
-            self._check()
+        with self._turn():
             entry = self._entries.get(key)
             if entry and entry.extent and not entry.holders and not entry.extent.pin():
                 self._purges += 1

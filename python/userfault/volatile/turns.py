@@ -48,6 +48,7 @@ class Turns(Generic[T]):
     def _catch_up(self) -> None:
         while self._items and self._lock.acquire(blocking=False):
             try:
-                self._settle(self._items.popleft())
+                while self._items:
+                    self._settle(self._items.popleft())
             finally:
                 self._lock.release()
