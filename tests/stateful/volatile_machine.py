@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ class Machine(RuleBasedStateMachine):
         touched = self.touched(where)
         expected = [page for page in touched if self.states[page] in (PURGED, REFILLED)]
         assert [page for part in lost for page in range(part.start // PAGE, -(-part.stop // PAGE))] == expected
-        assert all(first.stop < second.start for first, second in zip(lost, lost[1:], strict=False))
+        assert all(first.stop < second.start for first, second in pairwise(lost))
         for page in touched:
             if self.states[page] == PURGED and self.refill:
                 self.take(page)

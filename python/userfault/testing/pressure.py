@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def purge(region: Region) -> None:
         # Each CPU keeps the last few pages that went through its hands in a list of its own, where nobody else can take them or
         # mark them; the call empties it. Once before, and once for the pages that were not to be had.
         for address, size in ((nothing, mmap.PAGESIZE), (region.address, length), (nothing, mmap.PAGESIZE)):
-            _on_each_cpu(lambda at=address, size=size: _page_out(libc, at, size))
+            _on_each_cpu(partial(_page_out, libc, address, size))
 
 
 def _page_out(libc: ctypes.CDLL, address: int, length: int) -> None:

@@ -64,6 +64,20 @@ impl Offers {
         self.pages[page].store(to as u8, Ordering::SeqCst);
     }
 
+    /// Set the state of a page that nobody else changes now, or where nobody else's word counts; a system call that follows
+    /// puts it before everything.
+    pub fn settle(&self, page: usize, to: Page) {
+        self.pages[page].store(to as u8, Ordering::Release);
+    }
+
+    /// The state of the first of some pages, above none, and where the pages in that state end.
+    #[must_use]
+    pub fn run(&self, pages: std::ops::Range<usize>) -> (Page, usize) {
+        let state = self.pages[pages.start].load(Ordering::SeqCst);
+        let same = self.pages[pages.clone()].iter().take_while(|page| page.load(Ordering::SeqCst) == state);
+        (Page::from(state), pages.start + same.count())
+    }
+
     /// From one state to another; false: it was in a third.
     pub fn swap(&self, page: usize, from: Page, to: Page) -> bool {
         self.pages[page].compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()

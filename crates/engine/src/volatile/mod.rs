@@ -9,22 +9,21 @@
 //! *Locks*: the gate of the region. *Threads*: application threads, which must not hold the GIL here. *Blocks on*: faults
 //! of this region being answered (signal delivery); the refill.
 
+mod lost;
+
 use crate::error::Error;
 use crate::mapping::advise;
 use crate::region::{Delivery, Region};
 use crate::source::volatile::{Offers, Page};
-use crate::source::{Cause, Patience, Reading, Source, SourceError, Table};
 use crate::states::State;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use uffd::{Categories, CopyMode, Errno, Outcome, PagemapScan, ScanFlags, ScanQuery, Wake};
+use uffd::{Categories, Errno, PagemapScan, ScanFlags, ScanQuery};
 
 /// Repetitions without progress before an operation gives up.
 const TRIES: usize = 10_000;
-/// How often a long refill asks whether it shall go on.
-const LOOK_UP: Duration = Duration::from_millis(50);
 /// In memory, in swap, or a marker that looks like swap. Without either, a page is absent.
 const THERE: Categories = Categories::PRESENT.union(Categories::SWAPPED);
 
@@ -81,9 +80,9 @@ pub fn unpin(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let pages = bytes.start.div_ceil(page)..stop;
     let _gate = memory.offers.gate();
     memory.note_written(pages.clone())?;
-    for from in [Page::Pinned, Page::Refilled, Page::Offered] {
-        for run in memory.runs(pages.clone(), from) {
-            memory.offer(run, from)?;
+    for (state, run) in memory.runs(pages) {
+        if matches!(state, Page::Pinned | Page::Refilled | Page::Offered) {
+            memory.offer(run, state)?;
         }
     }
     Ok(())
@@ -106,28 +105,28 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
     let _gate = memory.offers.gate();
-    let kept = |page: &usize| matches!(memory.offers.get(*page), Page::Untouched | Page::Pinned);
-    let were_volatile = joined_pages(pages.clone().filter(|page| !kept(page)));
+    let before = memory.runs(pages.clone());
+    let kept = |state: &Page| matches!(state, Page::Untouched | Page::Pinned);
     memory.keep(pages.clone())?;
     memory.await_answers()?;
     memory.note_half_filled(pages.clone())?;
-    let mut lost = vec![];
     let absent = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
     if let Err(error) = memory.renew(&absent, interrupted) {
-        absent.iter().cloned().flatten().for_each(|page| memory.offers.set(page, Page::Lost));
+        memory.leave_lost(&absent);
         return Err(error);
     }
-    let now = if memory.offers.refill.is_some() { Page::Pinned } else { Page::Untouched };
-    absent.iter().cloned().flatten().for_each(|page| memory.answered(page, now));
-    for page in pages {
-        if memory.offers.swap(page, Page::Refilled, Page::Pinned) {
-            lost.push(page..page + 1);
+    let mut lost = if memory.offers.refill.is_some() { vec![] } else { absent };
+    for (state, run) in memory.runs(pages) {
+        if matches!(state, Page::Refilled | Page::Offered) {
+            run.clone().for_each(|page| memory.offers.settle(page, Page::Pinned));
         }
-        memory.offers.swap(page, Page::Offered, Page::Pinned);
+        if state == Page::Refilled {
+            lost.push(run);
+        }
     }
-    lost.extend(absent);
     lost.sort_by_key(|run| run.start);
-    Ok(Pinned { lost: joined_pages(lost.into_iter().flatten()), were_volatile })
+    let were_volatile = before.into_iter().filter(|(state, _)| !kept(state)).map(|(_, run)| run);
+    Ok(Pinned { lost: joined(lost), were_volatile: joined(were_volatile) })
 }
 
 /// Zeros again in the pages that `bytes` touches, whatever was there; they cost no memory then.
@@ -140,9 +139,10 @@ pub fn discard(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let _gate = memory.offers.gate();
     let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Dropping, Page::Refilled];
     let runs = memory.claim(pages, &all);
-    for run in &runs {
-        memory.drop_pages(run.clone())?;
-        memory.zero(run.clone())?;
+    let empty = |run: &Range<usize>| memory.drop_pages(run.clone()).and_then(|()| memory.zero(run.clone()));
+    if let Err(error) = runs.iter().try_for_each(empty) {
+        memory.leave_lost(&runs);
+        return Err(error);
     }
     runs.into_iter().flatten().for_each(|page| memory.answered(page, Page::Untouched));
     Ok(())
@@ -174,27 +174,46 @@ impl Memory<'_> {
         self.region.units_touching(bytes) // the unit is a page
     }
 
-    /// The runs of pages in one state.
-    fn runs(self, pages: Range<usize>, state: Page) -> Vec<Range<usize>> {
-        joined_pages(pages.filter(|page| self.offers.get(*page) == state))
+    /// Runs of pages in the same state.
+    fn runs(self, pages: Range<usize>) -> Vec<(Page, Range<usize>)> {
+        let mut runs: Vec<(Page, Range<usize>)> = vec![];
+        let mut start = pages.start;
+        while start < pages.end {
+            let (state, stop) = self.offers.run(start..pages.end);
+            runs.push((state, start..stop));
+            start = stop;
+        }
+        runs
+    }
+
+    /// From the first to the last page in one state.
+    fn span(self, pages: Range<usize>, state: Page) -> Option<Range<usize>> {
+        let runs = self.runs(pages);
+        let mut those = runs.into_iter().filter(|(found, _)| *found == state).map(|(_, run)| run);
+        let first = those.next()?;
+        Some(first.start..those.next_back().map_or(first.end, |last| last.end))
     }
 
     /// Pages of which we only knew that zeros stood there: who has a page of his own by now was written to.
     fn note_written(self, pages: Range<usize>) -> Result<(), Error> {
-        let untouched = bounds(&self.runs(pages, Page::Untouched));
-        for page in untouched.map_or(Ok(vec![]), |span| self.scan(span, &OWN))? {
+        let untouched = self.span(pages, Page::Untouched);
+        for page in untouched.map_or(Ok(vec![]), |span| self.scan(span, &OWN))?.into_iter().flatten() {
             self.offers.swap(page, Page::Untouched, Page::Pinned);
         }
         Ok(())
     }
 
-    /// Offered pages that are absent are lost; how many.
-    fn note_holes(self, pages: Range<usize>) -> Result<usize, Error> {
-        let holes = bounds(&self.runs(pages, Page::Offered)).map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?;
-        Ok(holes.into_iter().filter(|page| self.offers.get(*page) == Page::Offered && self.offers.lose(*page)).count())
+    /// Offered pages that are absent are lost.
+    fn note_holes(self, pages: Range<usize>) -> Result<(), Error> {
+        let offered = self.span(pages, Page::Offered);
+        for page in offered.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?.into_iter().flatten() {
+            self.offers.swap(page, Page::Offered, Page::Lost);
+        }
+        Ok(())
     }
 
-    fn scan(self, pages: Range<usize>, query: &ScanQuery) -> Result<Vec<usize>, Error> {
+    /// The runs of pages that match.
+    fn scan(self, pages: Range<usize>, query: &ScanQuery) -> Result<Vec<Range<usize>>, Error> {
         let start = self.region.page_address(pages.start);
         let stop = self.region.page_address(pages.end);
         let found = PagemapScan::open_self().and_then(|pagemap| pagemap.collect(start..stop, query));
@@ -203,12 +222,15 @@ impl Memory<'_> {
             _ => Error::Os { what: "looking which pages are there (PAGEMAP_SCAN)".into(), errno },
         })?;
         let page_of = |address: u64| self.region.page_of(address as usize);
-        Ok(found.iter().flat_map(|run| page_of(run.start)..page_of(run.end)).collect())
+        Ok(found.iter().map(|run| page_of(run.start)..page_of(run.end)).collect())
     }
 
     fn offer(self, run: Range<usize>, from: Page) -> Result<(), Error> {
         for page in run.clone() {
-            self.offers.swap(page, from, Page::Offered);
+            match from {
+                Page::Pinned => self.offers.settle(page, Page::Offered),
+                _ => drop(self.offers.swap(page, from, Page::Offered)), // unless it was lost just now
+            }
             self.settled(page);
         }
         self.advise(run.clone(), libc::MADV_FREE).map_err(|errno| {
@@ -246,10 +268,15 @@ impl Memory<'_> {
     }
 
     fn next_run(self, pages: Range<usize>) -> Option<Range<usize>> {
-        let stop = pages.end;
-        let offered = |page: &usize| self.offers.get(*page) == Page::Offered;
-        let start = pages.into_iter().find(offered)?;
-        Some(start..(start..stop).find(|page| !offered(page)).unwrap_or(stop))
+        let mut start = pages.start;
+        while start < pages.end {
+            let (state, stop) = self.offers.run(start..pages.end);
+            if state == Page::Offered {
+                return Some(start..stop);
+            }
+            start = stop;
+        }
+        None
     }
 
     /// Until every error pattern that stands in a page is noted. Thread delivery notes it before anybody may put it there;
@@ -274,104 +301,11 @@ impl Memory<'_> {
 
     /// Refilled pages that are absent, because their fill is not over or failed, are lost as others are.
     fn note_half_filled(self, pages: Range<usize>) -> Result<(), Error> {
-        let refilled = bounds(&self.runs(pages, Page::Refilled));
-        for page in refilled.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))? {
+        let refilled = self.span(pages, Page::Refilled);
+        for page in refilled.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?.into_iter().flatten() {
             self.offers.swap(page, Page::Refilled, Page::Lost);
         }
         Ok(())
-    }
-
-    /// Make the pages in one of the states ours alone: `Pinning`.
-    fn claim(self, pages: Range<usize>, states: &[Page]) -> Vec<Range<usize>> {
-        let claimed = pages.filter(|page| {
-            loop {
-                match self.offers.get(*page) {
-                    state if !states.contains(&state) => return false,
-                    Page::Dropping => std::thread::yield_now(),
-                    state if self.offers.swap(*page, state, Page::Pinning) => return true,
-                    _ => {}
-                }
-            }
-        });
-        joined_pages(claimed)
-    }
-
-    /// Lost pages become pages again: zeros, or what the refill says.
-    fn renew(self, runs: &[Range<usize>], interrupted: &mut dyn FnMut() -> bool) -> Result<(), Error> {
-        let mut looked = Instant::now();
-        for run in runs {
-            self.drop_pages(run.clone())?;
-            let Some(refill) = &self.offers.refill else {
-                self.zero(run.clone())?;
-                continue;
-            };
-            for page in run.clone() {
-                self.read_again(&**refill, page)?;
-                if looked.elapsed() > LOOK_UP {
-                    looked = Instant::now();
-                    if interrupted() {
-                        let offset = (page * uffd::page_size()) as u64;
-                        return Err(self.failed(SourceError::new(offset, Cause::Interrupted)));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn failed(self, error: SourceError) -> Error {
-        Error::Page { source_name: self.region.source_name.clone(), error }
-    }
-
-    fn read_again(self, refill: &dyn Source, page: usize) -> Result<(), Error> {
-        let size = uffd::page_size();
-        let offset = page * size;
-        let mut scratch = self.region.scratch.take_or_make(true);
-        let from = scratch.unit.address();
-        // SAFETY: the scratch is this call's own, and a page long at least.
-        let out = unsafe { std::slice::from_raw_parts_mut(from as *mut u8, size) };
-        let wanted = size.min(self.region.len - offset);
-        let mut how = Reading { patience: Patience::Wait, table: Table::Application, scratch: &mut scratch };
-        refill.read_into(offset as u64, &mut out[..wanted], &mut how).map_err(|error| self.failed(error))?;
-        out[wanted..].fill(0);
-        let handle = self.region.handle(Table::Application);
-        self.install(page..page + 1, |start, bytes| handle.copy(start, from, bytes, CopyMode::NONE))
-    }
-
-    fn zero(self, pages: Range<usize>) -> Result<(), Error> {
-        let handle = self.region.handle(Table::Application);
-        self.install(pages, |start, bytes| handle.zeropage(start, bytes, Wake::Yes))
-    }
-
-    /// Fill holes of claimed pages. What stands there nevertheless is an error pattern that came just now, or its marker.
-    fn install(self, pages: Range<usize>, step: impl Fn(usize, usize) -> Outcome) -> Result<(), Error> {
-        let size = uffd::page_size();
-        let mut at = pages.start;
-        let mut tries = 0;
-        while at < pages.end {
-            let bytes = (pages.end - at) * size;
-            match step(self.region.page_address(at), bytes) {
-                Outcome::Exists if tries < TRIES => self.drop_pages(at..at + 1)?,
-                Outcome::Retry if tries < TRIES => std::thread::yield_now(),
-                outcome => match outcome.bytes(bytes) {
-                    0 => {
-                        let errno = outcome.errno().unwrap_or(Errno(libc::EIO));
-                        return Err(Error::Os { what: format!("filling {} volatile pages", pages.len()), errno });
-                    }
-                    done => {
-                        at += done / size;
-                        tries = 0;
-                    }
-                },
-            }
-            tries += 1;
-        }
-        Ok(())
-    }
-
-    fn drop_pages(self, run: Range<usize>) -> Result<(), Error> {
-        self.advise(run.clone(), libc::MADV_DONTNEED)
-            .map_err(|errno| Error::Os { what: format!("dropping {} lost pages", run.len()), errno })
     }
 
     fn advise(self, run: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
@@ -379,14 +313,6 @@ impl Memory<'_> {
             Err(Error::Os { errno, .. }) => Err(errno),
             _ => Ok(()),
         }
-    }
-
-    /// A claimed page has its contents.
-    fn answered(self, page: usize, now: Page) {
-        self.region.exposed.remove(page);
-        self.region.forget_poison(page..page + 1);
-        self.offers.set(page, now);
-        self.settled(page);
     }
 
     /// The engine, too, knows that the page is there; whoever fills it says so himself.
@@ -398,18 +324,14 @@ impl Memory<'_> {
     }
 }
 
-/// From the first to the last page of some runs.
-fn bounds(runs: &[Range<usize>]) -> Option<Range<usize>> {
-    Some(runs.first()?.start..runs.last()?.end)
-}
-
-fn joined_pages(pages: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = vec![];
-    for page in pages {
-        match runs.last_mut() {
-            Some(last) if last.end == page => last.end += 1,
-            _ => runs.push(page..page + 1),
+/// Neighbouring runs become one.
+fn joined(runs: impl IntoIterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = vec![];
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => joined.push(run),
         }
     }
-    runs
+    joined
 }
