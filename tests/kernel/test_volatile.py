@@ -467,3 +467,32 @@ assert (array == data).all()
         timeout=60,
     )
     assert memory_limit.kills() == 0
+
+
+@DELIVERIES
+def test_an_ordinary_user_has_the_same(as_nobody, delivery):
+    """No privilege is needed, although faults of system calls are not served then."""
+    run(
+        as_nobody,
+        """
+for refill in (None, bytes([5]) * (40 * PAGE)):
+    buffer, array, data = filled(40, delivery=sys.argv[1], refill=refill)
+    buffer.unpin()
+    purge(buffer)
+    def touch():
+        with uf.checked():
+            return int(array[3 * PAGE])
+    if refill:
+        assert touch() == 5
+    else:
+        raised(uf.PagePurged, touch)
+    assert lost_pages(buffer.pin()) == list(range(40))
+    assert (array == (5 if refill else 0)).all()
+    check_endings(buffer)
+cache = uf.VolatileCache()
+cache["a"] = data
+assert (cache.get("a") == data).all()
+""",
+        args=[delivery],
+        cwd="/tmp",
+    )
