@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "target" / "floor"
-PROGRAMS = ("touch_signal", "touch_thread", "sequential_2m")
+PROGRAMS = ("touch_signal", "touch_thread", "sequential_2m", "volatile_pin")
 PATIENCE_SECONDS = 120.0
 
 

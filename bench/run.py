@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.peers import ROOT, FreshImport, Peer, build_floor
 from bench.report import Report, Row
-from bench.scenarios import SCENARIOS, Imports, Scenario
+from bench.scenarios import SCENARIOS, Imports, Pins, Scenario
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +34,8 @@ def sides(scenario: Scenario, built: Path, cpu: int) -> tuple[Peer | FreshImport
     if isinstance(scenario, Imports):
         return FreshImport(scenario.beside), FreshImport(scenario.beside, scenario.module)
     floor = [str(built / scenario.floor), str(scenario.units), str(cpu), str(scenario.repeats)]
+    if isinstance(scenario, Pins):
+        return Peer(floor), Peer([sys.executable, "-m", "bench.volatile", str(scenario.units), str(cpu), str(scenario.repeats)])
     ours = [sys.executable, "-m", "bench.ours", str(built / "toucher.so"), scenario.delivery, scenario.unit]
     return Peer(floor), Peer([*ours, scenario.order, str(scenario.units), str(cpu), str(scenario.repeats)])
 

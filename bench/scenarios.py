@@ -44,6 +44,34 @@ class Touches:
 
 
 @dataclass(frozen=True)
+class Pins:
+    """Unpin a written volatile buffer and pin it again, with nothing taken: what does that cost per page?
+
+    Attributes:
+        units: pages of 4 KiB.
+        repeats: how often that is done per round.
+        floor: the C program that makes the two system calls.
+        bar: the greatest ratio to it that we accept.
+    """
+
+    units: int
+    repeats: int
+    floor: str
+    bar: float
+
+    kind = "pins"
+
+    @property
+    def name(self) -> str:
+        """For people and for file names."""
+        return "volatile-pin"
+
+    def scaled(self, share: float) -> Pins:
+        """The same with fewer pages."""
+        return Pins(**{**asdict(self), "units": max(2, int(self.units * share))})
+
+
+@dataclass(frozen=True)
 class Imports:
     """Start a process that imports `module` besides `beside`: how much longer does it take?"""
 
@@ -63,13 +91,14 @@ class Imports:
         return self
 
 
-Scenario = Touches | Imports
+Scenario = Touches | Pins | Imports
 
 SCENARIOS: tuple[Scenario, ...] = (
     Touches("signal", "4KiB", "random", 16384, 1, "touch_signal", bar=1.5),
     Touches("thread", "4KiB", "random", 16384, 1, "touch_thread", bar=1.5),
     Touches("signal", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
     Touches("thread", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
+    Pins(16384, 4, "volatile_pin", bar=1.2),
     Imports("userfault", "numpy", bar_ms=60),
 )
 
@@ -82,4 +111,4 @@ def to_data(scenario: Scenario) -> dict[str, Any]:
 def from_data(data: dict[str, Any]) -> Scenario:
     """The opposite of `to_data`."""
     fields = {key: value for key, value in data.items() if key not in ("kind", "name")}
-    return {"touches": Touches, "imports": Imports}[data["kind"]](**fields)
+    return {"touches": Touches, "pins": Pins, "imports": Imports}[data["kind"]](**fields)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from userfault import _core
 from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
@@ -127,7 +127,7 @@ class Region(_core.NativeRegion):
     source: Source
     options: Options
 
-    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Region:
+    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Self:
         """Open `source`; `userfault.map` is the way to make one.
 
         Args:
@@ -180,7 +180,7 @@ class Region(_core.NativeRegion):
     def __reduce__(self) -> tuple[Any, ...]:
         return open_region, (self.source, self.options)
 
-    def __enter__(self) -> Region:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -357,6 +357,10 @@ def refresh_handlers() -> None:
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
+def _is_there(region: Region) -> bool:
+    return _core.NativeRegion.state.__get__(region) in ("open", "closing")  # subclasses may hide it
+
+
 class checked:
     """A block that no failed page leaves unnoticed.
 
@@ -388,7 +392,7 @@ class checked:
     def _epochs(self) -> tuple[int, ...]:
         if not self._regions:
             return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions if region.state in ("open", "closing"))
+        return tuple(region.statistics().failure_epoch for region in self._regions if _is_there(region))
 
     def __enter__(self) -> checked:
         refresh_handlers()

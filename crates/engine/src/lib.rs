@@ -33,6 +33,7 @@
 //! thread     delivery to readers
 //! workers    slow reads, prefetch, populate
 //! fork       what a forked child gets
+//! volatile   pinning and unpinning
 //! open       regions come and go
 //! mman       the calls of 2014
 //! ```
@@ -67,5 +68,6 @@ pub mod signal;
 pub mod thread;
 pub mod workers;
 pub mod fork;
+pub mod volatile;
 pub mod open;
 pub mod mman;

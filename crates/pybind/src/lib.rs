@@ -7,6 +7,7 @@ mod mman;
 mod raise;
 mod region;
 mod sources;
+mod volatile;
 
 use pyo3::prelude::*;
 
@@ -21,5 +22,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     raise::register(module)?;
     region::register(module)?;
     sources::register(module)?;
+    volatile::register(module)?;
     Ok(())
 }

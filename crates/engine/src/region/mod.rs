@@ -12,6 +12,7 @@ use crate::futex::ATTENTION;
 use crate::mapping;
 use crate::reserve;
 use crate::scratch::ScratchPool;
+use crate::source::volatile::Offers;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
 use crate::stock::Stock;
@@ -114,6 +115,8 @@ pub struct Region {
     pub options: Options,
     /// Where pages come from.
     pub source: Arc<dyn Source>,
+    /// Of volatile memory: the states of its pages.
+    pub offers: Option<Arc<Offers>>,
     /// Its name, made before any fault.
     pub source_name: String,
     /// The memory file of a shared region.
@@ -131,7 +134,7 @@ pub struct Region {
     /// What happened.
     pub counters: Counters,
     /// Pages that show the error pattern.
-    pub exposed: PageBits,
+    pub exposed: Exposed,
     /// Pages that were poisoned, until they are touched, filled or expire.
     poisoned: Mutex<BTreeMap<usize, Instant>>,
     /// Is `poisoned` worth locking?
@@ -174,6 +177,30 @@ impl SharedFile {
             Table::Application => self.application.as_raw_fd(),
             Table::Engine => self.engine,
         }
+    }
+}
+
+/// The pages that show the error pattern. Of volatile memory such a page counts as lost from then on, although the pattern
+/// goes again: the note outlives it.
+pub struct Exposed {
+    bits: PageBits,
+    offers: Option<Arc<Offers>>,
+}
+
+impl Exposed {
+    /// Add a page; true if the set was empty before. Callable from a signal handler.
+    pub fn insert(&self, page: usize) -> bool {
+        if let Some(offers) = &self.offers {
+            offers.lose(page);
+        }
+        self.bits.insert(page)
+    }
+}
+
+impl std::ops::Deref for Exposed {
+    type Target = PageBits;
+    fn deref(&self) -> &PageBits {
+        &self.bits
     }
 }
 
@@ -226,6 +253,7 @@ impl Region {
         let len = usize::try_from(parts.source.len()).unwrap_or(usize::MAX);
         let mapped = mapped_bytes(len);
         let pages = mapped / uffd::page_size();
+        let offers = parts.source.offers().cloned();
         let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit);
         Self {
             id: parts.id,
@@ -243,7 +271,8 @@ impl Region {
             scratch: parts.scratch,
             states: UnitStates::new(mapped.div_ceil(parts.unit)),
             counters: Counters::default(),
-            exposed: PageBits::new(pages),
+            exposed: Exposed { bits: PageBits::new(pages), offers: offers.clone() },
+            offers,
             poisoned: Mutex::default(),
             poisoned_count: AtomicU64::new(0),
             waits: waits::Waits::default(),
@@ -333,6 +362,9 @@ impl Region {
         };
         if outcome == uffd::Outcome::Done {
             poisoned.insert(page, Instant::now());
+            if let Some(offers) = &self.offers {
+                offers.lose(page);
+            }
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
             if poisoned.len() == 1 {
                 ATTENTION.ring(); // poison that only system calls touch must expire
@@ -403,7 +435,18 @@ impl Region {
 
     /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
     pub fn drop_page(&self, page: usize) {
-        let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
+        let drop = || {
+            let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
+        };
+        match &self.offers {
+            Some(offers) => offers.drop_pattern(page, drop),
+            None => drop(),
+        }
+    }
+
+    /// Every page poisoned before this is known to be.
+    pub fn settle_poison(&self) {
+        drop(self.poisoned());
     }
 }
 
