@@ -41,7 +41,7 @@ READS = {
 
 WRITES = {
     "assignment": "memory[9 * PAGE] = 77; check(memory[9 * PAGE : 9 * PAGE + 2], bytes([77, 10]))",
-    "slice_assignment": "memory[9 * PAGE - 2 : 9 * PAGE + 2] = b'news'; check(memory[9 * PAGE - 3 : 9 * PAGE + 3], b'\\x09news\\n')",
+    "slice_assignment": "memory[9 * PAGE - 2 : 9 * PAGE + 2] = b'news'; check(memory[9 * PAGE - 3 :][:6], b'\\x09news\\n')",
     "numpy_in_place": "u1(memory).__iadd__(1); check(bytes(memory), bytes(byte + 1 for byte in known))",
 }
 
