@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from mman.touches import PREPARE, READS, WRITES
@@ -268,7 +270,15 @@ touch(at(memory))
 print("silent")
 """
     )
-    assert (result.signal, result.stdout) == (7, ""), result.talk()
+    assert (result.signal, result.stdout) == (signal.SIGBUS, ""), result.talk()
+
+
+def test_default_goes_to_faulthandler_that_was_enabled_before(child):
+    """It prints where the touch was, and the process ends by SIGBUS."""
+    code = "import signal\nfrom mman.kit import *\nmemory = flagged(1)\nmman.on_sigbus(memory, signal.SIG_DFL)\nmemory[0]"
+    result = child(code, faulthandler=True)
+    assert result.signal == signal.SIGBUS, result.talk()
+    assert "Fatal Python error: Bus error" in result.stderr
 
 
 def test_default_goes_to_a_handler_that_was_there_before(act):

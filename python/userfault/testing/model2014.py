@@ -29,7 +29,8 @@ Outcome(kind='data', value=77)
 The three policies are the options that were discussed: "madvise" (a fault goes to the descriptor where a range is flagged *and*
 registered), "mprotect" (the same, but `PROT_USERFAULT` is the flag) and "register-only" (no flag).
 
-Not modelled: fork, swap, huge pages, mlock, and whether two mappings with equal attributes are one: here they always are.
+Not modelled: fork, swap, huge pages, mlock, and whether two mappings with equal attributes are one: here they always are. The
+kernel's shared page of zeros moves like any other, as it does today; in 2014 it was EBUSY.
 """
 
 from __future__ import annotations
