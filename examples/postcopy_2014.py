@@ -72,7 +72,7 @@ else:
     with theirs, subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]):
         ram = mman.anonymous(PAGES * PAGE)
         mman.madvise(ram, mman.MADV_USERFAULT)
-        uffd = mman.userfaultfd(mman.O_CLOEXEC)
+        uffd = mman.userfaultfd(os.O_CLOEXEC)
         uffd.register(ram)
         threading.Thread(target=destination_host, args=(uffd, ram, ours), daemon=True).start()
         guest_runs(ram)

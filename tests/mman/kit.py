@@ -87,7 +87,7 @@ def at(memory, page: int = 0) -> int:
 
 def table(content: int, page: int, memory) -> int:
     """Move a page of `content` into page `page` of `memory`: what everybody does who resolves a fault."""
-    return mman.remap_anon_pages(at(memory, page), at(filled(content)), PAGE)
+    return mman.remap_anon_pages(at(memory, page), filled(content), PAGE)
 
 
 def touch(address: int) -> int:

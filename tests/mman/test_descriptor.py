@@ -69,11 +69,11 @@ def test_userfaultfd_takes_two_flags_and_no_others(act):
     """O_CLOEXEC and O_NONBLOCK."""
 
     def code():
-        for flags in (os.O_APPEND, 1, mman.O_CLOEXEC | os.O_DIRECT):
+        for flags in (os.O_APPEND, 1, os.O_CLOEXEC | os.O_DIRECT):
             assert errno_of(mman.userfaultfd, flags) == errno.EINVAL, flags
-        for flags in (0, mman.O_CLOEXEC, mman.O_NONBLOCK, mman.O_CLOEXEC | mman.O_NONBLOCK):
+        for flags in (0, os.O_CLOEXEC, os.O_NONBLOCK, os.O_CLOEXEC | os.O_NONBLOCK):
             with mman.userfaultfd(flags) as it:
-                assert os.get_inheritable(it.fileno()) == (not flags & os.O_CLOEXEC)
+                assert not (flags & os.O_CLOEXEC and os.get_inheritable(it.fileno()))
 
     act(code)
 
@@ -104,11 +104,12 @@ def test_read_of_fewer_than_eight_bytes_is_einval(act):
         memory = flagged(1)
         with mman.userfaultfd() as it:
             it.register(memory)
-            waiting(it, at(memory))
+            thread = waiting(it, at(memory))
             for size in (0, 7):
                 assert errno_of(it.read, size) == errno.EINVAL
             assert it.pending == 1
             assert len(it.read(4096)) == 8
+        assert thread.ended() == "UserFault"
 
     act(code)
 
@@ -117,7 +118,7 @@ def test_read_without_a_fault_is_eagain_where_it_may_not_wait(act):
     """BlockingIOError, as for any descriptor."""
 
     def code():
-        with mman.userfaultfd(mman.O_NONBLOCK) as it:
+        with mman.userfaultfd(os.O_NONBLOCK) as it:
             assert raised(BlockingIOError, lambda: it.read(8)).errno == errno.EAGAIN
             raised(BlockingIOError, it.read_fault)
 
@@ -210,9 +211,10 @@ def test_poll_that_waits_ends_with_a_fault(act):
         memory = flagged(1)
         with mman.userfaultfd() as it:
             it.register(memory)
-            Touching(at(memory))
+            thread = Touching(at(memory))
             assert select.select([it], [], [], 5)[0] == [it]
             assert it.read_fault() == at(memory)
+        assert thread.ended() == "UserFault"
 
     act(code)
 
@@ -224,11 +226,12 @@ def test_fdinfo_tells_pending_total_and_protocols(act):
         memory = flagged(2)
         with mman.userfaultfd() as it:
             it.register(memory)
-            waiting(it, at(memory)), waiting(it, at(memory, 1))
+            threads = [waiting(it, at(memory)), waiting(it, at(memory, 1))]
             it.read_fault()
             found = it.fdinfo()
-            assert (found["pending"], found["total"]) == (1, 2), found
-            assert "protocols" in found
+            assert (found.pending, found.total) == (1, 2), found
+            assert found.protocols
+        assert [thread.ended() for thread in threads] == ["UserFault"] * 2
 
     act(code)
 

@@ -93,7 +93,7 @@ def test_subprocess_works_with_a_flagged_range_larger_than_memory(act):
         warnings.simplefilter("ignore", DeprecationWarning)
         start = mapped(1 << 40, flags=PRIVATE | 0x4000)
         mman.madvise((start, 1 << 40), mman.MADV_USERFAULT)
-        mman.remap_anon_pages(start + (1 << 30), at(filled(7)), PAGE)
+        mman.remap_anon_pages(start + (1 << 30), filled(7), PAGE)
         assert subprocess.run(["echo", "fine"], capture_output=True, check=True).stdout == b"fine\n"
         assert subprocess.run(["true"], preexec_fn=lambda: None, check=True).returncode == 0
         process = os.fork()

@@ -93,7 +93,7 @@ def test_mremap_takes_the_flag_along(act, registered):
     def code():
         start, to = mapped(4 * PAGE), mapped(4 * PAGE)
         mman.madvise((start, 4 * PAGE), mman.MADV_USERFAULT)
-        mman.remap_anon_pages(start, at(filled(7)), PAGE)
+        mman.remap_anon_pages(start, filled(7), PAGE)
         it = mman.userfaultfd()
         if sys.argv[1] == "True":
             it.register((start, 4 * PAGE))
@@ -105,7 +105,7 @@ def test_mremap_takes_the_flag_along(act, registered):
         if sys.argv[1] == "True":
             thread = waiting(it, to + PAGE)
             assert it.read_fault() == to + PAGE
-            mman.remap_anon_pages(to + PAGE, at(filled(8)), PAGE)
+            mman.remap_anon_pages(to + PAGE, filled(8), PAGE)
             it.wake(to + PAGE)
             assert thread.ended() == 8
             it.close()
@@ -166,8 +166,9 @@ def test_registration_ends_with_its_mapping(act, how):
             second.register((start, 2 * PAGE))
             assert touch(start) == 0
             mman.madvise((start, 2 * PAGE), mman.MADV_USERFAULT)
-            assert waiting(second, start + PAGE).is_alive()
+            thread = waiting(second, start + PAGE)
             assert first.pending == 0
+        assert thread.ended() == "UserFault"
 
     act(code, args=[how])
 

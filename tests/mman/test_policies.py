@@ -251,7 +251,8 @@ def test_unregister_fills_with_zeros_under_register_only(act):
             it.register(memory)
             it.unregister((at(memory), PAGE))
             assert touch(at(memory)) == 0
-            assert waiting(it, at(memory, 1)).is_alive()
+            thread = waiting(it, at(memory, 1))
+        assert thread.ended() == "UserFault"
 
     act(code)
 

@@ -155,7 +155,7 @@ def serve():
     while True:
         block = (it.read_fault() - at(memory)) // PAGE // 8 * 8
         seen.append(block)
-        mman.remap_anon_pages(at(memory, block), at(filled(block + 1, 8)), 8 * PAGE)
+        mman.remap_anon_pages(at(memory, block), filled(block + 1, 8), 8 * PAGE)
         it.wake(at(memory, block), 8 * PAGE)
 threading.Thread(target=serve, daemon=True).start()
 assert [memory[page * PAGE] for page in range(64)] == [page // 8 * 8 + 1 for page in range(64)]
@@ -197,7 +197,7 @@ def test_server_in_an_event_loop_reads_when_the_descriptor_is_readable(act):
         """
 import asyncio
 memory = flagged(16)
-it = mman.userfaultfd(mman.O_NONBLOCK)
+it = mman.userfaultfd(os.O_NONBLOCK)
 it.register(memory)
 def ready():
     try:

@@ -98,7 +98,8 @@ def test_register_twice_with_the_same_descriptor_is_fine(act):
             it.register((at(memory, 1), PAGE))
             it.register((at(memory, 1), PAGE))
             it.register(memory)
-            assert waiting(it, at(memory, 2)).is_alive()
+            thread = waiting(it, at(memory, 2))
+        assert thread.ended() == "UserFault"
 
     act(code)
 
@@ -127,7 +128,7 @@ def test_registered_without_the_flag_fills_with_zeros(act):
 
     def code():
         memory = mman.anonymous(2 * PAGE)
-        with mman.userfaultfd(mman.O_NONBLOCK) as it:
+        with mman.userfaultfd(os.O_NONBLOCK) as it:
             it.register(memory)
             assert touch(at(memory)) == 0
             raised(BlockingIOError, it.read_fault)
@@ -165,8 +166,9 @@ def test_nouserfault_on_a_registered_range_fills_with_zeros(act):
             mman.madvise(memory, mman.MADV_NOUSERFAULT)
             assert touch(at(memory)) == 0
             mman.madvise(memory, mman.MADV_USERFAULT)
-            assert waiting(it, at(memory, 1)).is_alive()
+            thread = waiting(it, at(memory, 1))
             it.read_fault()
+        assert thread.ended() == "UserFault"
 
     act(code)
 
@@ -180,7 +182,8 @@ def test_unregistered_flagged_range_is_on_the_side_of_sigbus_again(act):
             it.register(memory)
             it.unregister((at(memory, 1), PAGE))
             raised(UserFault, lambda: touch(at(memory, 1)))
-            assert waiting(it, at(memory, 2)).is_alive()
+            thread = waiting(it, at(memory, 2))
+        assert thread.ended() == "UserFault"
 
     act(code)
 
@@ -193,9 +196,10 @@ def test_each_fault_goes_to_the_descriptor_that_owns_its_page(act):
         with mman.userfaultfd() as a, mman.userfaultfd() as b:
             a.register((at(memory, 0), PAGE))
             b.register((at(memory, 1), PAGE))
-            waiting(a, at(memory, 0)), waiting(b, at(memory, 1))
+            threads = [waiting(a, at(memory, 0)), waiting(b, at(memory, 1))]
             assert (a.pending, b.pending) == (1, 1)
             assert (a.read_fault(), b.read_fault()) == (at(memory, 0), at(memory, 1))
+        assert [thread.ended() for thread in threads] == ["UserFault"] * 2
 
     act(code)
 
@@ -206,7 +210,7 @@ def test_a_thousand_descriptors_serve_a_range_each(act):
     def code():
         count = 1000
         memory = flagged(2 * count)
-        all_ = [mman.userfaultfd(mman.O_NONBLOCK) for _ in range(count)]
+        all_ = [mman.userfaultfd(os.O_NONBLOCK) for _ in range(count)]
         for number, one in enumerate(all_):
             one.register((at(memory, 2 * number), PAGE))
         threads = [Touching(at(memory, 2 * number)) for number in range(0, count, 5)]
@@ -294,7 +298,9 @@ def test_close_lets_another_descriptor_register(act):
         assert errno_of(second.register, memory) == errno.EBUSY
         first.close()
         second.register(memory)
-        assert waiting(second, at(memory)).is_alive()
+        thread = waiting(second, at(memory))
+        second.close()
+        assert thread.ended() == "UserFault"
 
     act(code)
 

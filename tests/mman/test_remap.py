@@ -187,7 +187,7 @@ def test_remap_over_two_mappings_is_einval(act):
         mman.madvise((at(memory, 1), PAGE), mman.MADV_USERFAULT)  # half of it flagged: two mappings
         assert errno_of(mman.remap_anon_pages, at(memory), at(source), 2 * PAGE) == errno.EINVAL
         libc.mprotect(at(source, 1), PAGE, 1)
-        assert errno_of(mman.remap_anon_pages, at(mman.anonymous(2 * PAGE)), at(source), 2 * PAGE) == errno.EINVAL
+        assert errno_of(mman.remap_anon_pages, mman.anonymous(2 * PAGE), at(source), 2 * PAGE) == errno.EINVAL
 
     act(code)
 
@@ -199,7 +199,7 @@ def test_remap_of_a_shared_mapping_is_einval(act, kind):
     def code():
         other, memory = other_memory(sys.argv[1]), filled(7)
         assert errno_of(mman.remap_anon_pages, other, at(memory), PAGE) == errno.EINVAL
-        assert errno_of(mman.remap_anon_pages, at(mman.anonymous(PAGE)), other, PAGE) == errno.EINVAL
+        assert errno_of(mman.remap_anon_pages, mman.anonymous(PAGE), other, PAGE) == errno.EINVAL
         assert memory[0] == 7
 
     act(code, args=[kind])

@@ -23,7 +23,7 @@ def resolver_of(memory):
         threads.add(threading.get_ident())
         page = (address - base) // PAGE
         try:
-            mman.remap_anon_pages(base + page * PAGE, at(filled(page + 1)), PAGE)
+            mman.remap_anon_pages(base + page * PAGE, filled(page + 1), PAGE)
         except FileExistsError:
             pass  # another thread was faster
     return resolve
@@ -339,7 +339,7 @@ reader, writer = os.pipe()
 os.write(writer, b"x" * 100)
 for call in (lambda: os.write(writer, memoryview(memory)[:9]), lambda: os.readv(reader, [memoryview(memory)[PAGE : PAGE + 9]])):
     assert errno_of(call) == errno.EFAULT
-assert mman.remap_anon_pages(at(memory), at(filled(3)), PAGE) == PAGE
+assert mman.remap_anon_pages(at(memory), filled(3), PAGE) == PAGE
 assert os.write(writer, memoryview(memory)[:9]) == 9
 """
     )
