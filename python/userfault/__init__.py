@@ -34,6 +34,7 @@ from userfault.sources import Bytes, Checksum, Deadline, File, Image, Retry, Sou
 if TYPE_CHECKING:
     from userfault import image as image
     from userfault import kernel as kernel
+    from userfault import mman as mman
     from userfault import testing as testing
     from userfault.kernel import Capabilities as Capabilities
     from userfault.kernel import capabilities as capabilities
@@ -66,6 +67,7 @@ __all__ = [
     "kernel",
     "load",
     "map",
+    "mman",
     "testing",
 ]
 
@@ -81,7 +83,7 @@ def __getattr__(name: str) -> Any:
     """Rooms that not everybody enters are loaded when they are named."""
     if name in _LAZY:
         return getattr(import_module(f"userfault.{_LAZY[name]}"), name)
-    if name in ("image", "kernel", "testing"):
+    if name in ("image", "kernel", "mman", "testing"):
         return import_module(f"userfault.{name}")
     raise AttributeError(f"module 'userfault' has no attribute {name!r}")
 

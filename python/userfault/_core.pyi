@@ -1,5 +1,6 @@
 """The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
 
+from collections.abc import Callable
 from typing import Any, Self, TypeAlias, final
 
 from _typeshed import ReadableBuffer
@@ -316,7 +317,7 @@ def start_engine() -> None:
 def set_exceptions(
     main_thread: int, page: type[BaseException], purged: type[BaseException], user_fault: type[BaseException]
 ) -> None:
-    """Tell which exceptions failed pages raise, and which thread raises for those Python does not know; called once, at import."""
+    """Tell which exceptions failed pages raise, and who raises for threads that Python does not know; called at import."""
 
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""
@@ -338,3 +339,88 @@ def drop_pending_error() -> None:
 
 def refresh_handlers(interrupt_raises: bool) -> None:
     """Put the SIGBUS handler in front, and the SIGINT hook if Ctrl-C raises."""
+
+# mman
+
+def mman_flag(place: _Range, on: bool) -> None:
+    """Set or clear the flag of a range."""
+
+def mman_advise(place: _Range, advice: int, name: str) -> None:
+    """Give another advice, by its number in the kernel."""
+
+def mman_protect(place: _Range, protection: int, userfault: bool) -> None:
+    """Call mprotect; under policy "mprotect" set or clear the flag too."""
+
+def mman_set_policy(policy: str) -> None:
+    """Choose the policy; RuntimeError while a range is marked."""
+
+def mman_policy() -> str:
+    """Return the policy in force."""
+
+def mman_on_sigbus(
+    place: _Range, kind: str, resolver: Callable[[int], object] | None = None, source: NativeSource | None = None
+) -> None:
+    """Choose what a SIGBUS in a range leads to: "raise", "default", "callable" or "source"."""
+
+def mman_remap(dst: _Place, src: _Place, length: int | None = None, flags: int = 0) -> int:
+    """Move pages; return how many bytes."""
+
+def mman_ranges() -> list[tuple[int, int, bool, int | None, bool, str]]:
+    """Return what is marked: start, bytes, flagged, owner, kept out of children, resolver."""
+
+def mman_poisoned_switches() -> int:
+    """Return how many changes of owner had to poison holes."""
+
+class NativeUserfaultfd2014:
+    """The native half of `userfault.mman.Userfaultfd2014`."""
+
+    def __new__(cls, *, nonblocking: bool, user_mode_only: bool, timeout_seconds: float | None) -> Self:
+        """Open one, before its handshake."""
+
+    @property
+    def ident(self) -> int:
+        """Return a number that no other descriptor of this process has."""
+
+    def read(self, n: int) -> bytes:
+        """Read 8 bytes: what the handshake says, or the address of a fault, the newest first.
+
+        Raises:
+            OSError: EINVAL: `n` is less than 8, or there is nothing to be read before the handshake.
+            BlockingIOError: Nothing there, with O_NONBLOCK.
+            ValueError: It is closed.
+
+        Blocks: until there is a fault, without O_NONBLOCK; Ctrl-C works. GIL: released.
+        """
+
+    def read_fault(self) -> int:
+        """Return the exact address of the newest fault that nobody has read. Raises and blocks as `read` does."""
+
+    def write(self, data: bytes) -> int:
+        """Write 8 bytes of protocol, or 16 bytes of command: start with the command in its low two bits, and end.
+
+        0 wakes, 1 registers, 2 unregisters.
+
+        Raises:
+            OSError: EINVAL: too short, not whole pages, no such command, not the time for it. ERANGE: an empty range. ENOMEM: it
+                ends outside of user memory, or nothing is mapped there or above. ENOENT: nobody to wake. EBUSY: another
+                descriptor has it.
+            ValueError: It is closed.
+        """
+
+    def register(self, place: _Range) -> None:
+        """Have faults of flagged memory in the range come to this descriptor. Raises as `write` does."""
+
+    def unregister(self, place: _Range) -> None:
+        """Undo `register`: flagged memory raises SIGBUS again. Raises as `write` does."""
+
+    def wake(self, address: int, length: int) -> None:
+        """Wake those whose faults in the range were read."""
+
+    def fileno(self) -> int:
+        """Return a number for poll and select: readable with a fault unread, writable with one read and not woken."""
+
+    def standing(self) -> tuple[str, int, int, int]:
+        """Return the state, unread faults, faults read and not woken, and those that ended by the timeout."""
+
+    def close(self) -> None:
+        """Close it: who waits, and who touches a hole later, gets SIGBUS. Twice is fine."""

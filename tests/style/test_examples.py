@@ -1,4 +1,4 @@
-"""The examples of README and docs run, page by page, as a reader would type them."""
+"""The examples of README and docs run, page by page, as a reader would type them; the programs of examples/ have tests."""
 
 import os
 import re
@@ -54,3 +54,11 @@ def test_every_block_has_a_language():
     for page in PAGES:
         fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
         assert [fence for fence in fences[::2] if fence not in {"python", "sh", "text", "c", "rust"}] in ([], [""])
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_program_has_a_test_and_a_page(program):
+    """A program that nothing runs is wrong before long, and one that no page names is never found."""
+    tests = [path.read_text() for path in (ROOT / "tests" / "e2e").glob("test_example_*.py")]
+    assert any(program.name in text for text in tests)
+    assert any(f"examples/{program.name}" in page.read_text() for page in PAGES)

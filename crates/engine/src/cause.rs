@@ -26,6 +26,8 @@ pub enum Cause {
     Purged,
     /// A fault on memory of the caller's that nothing is there to resolve.
     Unresolved,
+    /// A resolver touched the page that it was there to resolve, or resolvers within resolvers went too deep.
+    Recursion,
     /// The caller's function that should have resolved a fault raised, or came back without having done so.
     Resolver,
 }
@@ -65,6 +67,7 @@ impl Cause {
             Cause::Injected => "a fault-injecting layer failed this read on purpose",
             Cause::Purged => "the kernel took the page while it was unpinned",
             Cause::Unresolved => "no userfaultfd is registered there and no resolver was given for SIGBUS",
+            Cause::Recursion => "its resolver touched memory that needs it in turn (the same page, or too deep)",
             Cause::Resolver => "the resolver did not put a page there",
         }
     }

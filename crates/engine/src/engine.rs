@@ -155,7 +155,7 @@ impl Engine {
     /// The signal descriptor in both tables.
     #[must_use]
     pub fn signal_handles(&self) -> Handles {
-        Handles { application: self.signal.application.handle(), engine: self.signal.engine }
+        Handles::of(self.signal.application.handle(), self.signal.engine)
     }
 
     /// Staging for this descriptor and unit; made on first use, kept for good.

@@ -36,6 +36,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// A descriptor was refused, or the kernel lacks what it should do.
+    #[must_use]
+    pub fn of_open(error: uffd::OpenError) -> Self {
+        match error {
+            uffd::OpenError::Refused { .. } => Error::Refused(error),
+            _ => Error::Unsupported(error.to_string()),
+        }
+    }
+
     /// `what` failed with the calling thread's errno.
     #[must_use]
     pub fn last_os(what: impl Into<String>) -> Self {

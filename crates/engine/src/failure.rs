@@ -228,13 +228,25 @@ pub fn set_raise(raise: Raise) {
 
 /// In the SIGBUS handler of the thread that touched `page`: let its instruction finish on the pattern, and raise.
 pub fn expose(region: &Region, page: usize, failure: Failure) {
+    if show(region, page, &failure) {
+        announce(failure);
+    }
+}
+
+/// The first half: put the pattern there. False: there is nothing to raise; the page is there, or the process ends.
+#[must_use]
+pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
     if region.options.on_error == OnError::Abort || RAISE.load(Ordering::Acquire).is_null() {
-        return die(region, page, &failure);
+        die(region, page, failure);
+        return false;
     }
     match install_pattern(region, region.page_address(page)) {
         Outcome::Done => {}
-        Outcome::Exists | Outcome::Retry => return, // the page is there, or the instruction asks again
-        outcome => return lost(region, outcome),
+        Outcome::Exists | Outcome::Retry => return false, // the page is there, or the instruction asks again
+        outcome => {
+            lost(region, outcome);
+            return false;
+        }
     }
     let first = region.exposed.insert(page);
     add(&region.counters.exposed_pages, 1);
@@ -243,8 +255,16 @@ pub fn expose(region: &Region, page: usize, failure: Failure) {
     if first {
         ATTENTION.ring(); // while the set is not empty the keeper comes by itself
     }
-    let why = latch(failure);
+    true
+}
+
+/// The second half: raise in this thread.
+pub fn announce(failure: Failure) {
     let raise = RAISE.load(Ordering::Acquire);
+    if raise.is_null() {
+        return;
+    }
+    let why = latch(failure);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
     if !raise(why) {
@@ -257,7 +277,12 @@ fn install_pattern(region: &Region, address: usize) -> Outcome {
     let handle = region.handle(Table::Application);
     loop {
         let outcome = handle.copy(address, reserve::pattern(), uffd::page_size(), CopyMode::NONE);
-        if outcome != Outcome::Failed(uffd::Errno(libc::ENOMEM)) || !reserve::give_back() {
+        let again = match outcome {
+            Outcome::Failed(uffd::Errno(libc::ENOMEM)) => reserve::give_back(),
+            Outcome::Failed(uffd::Errno(libc::EBADF)) => region.handles.restore(),
+            _ => false,
+        };
+        if !again {
             return outcome;
         }
     }

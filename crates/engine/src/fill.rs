@@ -278,6 +278,8 @@ impl Fill<'_> {
                     // O_DIRECT reads drop their pin a moment after they are done (docs/facts.md, Filling).
                     again(&mut tries, &region.counters.retries, failed(at + done, errno))?;
                 }
+                Outcome::Failed(Errno(libc::EBADF))
+                    if self.who.table == Table::Application && region.handles.restore() => {}
                 // The range spans mappings, because somebody changed the protection of a part (mprotect).
                 Outcome::Failed(Errno(libc::ENOENT)) if size > page => most = page,
                 Outcome::Gone => return Err(Stop::Gone),

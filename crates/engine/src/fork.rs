@@ -5,7 +5,9 @@
 //! *Locks*: those that start the engine and install handlers are held over a fork. *Threads*: in the child its only one,
 //! inside fork(2): system calls only, no allocation.
 
+use crate::cause::Kind;
 use crate::engine::Engine;
+use crate::flagged::{self, gate, view};
 use crate::threads::{self, KeepErrno, say};
 use crate::{interrupt, signal};
 use std::cell::UnsafeCell;
@@ -40,7 +42,7 @@ pub fn hook() {
 pub static STARTING: Mutex<()> = Mutex::new(());
 
 /// Locks that the child could otherwise find taken for good, by a thread that it does not have.
-type Locks = [MutexGuard<'static, ()>; 4];
+type Locks = [MutexGuard<'static, ()>; 5];
 struct Held(UnsafeCell<Option<Locks>>);
 // SAFETY: touched only by the thread that forks, between taking STARTING and giving it back.
 unsafe impl Sync for Held {}
@@ -48,7 +50,8 @@ static HELD: Held = Held(UnsafeCell::new(None));
 
 unsafe extern "C" fn before() {
     let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install()];
+    let marks = gate::hold();
+    let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install(), marks];
     // SAFETY: STARTING is held.
     unsafe { *HELD.0.get() = Some(locks) };
 }
@@ -63,17 +66,24 @@ unsafe extern "C" fn in_child() {
     drop(unsafe { (*HELD.0.get()).take() });
     GENERATION.fetch_add(1, Ordering::AcqRel);
     let Some(engine) = Engine::current() else { return };
-    engine.table.for_each(|region| tombstone(region.base, region.mapped));
+    engine.table.for_each(|region| {
+        // Those of flagged memory are where their ranges were at first; the ranges have tombstones of their own.
+        if region.options.kind != Kind::UserFault {
+            tombstone(region.base, region.mapped, libc::MAP_FIXED_NOREPLACE);
+        }
+    });
+    flagged::fork::in_child(|start, bytes| tombstone(start, bytes, libc::MAP_FIXED), close_if_userfaultfd);
     close_if_userfaultfd(engine.signal.application.handle().as_raw_fd());
     Engine::bury();
     crate::reserve::forget();
     watch_tombstones();
 }
 
-/// Where something else stands already (a region of `mode` shared by the child's mapping rules), it stays.
-fn tombstone(start: usize, bytes: usize) {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: NOREPLACE takes only free address space; the range was DONTFORK and so is free here.
+/// Make a range inaccessible. Regions are DONTFORK, so their place is free, or taken by something that stays (NOREPLACE);
+/// flagged memory may have been made inheritable again behind our back, and is replaced.
+fn tombstone(start: usize, bytes: usize, fixed: libc::c_int) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed;
+    // SAFETY: free address space, or the child's copy of memory that its parent flagged.
     unsafe { libc::mmap(start as *mut libc::c_void, bytes, libc::PROT_NONE, flags, -1, 0) };
 }
 
@@ -119,18 +129,13 @@ extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let _errno = KeepErrno::new();
     // SAFETY: the kernel passes a valid siginfo.
     let address = unsafe { (*info).si_addr() as usize };
+    if view::was_the_parents(address) {
+        return end(format_args!("memory at {address:#x} that is flagged with MADV_USERFAULT"));
+    }
     let mut engine = Engine::dead();
     while let Some(dead) = engine {
         if let Some(region) = dead.table.pin(address).filter(|region| region.contains(address)) {
-            say(format_args!(
-                "userfault: this forked process touched {} at offset {}, which belongs to its parent; use spawn or forkserver, \
-                 or open it again in the child\n",
-                region.source_name,
-                address - region.base
-            ));
-            // SAFETY: the default action ends the process when the instruction runs again.
-            unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
-            return;
+            return end(format_args!("{} at offset {}", region.source_name, address - region.base));
         }
         // SAFETY: `previous` is null or a leaked engine.
         engine = unsafe { dead.previous.as_ref() };
@@ -138,4 +143,13 @@ extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     // Not a tombstone: whoever was there before us takes it when the instruction runs again.
     // SAFETY: PREVIOUS was written before this handler was installed.
     unsafe { libc::sigaction(libc::SIGSEGV, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
+}
+
+fn end(what: std::fmt::Arguments<'_>) {
+    say(format_args!(
+        "userfault: this forked process touched {what}, which belongs to its parent; use spawn or forkserver, or open it \
+         again in the child\n"
+    ));
+    // SAFETY: the default action ends the process when the instruction runs again.
+    unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
 }

@@ -30,6 +30,7 @@ pub fn start(engine: &'static Engine) -> Result<(), Error> {
     engine.root.spawn("userfault-keep", move || {
         loop {
             let rung = ATTENTION.rung();
+            crate::flagged::look_if_asked();
             let mut due = round(engine);
             reserve::fill(engine.signal.engine);
             if reserve::is_short() {

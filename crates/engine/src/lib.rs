@@ -26,12 +26,14 @@
 //! queue      work for the worker pool
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
+//! flagged    memory of the caller's that can fault: who is told of what
 //! keeper     deadlines, re-arming
 //! signal     delivery in the touching thread
 //! thread     delivery to readers
 //! workers    slow reads, prefetch, populate
 //! fork       what a forked child gets
 //! open       regions come and go
+//! mman       the calls of 2014
 //! ```
 
 pub mod futex;
@@ -57,9 +59,11 @@ pub mod interrupt;
 pub mod queue;
 pub mod engine;
 pub mod serve;
+pub mod flagged;
 pub mod keeper;
 pub mod signal;
 pub mod thread;
 pub mod workers;
 pub mod fork;
 pub mod open;
+pub mod mman;

@@ -105,3 +105,21 @@ pub fn is_resident(address: usize) -> bool {
     let done = unsafe { libc::mincore(address as *mut libc::c_void, uffd::page_size(), &raw mut answer) };
     done == 0 && answer & 1 == 1
 }
+
+/// Is the page at `address` poisoned? Its entry in the page table is then neither a page nor nothing. System calls only:
+/// signal handlers call it.
+#[must_use]
+pub fn is_poisoned(address: usize) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    const SWAP_OR_MARKER: u64 = 1 << 62;
+    let mut entry = 0u64;
+    let at = (address / uffd::page_size() * size_of::<u64>()) as libc::off_t;
+    // SAFETY: a constant path; eight bytes of room.
+    let got = unsafe {
+        let fd = libc::open(c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        let got = libc::pread(fd, (&raw mut entry).cast(), size_of::<u64>(), at);
+        libc::close(fd);
+        got
+    };
+    got == 8 && entry & (PRESENT | SWAP_OR_MARKER) == SWAP_OR_MARKER
+}

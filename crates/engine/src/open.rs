@@ -66,21 +66,16 @@ fn start() -> Result<&'static Engine, Error> {
     Ok(engine)
 }
 
-fn refused(error: uffd::OpenError) -> Error {
-    match error {
-        uffd::OpenError::Refused { .. } => Error::Refused(error),
-        _ => Error::Unsupported(error.to_string()),
-    }
-}
-
 /// The SIGBUS descriptor in the application's table; whether faults of system calls may be served; all features.
 fn signal_descriptor() -> Result<(Userfaultfd, bool, Features), Error> {
-    let supported = uffd::supported_features().map_err(refused)?;
+    let supported = uffd::supported_features().map_err(Error::of_open)?;
     let full = OpenOptions::default();
     let user = OpenOptions { user_mode_only: true, ..full };
     match Userfaultfd::open_with(full, Features::SIGBUS) {
         Ok(fd) => Ok((fd, true, supported)),
-        Err(_) => Userfaultfd::open_with(user, Features::SIGBUS).map(|fd| (fd, false, supported)).map_err(refused),
+        Err(_) => {
+            Userfaultfd::open_with(user, Features::SIGBUS).map(|fd| (fd, false, supported)).map_err(Error::of_open)
+        }
     }
 }
 
@@ -89,7 +84,7 @@ fn open_lanes(user_mode_only: bool) -> Result<Vec<Handle>, Error> {
     let count = std::thread::available_parallelism().map_or(1, usize::from).min(LANES);
     let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
     let lane = || {
-        let fd = Userfaultfd::open_with(options, Features::THREAD_ID).map_err(refused)?;
+        let fd = Userfaultfd::open_with(options, Features::THREAD_ID).map_err(Error::of_open)?;
         Ok(Handle::from_raw(fd.into_owned().into_raw_fd()))
     };
     (0..count).map(|_| lane()).collect()

@@ -11,13 +11,15 @@ use crate::counters::{Ending, add};
 use crate::engine::Engine;
 use crate::failure::{self, Failure, expose, is_latched};
 use crate::fill::{Stop, Who, fill_unit};
-use crate::mapping::is_resident;
+use crate::flagged::view::{self, Act, Armed};
+use crate::flagged::{self, Called, gate, is_repeated, nest};
+use crate::mapping::{is_poisoned, is_resident};
 use crate::region::{Delivery, Region};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::threads::{KeepErrno, thread_id};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,21 +39,35 @@ pub fn hold_install() -> MutexGuard<'static, ()> {
     INSTALLING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Does the handler run on the interrupted thread's own stack? An alternate one (faulthandler's has 16 KiB) is too small for
+/// resolvers of the language above.
+static OWN_STACK: AtomicBool = AtomicBool::new(false);
+
+/// From now on resolvers of the language above may run in the handler.
+pub fn need_own_stack() {
+    OWN_STACK.store(true, Ordering::Release);
+    ensure_front();
+}
+
 /// Put our SIGBUS handler in front, if it is not. Called whenever a region is opened and at `checked()`.
 pub fn ensure_front() {
     let _installing = hold_install();
+    let flags = libc::SA_SIGINFO | if OWN_STACK.load(Ordering::Acquire) { 0 } else { libc::SA_ONSTACK };
     // SAFETY: sigaction reads and writes our structures; PREVIOUS is written only here, under the lock, and a handler
     // that reads it meanwhile sees the old or the new foreign action, both of which stay valid.
     unsafe {
         let mut current: libc::sigaction = std::mem::zeroed();
         libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut current);
-        if current.sa_sigaction == handler as *const () as usize {
+        let is_ours = current.sa_sigaction == handler as *const () as usize;
+        if is_ours && current.sa_flags & libc::SA_ONSTACK == flags & libc::SA_ONSTACK {
             return;
         }
-        (*PREVIOUS.0.get()).write(current);
+        if !is_ours {
+            (*PREVIOUS.0.get()).write(current);
+        }
         let mut ours: libc::sigaction = std::mem::zeroed();
         ours.sa_sigaction = handler as *const () as usize;
-        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        ours.sa_flags = flags;
         libc::sigfillset(&raw mut ours.sa_mask);
         libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut());
     }
@@ -70,6 +86,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     }
     match engine.table.pin(address).filter(|region| region.contains(address)) {
         Some(region) => touch(engine, &region, region.page_of(address)),
+        None if view::is_used() && touch_flagged(engine, address, context) => {}
         None => chain(signal, info, context),
     }
 }
@@ -111,15 +128,103 @@ fn touch(engine: &'static Engine, region: &Region, page: usize) {
         let noted = failure::find(region.id, region.page_address(page));
         return expose(region, page, noted.unwrap_or(Failure::of(region, page, latched)));
     }
+    if let Some(failure) = serve_touch(engine, region, page) {
+        expose(region, page, failure);
+    }
+}
+
+/// Get the page here and now, or say why not.
+fn serve_touch(engine: &'static Engine, region: &Region, page: usize) -> Option<Failure> {
     region.counters.begin();
-    let ending = match resolve(engine, region, page) {
-        Ok(ending) => ending,
-        Err(error) => {
-            expose(region, page, Failure::of(region, page, error));
-            Ending::Poisoned
+    let resolved = resolve(engine, region, page);
+    region.counters.end(*resolved.as_ref().unwrap_or(&Ending::Poisoned));
+    resolved.err().map(|error| Failure::of(region, page, error))
+}
+
+/// A touch of memory that the caller flagged, or had flagged a moment ago. False: not ours.
+fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_void) -> bool {
+    let again = is_repeated(thread_id(), address);
+    let inside = gate::enter();
+    let Some(entry) = view::find(address) else {
+        drop(inside);
+        if !again {
+            flagged::ask_for_a_look(); // unflagged since, or the mapping grew: the instruction will tell
         }
+        return !again;
     };
-    region.counters.end(ending);
+    let region = &*entry.resolver.region;
+    let page = region.page_of(address);
+    let error = SourceError::new((page * uffd::page_size()) as u64, Cause::Unresolved);
+    match (&entry.armed, &entry.resolver.act) {
+        (Armed::Signal, Act::Default) => return false,
+        (Armed::Signal, Act::Raise) => raise_in(inside, region, address, Failure::of(region, page, error)),
+        (Armed::Signal, Act::Source) => {
+            if let Some(failure) = serve_touch(engine, region, page) {
+                raise_in(inside, region, address, failure);
+            }
+        }
+        (Armed::Signal, Act::Call(token)) => {
+            drop(inside);
+            call(&entry, token.0, address, context);
+        }
+        // A SIGBUS although a descriptor has the faults, or nobody: of a change that is over, or poison of a fault that was
+        // not answered in time.
+        (Armed::Descriptor | Armed::No, _) if is_poisoned(address) => {
+            let noted = failure::find(region.id, region.page_address(page));
+            raise_in(inside, region, address, noted.unwrap_or(Failure::of(region, page, error)));
+        }
+        (Armed::Descriptor, _) => {}
+        (Armed::No, _) => return !again,
+    }
+    true
+}
+
+/// Show the pattern while nobody changes whose fault it is; raise after that, because it may wait for the language's lock.
+fn raise_in(inside: gate::Inside, region: &Region, address: usize, failure: Failure) {
+    let page = region.page_of(address);
+    let shown = failure::show(region, page, &failure);
+    drop(inside);
+    if shown {
+        failure::announce(Failure { address, ..failure });
+    }
+}
+
+/// Have a resolver of the language above put a page there (the first paragraph of the proposal of 2014, literally).
+fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c_void) {
+    let region = &*entry.resolver.region;
+    let page = region.page_of(address);
+    let failed = |cause| Failure::of(region, page, SourceError::new((page * uffd::page_size()) as u64, cause));
+    let thread = thread_id();
+    let (called, cause) = match nest::begin(thread, region.page_address(page)) {
+        None => (Called::TooLate, Cause::Recursion),
+        Some(_) if is_latched(thread) => (Called::TooLate, Cause::Latched),
+        Some(_nested) => match with_mask_of(context, || flagged::call(token, address)) {
+            Called::TooLate => (Called::TooLate, Cause::Timeout),
+            called => (called, Cause::Resolver),
+        },
+    };
+    let inside = gate::enter();
+    let still_ours = view::find(address).is_some_and(|entry| matches!(entry.armed, Armed::Signal));
+    let absent = still_ours && !is_resident(region.page_address(page));
+    let shown = absent && failure::show(region, page, &failed(cause));
+    drop(inside);
+    if shown || called == Called::Raised {
+        failure::announce(Failure { address, ..failed(cause) });
+    }
+}
+
+/// Run `work` with the signals blocked that the interrupted code had blocked: it may take long, and may itself touch memory
+/// that faults.
+fn with_mask_of<T>(context: *mut libc::c_void, work: impl FnOnce() -> T) -> T {
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel passes a valid ucontext to an SA_SIGINFO handler; both sets are valid for the calls.
+    unsafe {
+        let mut inside: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const (*context).uc_sigmask, &raw mut inside);
+        let answer = work();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inside, std::ptr::null_mut());
+        answer
+    }
 }
 
 /// How long one sleep in the handler lasts before it looks around.

@@ -120,7 +120,7 @@ impl<T: Send + Sync> AddressTable<T> {
         unsafe { slot.as_ref() }?.pin()
     }
 
-    /// Put a value under the chunks of `base .. base + bytes`.
+    /// Put a value under the chunks of `base .. base + bytes`; with 0, 0 under none: it is found by `for_each` only.
     ///
     /// # Panics
     /// Never: the number of slots is bounded, and running out aborts as running out of memory does.
@@ -149,7 +149,7 @@ impl<T: Send + Sync> AddressTable<T> {
 
     /// Called with `free` locked, which serialises changes.
     fn point(&self, base: usize, bytes: usize, slot: *mut Slot<T>) {
-        for chunk in base / CHUNK..(base + bytes.max(1)).div_ceil(CHUNK) {
+        for chunk in base / CHUNK..(base + bytes).div_ceil(CHUNK) {
             let Some(entry) = self.leaves.get(chunk / LEAF_ENTRIES) else { continue };
             let mut leaf = entry.load(Ordering::Acquire);
             if leaf.is_null() {

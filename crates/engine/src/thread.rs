@@ -170,7 +170,9 @@ fn wants_out(region: &Region, known: &Wait) -> Option<Cause> {
     sigint_pending(known.thread).then_some(Cause::Latched)
 }
 
-fn sigint_pending(thread: i32) -> bool {
+/// Has Ctrl-C been sent to this thread or process and not been handled yet?
+#[must_use]
+pub fn sigint_pending(thread: i32) -> bool {
     let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")) else { return false };
     let bit = 1u64 << (libc::SIGINT - 1);
     status.lines().any(|line| {

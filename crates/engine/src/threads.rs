@@ -116,6 +116,35 @@ impl Root {
         self.run(move || fetch(number, caller))
     }
 
+    /// Bring a descriptor of the engine's table back to the calling application thread's, under `number`, which was closed
+    /// there. True: the number is worth another try. System calls only: signal handlers call it.
+    #[must_use]
+    pub fn restore(&self, number: RawFd, original: RawFd) -> bool {
+        const PIDFD_THREAD: libc::c_int = libc::O_EXCL; // Linux 6.9
+        if !self.private_table {
+            return false;
+        }
+        // SAFETY: plain system calls on numbers; every descriptor made here is closed or is the one that was wanted.
+        // F_DUPFD takes the number only if it is free: whatever the application opened meanwhile stays.
+        unsafe {
+            if libc::fcntl(number, libc::F_GETFD) >= 0 {
+                return true; // another thread was faster
+            }
+            let thread = libc::syscall(libc::SYS_pidfd_open, self.thread, PIDFD_THREAD) as RawFd;
+            let fd = libc::syscall(libc::SYS_pidfd_getfd, thread, original, 0) as RawFd;
+            libc::close(thread);
+            if fd < 0 || fd == number {
+                return fd == number;
+            }
+            let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
+            libc::close(fd);
+            if copy >= 0 && copy != number {
+                libc::close(copy);
+            }
+            copy == number
+        }
+    }
+
     /// Close a descriptor of the engine's table.
     pub fn close(&self, fd: RawFd) {
         if self.private_table {

@@ -3,6 +3,7 @@
 mod errors;
 mod image;
 mod kernel;
+mod mman;
 mod raise;
 mod region;
 mod sources;
@@ -16,6 +17,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     engine::fork::hook();
     image::register(module)?;
     kernel::register(module)?;
+    mman::register(module)?;
     raise::register(module)?;
     region::register(module)?;
     sources::register(module)?;

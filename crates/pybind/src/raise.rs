@@ -82,7 +82,7 @@ fn ident() -> u64 {
 }
 
 /// Does this thread hold the GIL? `PyGILState_Check` is no answer: once a sub-interpreter existed it always says yes.
-fn holds_gil() -> bool {
+pub fn holds_gil() -> bool {
     let lookup = CURRENT_STATE.load(Ordering::Acquire);
     if lookup == 0 {
         return false;
@@ -94,7 +94,8 @@ fn holds_gil() -> bool {
     }
 }
 
-fn known_to_python() -> bool {
+/// Has this thread ever run Python?
+pub fn known_to_python() -> bool {
     // SAFETY: reads a thread-specific value.
     unsafe { !ffi::PyGILState_GetThisThreadState().is_null() }
 }
@@ -108,7 +109,7 @@ fn raise(why: Why) -> bool {
         }
         Why::Failed(kind) => {
             let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
-            ask_helper(thread, class_of(kind));
+            ask_helper(thread, class_of(kind), HELPER_LIMIT);
         }
         // SAFETY: may be called from any thread and without the GIL; the function is a plain one. The main thread runs it
         // right after it has raised KeyboardInterrupt. A full queue means a latch that ends by its age.
@@ -128,21 +129,29 @@ extern "C" fn interrupt_has_raised(_: *mut std::ffi::c_void) -> std::ffi::c_int 
     0
 }
 
-fn ask_helper(thread: u64, class: *mut ffi::PyObject) {
+/// Can the GIL be had within `limit`, or does its holder wait for the thread that asks? Any thread, in a signal handler.
+pub fn gil_can_be_had(limit: Duration) -> bool {
+    ask_helper(0, std::ptr::null_mut(), limit)
+}
+
+/// Have the helper take the GIL and raise `class` in `thread`; without a class it only takes the GIL. True: done.
+fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     let free =
         |request: &&Request| request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    let Some(request) = REQUESTS.iter().find(free) else { return };
+    let Some(request) = REQUESTS.iter().find(free) else { return false };
     request.thread.store(thread, Ordering::Relaxed);
     request.class.store(class, Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
     BELL.ring();
     let start = Instant::now();
-    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < HELPER_LIMIT {
-        engine::futex::wait(&request.state, ASKED, Some(HELPER_LIMIT));
+    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit {
+        engine::futex::wait(&request.state, ASKED, Some(limit));
     }
-    if request.state.compare_exchange(ASKED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    let done = request.state.compare_exchange(ASKED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err();
+    if done {
         request.state.store(FREE, Ordering::Release);
     }
+    done
 }
 
 /// Start the helper of this process, if it does not run. Needs no GIL.
@@ -181,6 +190,9 @@ fn answer(request: &Request) -> bool {
     let thread = request.thread.load(Ordering::Relaxed);
     let class = request.class.load(Ordering::Relaxed);
     Python::try_attach(|_| {
+        if class.is_null() {
+            return;
+        }
         // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
         unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, class) };
     });

@@ -37,6 +37,8 @@ pub const UFFDIO_SET_MODE: u32 = 0x4010_AA0A;
 pub const USERFAULTFD_IOC_NEW: u32 = 0x0000_AA00;
 /// `PAGEMAP_SCAN`, on `/proc/PID/pagemap` (6.7).
 pub const PAGEMAP_SCAN: u32 = 0xC060_6610;
+/// `PROCMAP_QUERY`, on `/proc/PID/maps` (6.11).
+pub const PROCMAP_QUERY: u32 = 0xC068_6611;
 
 /// Message value: a page fault.
 pub const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
@@ -225,6 +227,41 @@ kernel_struct!(
     }
 );
 kernel_struct!(
+    /// Argument of `PROCMAP_QUERY`.
+    ProcmapQuery {
+        /// In: size of this structure.
+        size: u64,
+        /// In: which mappings are wanted.
+        query_flags: u64,
+        /// In: an address.
+        query_addr: u64,
+        /// Out: first address.
+        vma_start: u64,
+        /// Out: address after the last.
+        vma_end: u64,
+        /// Out: readable 1, writable 2, executable 4, shared 8.
+        vma_flags: u64,
+        /// Out: bytes in a page of it.
+        vma_page_size: u64,
+        /// Out: offset in the file.
+        vma_offset: u64,
+        /// Out: inode of the file, 0 without one.
+        inode: u64,
+        /// Out: device of the file.
+        dev_major: u32,
+        /// Out: device of the file.
+        dev_minor: u32,
+        /// In: room for the name; out: its bytes with the final zero, 0 without one.
+        vma_name_size: u32,
+        /// In: room for the build id; out: its bytes.
+        build_id_size: u32,
+        /// In: where the name goes.
+        vma_name_addr: u64,
+        /// In: where the build id goes.
+        build_id_addr: u64,
+    }
+);
+kernel_struct!(
     /// One answer of `PAGEMAP_SCAN`: neighbouring pages of the same categories.
     PageRegion {
         /// First address.
@@ -271,6 +308,7 @@ mod proofs {
         UFFDIO_SET_MODE = WRITE, 0xAA, 0x0A, UffdioSetMode, 16;
         USERFAULTFD_IOC_NEW = 0, 0xAA, 0x00, (), 0;
         PAGEMAP_SCAN = READ | WRITE, b'f' as u32, 16, PmScanArg, 96;
+        PROCMAP_QUERY = READ | WRITE, b'f' as u32, 17, ProcmapQuery, 104;
     );
 
     macro_rules! prove_offsets {

@@ -18,6 +18,7 @@ mod features;
 mod flags;
 mod ops;
 mod pagemap;
+mod vma;
 
 pub use abi::UffdMsg;
 pub use capabilities::{Capabilities, HugePool, Limit, Trial};
@@ -28,6 +29,7 @@ pub use fdinfo::FdInfo;
 pub use features::{Features, Ioctls, RegisterModes};
 pub use ops::{ContinueMode, CopyMode, MoveMode, Outcome, ProtectMode, RwProtectMode, Wake};
 pub use pagemap::{Categories, PagemapRegion, PagemapScan, ScanFlags, ScanQuery, Scanned};
+pub use vma::{Maps, Vma, VmaKind};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -79,6 +79,23 @@ pub struct Handles {
     pub application: Handle,
     /// For the engine's threads.
     pub engine: Handle,
+    /// What `application` is a copy of, in the engine's table: where it is brought back from.
+    pub original: Handle,
+}
+
+impl Handles {
+    /// One descriptor in both tables.
+    #[must_use]
+    pub fn of(application: Handle, engine: Handle) -> Self {
+        Self { application, engine, original: engine }
+    }
+
+    /// The application closed all it could find, as by `os.closerange`: bring its copy back, under the same number. False:
+    /// it cannot be had. Application threads, in signal handlers too.
+    #[must_use]
+    pub fn restore(&self) -> bool {
+        Root::current().is_some_and(|root| root.restore(self.application.as_raw_fd(), self.original.as_raw_fd()))
+    }
 }
 
 /// The region.

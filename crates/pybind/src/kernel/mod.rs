@@ -2,7 +2,7 @@
 
 mod capabilities;
 mod pagemap;
-mod place;
+pub mod place;
 mod reader;
 mod userfaultfd;
 

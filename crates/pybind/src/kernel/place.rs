@@ -13,7 +13,8 @@ pub struct Place {
 }
 
 impl Place {
-    fn at(address: usize, length: Option<usize>) -> Self {
+    /// A place that no buffer keeps.
+    pub fn at(address: usize, length: Option<usize>) -> Self {
         Self { address, length, _buffer: None }
     }
 

@@ -1,0 +1,58 @@
+//! What a forked child gets of flagged memory: tombstones where the parent's pages fault, and none of its descriptors.
+//!
+//! *Threads*: in the child its only one, inside fork(2): system calls only, no allocation.
+
+use super::view::{self, Armed};
+use crate::error::Error;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+/// Application-side descriptor numbers, to be closed in a child: its copies drive the parent's memory.
+const NUMBERS: usize = 4096;
+static OURS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(-1) }; NUMBERS];
+static FORGET: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Tell what else is to be forgotten in a child.
+pub fn set_forget(forget: fn()) {
+    FORGET.store(forget as *mut (), Ordering::Release);
+}
+
+/// Close this number in a forked child.
+///
+/// # Errors
+/// EMFILE: there is room for 4096.
+pub fn keep_number(number: i32) -> Result<(), Error> {
+    let free = |slot: &&AtomicI32| slot.compare_exchange(-1, number, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    OURS.iter().find(free).map(|_| ()).ok_or_else(|| Error::Os {
+        what: format!("keeping more than {NUMBERS} userfaultfds"),
+        errno: uffd::Errno(libc::EMFILE),
+    })
+}
+
+/// It is closed.
+pub fn drop_number(number: i32) {
+    if let Some(slot) = OURS.iter().find(|slot| slot.load(Ordering::Acquire) == number) {
+        slot.store(-1, Ordering::Release);
+    }
+}
+
+/// In the child: `entomb` each range whose holes fault in the parent, `close` each number, forget the rest.
+pub fn in_child(entomb: impl Fn(usize, usize), close: impl Fn(i32)) {
+    view::for_each(|entry| {
+        if !matches!(entry.armed, Armed::No) {
+            entomb(entry.range.start, entry.range.len());
+        }
+    });
+    for slot in &OURS {
+        let number = slot.swap(-1, Ordering::AcqRel);
+        if number >= 0 {
+            close(number);
+        }
+    }
+    view::forget();
+    super::gate::reset();
+    let forget = FORGET.load(Ordering::Acquire);
+    if !forget.is_null() {
+        // SAFETY: `set_forget` stored a `fn()`, and it was seen non-null.
+        unsafe { std::mem::transmute::<*mut (), fn()>(forget)() };
+    }
+}

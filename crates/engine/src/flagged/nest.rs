@@ -1,0 +1,64 @@
+//! A resolver runs in the thread that touched. It may touch other lazy memory, which calls a resolver in turn; it must not
+//! touch the page it is there to resolve, and there is an end to nesting.
+//!
+//! *Locks*: none. *Threads*: an entry belongs to one thread, in its signal handler.
+
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+/// Threads with a resolver running.
+const THREADS: usize = 256;
+/// Resolvers within resolvers.
+const DEPTH: usize = 8;
+
+struct Stack {
+    thread: AtomicI32,
+    depth: AtomicUsize,
+    pages: [AtomicUsize; DEPTH],
+}
+
+static STACKS: [Stack; THREADS] = [const {
+    Stack { thread: AtomicI32::new(0), depth: AtomicUsize::new(0), pages: [const { AtomicUsize::new(0) }; DEPTH] }
+}; THREADS];
+
+/// One resolver is running in this thread as long as this lives.
+pub struct Nested(&'static Stack);
+
+/// Begin to resolve `page` in `thread`, the calling one. `None`: it is being resolved by this thread already, or the
+/// nesting is too deep.
+#[must_use]
+pub fn begin(thread: i32, page: usize) -> Option<Nested> {
+    let mine = |stack: &&Stack| stack.thread.load(Ordering::Relaxed) == thread;
+    let free = |stack: &&Stack| stack.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    let stack = STACKS.iter().find(mine).or_else(|| STACKS.iter().find(free))?;
+    let depth = stack.depth.load(Ordering::Relaxed);
+    let known = stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) == page);
+    if known || depth == DEPTH {
+        return None;
+    }
+    stack.pages[depth].store(page, Ordering::Relaxed);
+    stack.depth.store(depth + 1, Ordering::Relaxed);
+    Some(Nested(stack))
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        if self.0.depth.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.thread.store(0, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_resolved_once_at_a_time_and_nesting_ends() {
+        let nested: Vec<_> = (0..DEPTH).map(|page| begin(800_001, page * 4096).unwrap()).collect();
+        assert!(begin(800_001, 4096).is_none());
+        assert!(begin(800_001, 77 * 4096).is_none());
+        assert!(begin(800_002, 4096).is_some());
+        drop(nested);
+        assert!(begin(800_001, 4096).is_some());
+    }
+}

@@ -1,0 +1,412 @@
+//! The calls, as they were spelled.
+//!
+//! *Locks*: see the room. *Threads*: application threads, without the language's lock. *Blocks on*: the root thread, and a
+//! moment on who resolves just now.
+
+use crate::error::Error;
+use crate::flagged::fork::{drop_number, keep_number};
+use crate::flagged::view::Act;
+use crate::mman::change::Change;
+use crate::mman::descriptor::{Descriptor, check_range};
+use crate::mman::ledger::{Marks, Owner, Policy};
+use crate::mman::{Mman, open_shared};
+use crate::source::Source;
+use crate::threads::Root;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use uffd::{Errno, Features, OpenOptions};
+
+/// An errno with what was wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// As the proposal says.
+    pub errno: Errno,
+    /// For people.
+    pub why: String,
+}
+
+/// How a change ended.
+pub struct Ended(pub Result<(), Failed>);
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        Self { errno, why: errno.text() }
+    }
+}
+
+impl From<Errno> for Ended {
+    fn from(errno: Errno) -> Self {
+        Self(Err(errno.into()))
+    }
+}
+
+impl From<Result<(), Errno>> for Ended {
+    fn from(result: Result<(), Errno>) -> Self {
+        Self(result.map_err(Failed::from))
+    }
+}
+
+fn failed(errno: i32, why: impl Into<String>) -> Failed {
+    Failed { errno: Errno(errno), why: why.into() }
+}
+
+/// What cannot fault, and what to use instead.
+const CANNOT_FAULT: &str = "this mapping cannot raise userfaults yet: only private anonymous memory can (not files, shared memory, \
+                            hugetlbfs or the kernel's own pages); mman.anonymous(length) gives some";
+
+/// One line of `ranges()`.
+#[derive(Clone, Debug)]
+pub struct RangeInfo {
+    /// Its addresses.
+    pub range: Range<usize>,
+    /// MADV_USERFAULT or PROT_USERFAULT?
+    pub flagged: bool,
+    /// Registered with.
+    pub owner: Option<u64>,
+    /// Kept out of forked children?
+    pub denied: bool,
+    /// "raise", "default", "callable" or "source".
+    pub resolver: &'static str,
+}
+
+/// Whole pages, or EINVAL for a start that is none; the length is rounded up.
+///
+/// # Errors
+/// EINVAL.
+pub fn whole_pages(start: usize, length: usize) -> Result<Range<usize>, Failed> {
+    let page = uffd::page_size();
+    if !start.is_multiple_of(page) {
+        return Err(failed(
+            libc::EINVAL,
+            format!(
+                "{start:#x} is not the start of a page of {page} bytes (memory of bytearray and numpy starts inside one); use \
+                 mman.anonymous(length)"
+            ),
+        ));
+    }
+    let end = length.checked_next_multiple_of(page).and_then(|length| start.checked_add(length));
+    end.map(|end| start..end).ok_or_else(|| failed(libc::EINVAL, "the range wraps around the end of memory"))
+}
+
+impl Mman {
+    fn act(
+        &'static self,
+        work: impl FnOnce(&mut Change<'_>) -> Result<(), Failed> + Send + 'static,
+    ) -> Result<(), Failed> {
+        self.change(|change| Ended(work(change))).0
+    }
+
+    /// `madvise(MADV_USERFAULT)` or `MADV_NOUSERFAULT`.
+    ///
+    /// # Errors
+    /// EINVAL, ENOMEM for holes (the rest is done), and what the kernel refuses.
+    pub fn set_flag(&'static self, range: Range<usize>, on: bool) -> Result<(), Failed> {
+        self.act(move |change| {
+            if change.book.policy != Policy::Madvise {
+                let other = "use mprotect(PROT_USERFAULT) under policy \"mprotect\"; \"register-only\" has no flag";
+                return Err(failed(libc::EINVAL, format!("the policy is not \"madvise\": {other}")));
+            }
+            change.absorb(range.clone())?;
+            flag(change, range, on)
+        })
+    }
+
+    /// `mprotect`, with or without PROT_USERFAULT.
+    ///
+    /// # Errors
+    /// As mprotect(2); EINVAL for the flag where memory cannot fault, or under another policy.
+    pub fn protect(&'static self, range: Range<usize>, protection: i32, on: bool) -> Result<(), Failed> {
+        self.act(move |change| {
+            let flags = change.book.policy == Policy::Mprotect;
+            if on && !flags {
+                return Err(failed(libc::EINVAL, "PROT_USERFAULT needs mman.set_policy(\"mprotect\")"));
+            }
+            change.absorb(range.clone())?;
+            let mut hole = false;
+            change
+                .each_mapping(range.clone(), |change, piece, anonymous| {
+                    hole |= piece.start > range.start && change.maps.at(piece.start - 1)?.is_none();
+                    if hole || (on && !anonymous) {
+                        return Err(Errno(if hole { libc::ENOMEM } else { libc::EINVAL }));
+                    }
+                    if flags && anonymous {
+                        change.mark(piece.clone(), anonymous, |marks| marks.flagged = on)?;
+                    }
+                    // SAFETY: what the caller asked for, on memory that it named.
+                    let done = unsafe { libc::mprotect(piece.start as *mut libc::c_void, piece.len(), protection) };
+                    if done == 0 { Ok(()) } else { Err(Errno::last()) }
+                })
+                .map_err(explain)
+                .and_then(no_holes)
+        })
+    }
+
+    /// Choose the policy, while nothing is marked.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub fn set_policy(&'static self, policy: Policy) -> Result<(), Failed> {
+        self.act(move |change| {
+            if !change.book.ledger.is_empty() {
+                return Err(failed(libc::EBUSY, "ranges are flagged or registered: mman.ranges() shows them"));
+            }
+            change.book.policy = policy;
+            Ok(())
+        })
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.book().policy
+    }
+
+    /// What a SIGBUS in `range` leads to. All of it must be flagged.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn on_sigbus(
+        &'static self,
+        range: Range<usize>,
+        act: Act,
+        source: Option<Arc<dyn Source>>,
+    ) -> Result<(), Failed> {
+        if let Some(source) = &source {
+            check_source(&**source, range.len())?;
+        }
+        if matches!(act, Act::Call(_)) {
+            crate::signal::need_own_stack();
+        }
+        self.act(move |change| {
+            if change.book.policy == Policy::RegisterOnly {
+                return Err(failed(libc::EINVAL, "policy \"register-only\" has no SIGBUS side"));
+            }
+            change.absorb(range.clone())?;
+            let pieces = change.book.ledger.pieces(range.clone());
+            if pieces.is_empty() || !pieces.iter().all(|(_, marks)| marks.as_ref().is_some_and(|marks| marks.flagged)) {
+                return Err(failed(
+                    libc::EINVAL,
+                    "on_sigbus needs memory that is flagged, all of it: call madvise first",
+                ));
+            }
+            let resolver = match source {
+                Some(source) => change.mman.resolver_at(act, range.start, source),
+                None => change.mman.resolver(act, &range),
+            };
+            for (piece, marks) in pieces {
+                let Some(marks) = marks else { continue };
+                change.book.ledger.put(piece, Marks { resolver: resolver.clone(), ..marks });
+            }
+            Ok(())
+        })
+    }
+
+    /// Another advice, as the kernel does it; DOFORK and DONTFORK where they meet our own.
+    ///
+    /// # Errors
+    /// The kernel's; EINVAL for MADV_DOFORK on memory that is denied to children.
+    pub fn advise(&'static self, range: Range<usize>, advice: i32) -> Result<(), Failed> {
+        if advice == libc::MADV_DOFORK || advice == libc::MADV_DONTFORK {
+            let marked = range.clone();
+            self.act(move |change| meet_fork_advice(change, marked, advice))?;
+        }
+        // SAFETY: what the caller asked for, on memory that it named.
+        let done = unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
+        if done == 0 { Ok(()) } else { Err(Errno::last().into()) }
+    }
+
+    /// Everything that is flagged or registered.
+    pub fn ranges(&'static self) -> Vec<RangeInfo> {
+        struct Found(Vec<RangeInfo>);
+        impl From<Errno> for Found {
+            fn from(_: Errno) -> Self {
+                Self(vec![])
+            }
+        }
+        let info = |(range, marks): (Range<usize>, &Marks)| RangeInfo {
+            range,
+            flagged: marks.flagged,
+            owner: marks.owner.map(|owner| owner.id),
+            denied: marks.denied,
+            resolver: match marks.resolver.act {
+                Act::Raise => "raise",
+                Act::Default => "default",
+                Act::Call(_) => "callable",
+                Act::Source => "source",
+            },
+        };
+        let list = move |change: &mut Change<'_>| {
+            let _ = change.absorb(0..usize::MAX);
+            Found(change.book.ledger.iter().map(info).collect())
+        };
+        self.change(list).0
+    }
+
+    /// `userfaultfd(flags)`, before its handshake.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; EMFILE.
+    pub fn open_descriptor(
+        &'static self,
+        nonblocking: bool,
+        user_mode_only: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Arc<Descriptor>, Error> {
+        let options = OpenOptions { nonblocking: true, user_mode_only, ..OpenOptions::default() };
+        let features = Features::EVENT_REMAP | Features::EVENT_UNMAP | Features::THREAD_ID | Features::EXACT_ADDRESS;
+        let (fd, handles) = open_shared(self.engine.root, options, features)?;
+        keep_number(fd.as_raw_fd())?;
+        crate::mman::handover::install();
+        let id = self.next_id();
+        let descriptor = Arc::new(Descriptor::new(id, fd, handles, (nonblocking, user_mode_only), timeout));
+        self.descriptors().insert(id, descriptor.clone());
+        self.watch(id, handles.engine)?;
+        Ok(descriptor)
+    }
+
+    /// Command 1: faults of flagged memory in `range` go to this descriptor.
+    ///
+    /// # Errors
+    /// EINVAL, ERANGE, ENOMEM, EBUSY as the proposal says.
+    pub fn register(&'static self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
+        let owner = Owner { id: descriptor.id, handles: descriptor.handles };
+        self.set_owner(range, owner, Some(owner))
+    }
+
+    /// Command 2: not any more.
+    ///
+    /// # Errors
+    /// As for [`Mman::register`].
+    pub fn unregister(&'static self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
+        let owner = Owner { id: descriptor.id, handles: descriptor.handles };
+        self.set_owner(range, owner, None)
+    }
+
+    fn set_owner(&'static self, range: Range<usize>, mine: Owner, new: Option<Owner>) -> Result<(), Failed> {
+        let range = check_range(range.start, range.end)?;
+        self.act(move |change| {
+            change.absorb(range.clone())?;
+            match change.maps.at_or_above(range.start)? {
+                None => return Err(failed(libc::ENOMEM, "nothing is mapped there or above")),
+                Some(vma) if vma.start >= range.end => return Err(failed(libc::EINVAL, "nothing is mapped there")),
+                Some(_) => {}
+            }
+            let strict = change.book.policy == Policy::RegisterOnly;
+            let result = change.each_mapping(range, |change, piece, anonymous| {
+                let pieces = change.book.ledger.pieces(piece.clone());
+                let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
+                if pieces.iter().any(|(_, marks)| marks.as_ref().is_some_and(foreign)) {
+                    return Err(Errno(libc::EBUSY));
+                }
+                if strict && !anonymous {
+                    return Err(Errno(libc::EINVAL));
+                }
+                change.mark(piece, anonymous, |marks| {
+                    marks.owner = new;
+                    marks.orphaned = false;
+                })
+            });
+            result.map(|_| ()).map_err(explain)
+        })
+    }
+
+    /// Command 0: wake those in `range` whose faults were read.
+    ///
+    /// # Errors
+    /// ENOENT: there are none; ERANGE, ENOMEM, EINVAL for the range.
+    pub fn wake(&self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
+        let range = check_range(range.start, range.end)?;
+        if !descriptor.forget_read(&range) {
+            return Err(failed(libc::ENOENT, "no fault in the range was read and not woken"));
+        }
+        loop {
+            match descriptor.handles.application.wake(range.start, range.len()) {
+                Err(Errno(libc::EBADF)) if descriptor.handles.restore() => {}
+                answer => return answer.map_err(Failed::from),
+            }
+        }
+    }
+
+    /// Close a descriptor: who waits, and who touches a hole later, gets SIGBUS; never zeros.
+    pub fn close(&'static self, descriptor: &Arc<Descriptor>) {
+        if !descriptor.shut() {
+            return;
+        }
+        let id = descriptor.id;
+        let given_back = self.act(move |change| {
+            let mine: Vec<_> = change
+                .book
+                .ledger
+                .iter()
+                .filter(|(_, marks)| marks.owner.is_some_and(|o| o.id == id))
+                .map(|(range, marks)| (range, marks.anonymous))
+                .collect();
+            let orphan = change.book.policy == Policy::RegisterOnly;
+            for (range, anonymous) in mine {
+                change.mark(range, anonymous, |marks| {
+                    marks.owner = None;
+                    marks.orphaned = orphan;
+                })?;
+            }
+            Ok(())
+        });
+        // If a range could not be given back the descriptor stays, and the pump answers its faults by errors: the last close
+        // of a userfaultfd fills in zeros.
+        if given_back.is_ok() {
+            self.descriptors().remove(&id);
+            drop_number(descriptor.handles.application.as_raw_fd());
+            if let Some(root) = Root::current() {
+                root.close(descriptor.handles.engine.as_raw_fd());
+            }
+        }
+    }
+}
+
+fn explain(errno: Errno) -> Failed {
+    let why = match errno.0 {
+        libc::EINVAL => CANNOT_FAULT.into(),
+        libc::EBUSY => "another userfaultfd has a part of the range".into(),
+        _ => errno.text(),
+    };
+    Failed { errno, why }
+}
+
+fn no_holes(holes: bool) -> Result<(), Failed> {
+    if holes { Err(failed(libc::ENOMEM, "a part of the range is not mapped; the rest was done")) } else { Ok(()) }
+}
+
+fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool) -> Result<(), Failed> {
+    let visited = change.each_mapping(range, |change, piece, anonymous| {
+        if !anonymous {
+            return Err(Errno(libc::EINVAL));
+        }
+        change.mark(piece, anonymous, |marks| marks.flagged = on)
+    });
+    visited.map_err(explain).and_then(no_holes)
+}
+
+fn meet_fork_advice(change: &mut Change<'_>, range: Range<usize>, advice: i32) -> Result<(), Failed> {
+    for (piece, marks) in change.book.ledger.pieces(range) {
+        let Some(marks) = marks.filter(|marks| marks.denied) else { continue };
+        if advice == libc::MADV_DOFORK {
+            let why = "its holes fault: a forked child would read zeros there; MADV_NOUSERFAULT first";
+            return Err(failed(libc::EINVAL, why));
+        }
+        change.book.ledger.put(piece, Marks { had_dontfork: true, ..marks });
+    }
+    Ok(())
+}
+
+fn check_source(source: &dyn Source, bytes: usize) -> Result<(), Failed> {
+    if !source.signal_safe() {
+        let why = format!("{}: it would run inside a signal handler", source.signal_unsafe_reason());
+        return Err(failed(libc::EINVAL, why));
+    }
+    let short = source.len().checked_next_multiple_of(uffd::page_size() as u64).is_some_and(|len| len < bytes as u64);
+    if short {
+        return Err(failed(libc::EINVAL, format!("the source has {} bytes, the range {bytes}", source.len())));
+    }
+    Ok(())
+}

@@ -1,0 +1,412 @@
+//! The descriptor of 2014: a handshake of 8 bytes, faults as 8-byte addresses, commands as 16-byte ranges, poll bits.
+//!
+//! Behind it is a userfaultfd that the pump reads. Here is what the kernel of 2014 kept itself: which faults nobody has read
+//! yet, and which were read and not woken.
+//!
+//! *Locks*: `state`, for a few instructions and a few bytes over a socket pair. *Threads*: the pump, and whoever calls.
+//! *Blocks on*: [`Descriptor::wait`] only.
+
+use crate::futex::Bell;
+use crate::mman::poll::PollPair;
+use crate::region::Handles;
+use crate::source::Table;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use uffd::{Errno, Userfaultfd};
+
+/// The protocol of the handshake.
+pub const PROTOCOL: u64 = 0xAA;
+/// What is read back after another one was asked for.
+pub const UNKNOWN_PROTOCOL: u64 = u64::MAX;
+
+/// Where a descriptor stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A protocol is to be written.
+    Ask,
+    /// It is known: read it back.
+    Ack,
+    /// It is not known: read that.
+    Unknown,
+    /// Faults are read, ranges written.
+    Running,
+    /// Closed.
+    Closed,
+}
+
+/// One thread that waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// Exact address it touched.
+    pub address: usize,
+    /// Which thread; 0 unknown.
+    pub thread: i32,
+    /// Since when.
+    pub since: Instant,
+    /// SIGINTs seen by then.
+    pub interrupts: u32,
+}
+
+/// A command written to a running descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Wake those whose faults were read.
+    Wake(Range<usize>),
+    /// Register.
+    Register(Range<usize>),
+    /// Unregister.
+    Unregister(Range<usize>),
+}
+
+/// What is to be done after a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing: so many bytes were taken.
+    Taken(usize),
+    /// This, and then 16 bytes were taken.
+    Do(Command),
+}
+
+struct State {
+    phase: Phase,
+    unread: Vec<Waiting>,
+    read: Vec<Waiting>,
+    timeouts: u64,
+    poll: Option<PollPair>,
+}
+
+/// The descriptor.
+pub struct Descriptor {
+    /// Never used twice in a process.
+    pub id: u64,
+    /// The application's copy; nobody but this owns it.
+    pub application: Userfaultfd,
+    /// In both tables.
+    pub handles: Handles,
+    /// Was O_NONBLOCK asked for?
+    pub nonblocking: bool,
+    /// Faults of system calls are refused.
+    pub user_mode_only: bool,
+    /// After so long a fault is answered by an error.
+    pub timeout: Option<Duration>,
+    state: Mutex<State>,
+    bell: Bell,
+}
+
+/// What is known of a new message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// A thread that did not wait before.
+    New,
+    /// It waited already; SIGINTs seen when it began.
+    Again(u32),
+}
+
+impl Descriptor {
+    /// Put one together, before the handshake.
+    #[must_use]
+    pub fn new(
+        id: u64,
+        application: OwnedFd,
+        handles: Handles,
+        (nonblocking, user_mode_only): (bool, bool),
+        timeout: Option<Duration>,
+    ) -> Self {
+        let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, poll: None };
+        Self {
+            id,
+            application: Userfaultfd::from_owned(application),
+            handles,
+            nonblocking,
+            user_mode_only,
+            timeout,
+            state: Mutex::new(state),
+            bell: Bell::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it stands, and how many faults are unread and read but not woken.
+    #[must_use]
+    pub fn standing(&self) -> (Phase, usize, usize, u64) {
+        let state = self.state();
+        (state.phase, state.unread.len(), state.read.len(), state.timeouts)
+    }
+
+    /// Read 8 bytes, if there is anything: EAGAIN if not.
+    ///
+    /// # Errors
+    /// EINVAL: less than 8 bytes, or nothing to be read in this phase; EAGAIN; EBADF when closed.
+    pub fn read(&self, room: usize) -> Result<u64, Errno> {
+        let mut state = self.state();
+        let answer = match state.phase {
+            _ if room < 8 => Err(Errno(libc::EINVAL)),
+            Phase::Ask => Err(Errno(libc::EINVAL)),
+            Phase::Closed => Err(Errno(libc::EBADF)),
+            Phase::Ack => {
+                state.phase = Phase::Running;
+                Ok(PROTOCOL)
+            }
+            Phase::Unknown => {
+                state.phase = Phase::Ask;
+                Ok(UNKNOWN_PROTOCOL)
+            }
+            Phase::Running => {
+                let newest = state.unread.pop().ok_or(Errno(libc::EAGAIN))?;
+                state.read.push(newest);
+                Ok(newest.address as u64)
+            }
+        };
+        state.show(Table::Application);
+        answer
+    }
+
+    /// Write bytes: a protocol, or a command to be carried out by the caller.
+    ///
+    /// # Errors
+    /// EINVAL: too short, not aligned, an unknown command, or not the phase for it; ERANGE: an empty range; ENOMEM: it ends
+    /// outside of user memory; EBADF when closed.
+    pub fn write(&self, bytes: &[u8]) -> Result<Written, Errno> {
+        let mut state = self.state();
+        match state.phase {
+            Phase::Closed => Err(Errno(libc::EBADF)),
+            Phase::Ask => {
+                let protocol = word(bytes, 0)?;
+                state.phase = if protocol == PROTOCOL { Phase::Ack } else { Phase::Unknown };
+                state.show(Table::Application);
+                Ok(Written::Taken(8))
+            }
+            Phase::Ack | Phase::Unknown => Err(Errno(libc::EINVAL)),
+            Phase::Running => parse(word(bytes, 0)?, word(bytes, 8)?).map(Written::Do),
+        }
+    }
+
+    /// Is it for faults already?
+    ///
+    /// # Errors
+    /// EINVAL before the handshake, EBADF when closed.
+    pub fn check_running(&self) -> Result<(), Errno> {
+        match self.state().phase {
+            Phase::Running => Ok(()),
+            Phase::Closed => Err(Errno(libc::EBADF)),
+            _ => Err(Errno(libc::EINVAL)),
+        }
+    }
+
+    /// A bell that rings with each new fault, and when it is closed: pass the count to [`Descriptor::wait`].
+    #[must_use]
+    pub fn rung(&self) -> u32 {
+        self.bell.rung()
+    }
+
+    /// Sleep until something changes, a signal comes, or for `limit`.
+    pub fn wait(&self, rung: u32, limit: Duration) {
+        self.bell.wait(rung, Some(limit));
+    }
+
+    /// The pump: a message came.
+    pub fn note(&self, waiting: Waiting) -> Noted {
+        let mut state = self.state();
+        let page = |address: usize| address / uffd::page_size();
+        let same = |known: &&Waiting| known.thread == waiting.thread && page(known.address) == page(waiting.address);
+        if waiting.thread != 0
+            && let Some(known) = state.unread.iter().chain(&state.read).find(same)
+        {
+            return Noted::Again(known.interrupts);
+        }
+        state.unread.push(waiting);
+        state.show(Table::Engine);
+        drop(state);
+        self.bell.ring();
+        Noted::New
+    }
+
+    /// Those who wait in `range` and were read about: they are no longer waited for. False: there are none.
+    pub fn forget_read(&self, range: &Range<usize>) -> bool {
+        let mut state = self.state();
+        let before = state.read.len();
+        state.read.retain(|waiting| !touches(waiting, range));
+        state.show(Table::Application);
+        state.read.len() < before
+    }
+
+    /// Nobody waits in `range` any more, read about or not.
+    pub fn forget(&self, range: &Range<usize>) {
+        let mut state = self.state();
+        state.unread.retain(|waiting| !touches(waiting, range));
+        state.read.retain(|waiting| !touches(waiting, range));
+        state.show(Table::Engine);
+    }
+
+    /// Take out those who have waited for too long.
+    #[must_use]
+    pub fn take_late(&self, now: Instant) -> Vec<Waiting> {
+        let Some(timeout) = self.timeout else { return vec![] };
+        let mut state = self.state();
+        let late = |waiting: &Waiting| now.duration_since(waiting.since) >= timeout;
+        let taken: Vec<_> = state.unread.iter().chain(&state.read).copied().filter(late).collect();
+        if !taken.is_empty() {
+            state.unread.retain(|waiting| !late(waiting));
+            state.read.retain(|waiting| !late(waiting));
+            state.timeouts += taken.len() as u64;
+            state.show(Table::Engine);
+        }
+        taken
+    }
+
+    /// When somebody will have waited for too long.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let timeout = self.timeout?;
+        let state = self.state();
+        state.unread.iter().chain(&state.read).map(|waiting| waiting.since + timeout).min()
+    }
+
+    /// A descriptor number whose poll bits are those of 2014: readable with an unread fault, writable with one that was read
+    /// and not woken. Made when first asked for.
+    ///
+    /// # Errors
+    /// EMFILE; EBADF when closed.
+    pub fn poll_number(&self) -> Result<i32, crate::error::Error> {
+        let mut state = self.state();
+        if state.poll.is_none() && state.phase != Phase::Closed {
+            state.poll = Some(PollPair::new()?);
+            state.show(Table::Application);
+        }
+        let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
+        state.poll.as_ref().map(PollPair::number).ok_or_else(closed)
+    }
+
+    /// It is over: readers come back with EBADF. Answers false when it was over before.
+    pub fn shut(&self) -> bool {
+        let mut state = self.state();
+        let open = state.phase != Phase::Closed;
+        state.phase = Phase::Closed;
+        state.poll = None;
+        state.unread.clear();
+        state.read.clear();
+        drop(state);
+        self.bell.ring_all();
+        open
+    }
+}
+
+impl State {
+    /// Bring the poll bits up to date.
+    fn show(&mut self, table: Table) {
+        let readable = matches!(self.phase, Phase::Ack | Phase::Unknown) || !self.unread.is_empty();
+        let writable = self.phase == Phase::Ask || !self.read.is_empty();
+        if let Some(poll) = &mut self.poll {
+            poll.show(readable, writable, table);
+        }
+    }
+}
+
+fn touches(waiting: &Waiting, range: &Range<usize>) -> bool {
+    range.contains(&waiting.address)
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u64, Errno> {
+    let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes);
+    word.ok_or(Errno(libc::EINVAL))
+}
+
+/// The command is in the low two bits of the start.
+fn parse(start: u64, end: u64) -> Result<Command, Errno> {
+    let page = uffd::page_size() as u64;
+    let (command, start) = (start & 3, start & !3);
+    if !start.is_multiple_of(page) || !end.is_multiple_of(page) || command == 3 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let range = check_range(start as usize, end as usize)?;
+    Ok(match command {
+        0 => Command::Wake(range),
+        1 => Command::Register(range),
+        _ => Command::Unregister(range),
+    })
+}
+
+/// ERANGE for an empty range, ENOMEM for one that ends outside of user memory.
+///
+/// # Errors
+/// As said; EINVAL for bounds that are not those of pages.
+pub fn check_range(start: usize, end: usize) -> Result<Range<usize>, Errno> {
+    if !start.is_multiple_of(uffd::page_size()) || !end.is_multiple_of(uffd::page_size()) {
+        return Err(Errno(libc::EINVAL));
+    }
+    if start >= end {
+        return Err(Errno(libc::ERANGE));
+    }
+    if end > USER_END {
+        return Err(Errno(libc::ENOMEM));
+    }
+    Ok(start..end)
+}
+
+/// TASK_SIZE of 48-bit addresses: x86-64 leaves out the last page.
+#[cfg(target_arch = "x86_64")]
+const USER_END: usize = (1 << 47) - 4096;
+#[cfg(not(target_arch = "x86_64"))]
+const USER_END: usize = 1 << 48;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uffd::Handle;
+
+    fn descriptor() -> Descriptor {
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let none = Handle::from_raw(-1);
+        Descriptor::new(1, file, Handles::of(none, none), (true, false), None)
+    }
+
+    fn waiting(address: usize, thread: i32) -> Waiting {
+        Waiting { address, thread, since: Instant::now(), interrupts: 0 }
+    }
+
+    #[test]
+    fn the_handshake_goes_round() {
+        let descriptor = descriptor();
+        assert_eq!(descriptor.read(8), Err(Errno(libc::EINVAL)));
+        assert_eq!(descriptor.write(&[0; 7]), Err(Errno(libc::EINVAL)));
+        assert_eq!(descriptor.write(&7u64.to_ne_bytes()), Ok(Written::Taken(8)));
+        assert_eq!(descriptor.write(&7u64.to_ne_bytes()), Err(Errno(libc::EINVAL)));
+        assert_eq!(descriptor.read(8), Ok(u64::MAX));
+        assert_eq!(descriptor.write(&0xAAu64.to_ne_bytes()), Ok(Written::Taken(8)));
+        assert_eq!(descriptor.read(8), Ok(0xAA));
+        assert_eq!(descriptor.read(8), Err(Errno(libc::EAGAIN)));
+        assert_eq!(descriptor.read(7), Err(Errno(libc::EINVAL)));
+    }
+
+    #[test]
+    fn faults_are_read_newest_first_and_woken_once() {
+        let descriptor = descriptor();
+        descriptor.write(&0xAAu64.to_ne_bytes()).unwrap();
+        descriptor.read(8).unwrap();
+        assert_eq!(descriptor.note(waiting(0x10008, 1)), Noted::New);
+        assert_eq!(descriptor.note(waiting(0x20000, 2)), Noted::New);
+        assert_eq!(descriptor.note(waiting(0x20010, 2)), Noted::Again(0));
+        assert!(!descriptor.forget_read(&(0..usize::MAX)), "not read about yet");
+        assert_eq!(descriptor.read(8), Ok(0x20000));
+        assert_eq!(descriptor.read(8), Ok(0x10008));
+        assert!(descriptor.forget_read(&(0x20000..0x21000)));
+        assert!(!descriptor.forget_read(&(0x20000..0x21000)));
+        assert_eq!(descriptor.standing(), (Phase::Running, 0, 1, 0));
+    }
+
+    #[test]
+    fn commands_are_checked() {
+        assert_eq!(parse(0x1000, 0x2000), Ok(Command::Wake(0x1000..0x2000)));
+        assert_eq!(parse(0x1001, 0x2000), Ok(Command::Register(0x1000..0x2000)));
+        assert_eq!(parse(0x1002, 0x2000), Ok(Command::Unregister(0x1000..0x2000)));
+        assert_eq!(parse(0x1003, 0x2000), Err(Errno(libc::EINVAL)));
+        assert_eq!(parse(0x1004, 0x2000), Err(Errno(libc::EINVAL)));
+        assert_eq!(parse(0x1000, 0x1000), Err(Errno(libc::ERANGE)));
+        assert_eq!(parse(0x1000, 1 << 62), Err(Errno(libc::ENOMEM)));
+    }
+}

@@ -1,0 +1,238 @@
+//! The interface of the proposal of October 2014, on today's kernel.
+//!
+//! ```text
+//! ledger      which range has which marks: pure bookkeeping
+//! poll        a descriptor number with chosen poll bits
+//! descriptor  the state machine of the descriptor, and who waits
+//! switch      changing who gets the faults of a range, without a gap
+//! change      marks become registrations, one mapping after the other
+//! calls       madvise, mprotect, register, unregister, close, on_sigbus
+//! remap       remap_anon_pages
+//! handover    a thread that keeps the language's lock gives it up at its touch
+//! pump        the thread that reads all userfaultfds of this room
+//! ```
+//!
+//! *Locks*, in this order: the gate (`flagged::gate`), `book`, `news`, `descriptors`, a descriptor's state.
+//! *Threads*: changes run on the root thread, which needs no lock of the caller's; `remap` on any.
+
+pub mod calls;
+pub mod change;
+pub mod descriptor;
+pub mod handover;
+pub mod ledger;
+pub mod poll;
+pub mod pump;
+pub mod remap;
+pub mod switch;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::flagged::{self, view};
+use crate::mman::descriptor::Descriptor;
+use crate::mman::ledger::{Ledger, Policy};
+use crate::region::Handles;
+use crate::threads::Root;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use uffd::{Errno, Features, Handle, OpenOptions, Userfaultfd};
+
+/// What somebody did to a mapping of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It is gone: munmap, another mapping over it, a mremap that left.
+    Unmapped(Range<usize>),
+    /// It is elsewhere, its registration with it; its old place is unmapped by a second piece of news, if it is.
+    Moved {
+        /// Was here.
+        from: usize,
+        /// Is here.
+        to: usize,
+        /// Bytes.
+        len: usize,
+    },
+}
+
+/// The marks and the policy.
+#[derive(Default)]
+pub struct Book {
+    /// Who has which range.
+    pub ledger: Ledger,
+    /// How marks become faults.
+    pub policy: Policy,
+}
+
+/// Everything there is one of.
+pub struct Mman {
+    /// The engine below.
+    pub engine: &'static Engine,
+    /// The userfaultfd of flagged memory (SIGBUS), in both tables.
+    pub flags: Handles,
+    /// Keeps the application's copy open.
+    _application: Userfaultfd,
+    /// The pump's, in the engine's table.
+    epoll: RawFd,
+    book: Mutex<Book>,
+    /// Read by the pump and not applied yet.
+    news: Mutex<Vec<News>>,
+    descriptors: Mutex<BTreeMap<u64, Arc<Descriptor>>>,
+    bridge: Mutex<Option<Userfaultfd>>,
+    next: AtomicU64,
+}
+
+static CURRENT: AtomicPtr<Mman> = AtomicPtr::new(std::ptr::null_mut());
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Numbers like these are rarely given out, so the application seldom opens a file under one that it closed by mistake.
+const HIGH_NUMBER: RawFd = 500;
+
+/// This process's; `None` before the first call, and in a forked child.
+#[must_use]
+pub fn current() -> Option<&'static Mman> {
+    // SAFETY: null or a leaked box.
+    unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
+}
+
+/// This process's, started if need be.
+///
+/// # Errors
+/// [`Error::Refused`] when this process may not have a userfaultfd.
+pub fn get() -> Result<&'static Mman, Error> {
+    if let Some(mman) = current() {
+        return Ok(mman);
+    }
+    let engine = crate::open::engine()?;
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(mman) = current() {
+        return Ok(mman);
+    }
+    let mman: &'static Mman = Box::leak(Box::new(Mman::new(engine)?));
+    pump::start(mman)?;
+    mman.watch(0, mman.flags.engine)?;
+    flagged::set_look(look);
+    flagged::fork::set_forget(forget);
+    crate::signal::ensure_front();
+    CURRENT.store(std::ptr::from_ref(mman).cast_mut(), Ordering::Release);
+    Ok(mman)
+}
+
+/// In a forked child: all of it is the parent's.
+fn forget() {
+    CURRENT.store(std::ptr::null_mut(), Ordering::Release);
+}
+
+/// Has a mapping grown? Asked by a signal handler, run by the keeper.
+fn look() {
+    if let Some(mman) = current() {
+        let _ = mman.change(|change| calls::Ended::from(change.absorb(0..usize::MAX)));
+    }
+}
+
+/// One userfaultfd for both tables: its application copy under a high number.
+fn open_shared(root: &Root, options: OpenOptions, features: Features) -> Result<(OwnedFd, Handles), Error> {
+    let fd = Userfaultfd::open_with(options, features).map_err(Error::of_open)?;
+    let fd = fd.into_owned();
+    let engine = Handle::from_raw(root.adopt(&fd)?);
+    let handles = Handles::of(Handle::from_raw(fd.as_raw_fd()), engine);
+    Ok((fd, handles))
+}
+
+fn with_high_number(fd: OwnedFd) -> OwnedFd {
+    // SAFETY: plain fcntl; the new descriptor is owned by nobody else.
+    unsafe {
+        let high = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, HIGH_NUMBER);
+        if high < 0 { fd } else { OwnedFd::from_raw_fd(high) }
+    }
+}
+
+impl Mman {
+    fn new(engine: &'static Engine) -> Result<Self, Error> {
+        let options = OpenOptions { nonblocking: true, user_mode_only: true, ..OpenOptions::default() };
+        let features = Features::SIGBUS | Features::EVENT_REMAP | Features::EVENT_UNMAP;
+        let (fd, handles) = open_shared(engine.root, options, features)?;
+        let fd = with_high_number(fd);
+        let flags = Handles::of(Handle::from_raw(fd.as_raw_fd()), handles.engine);
+        flagged::fork::keep_number(fd.as_raw_fd())?;
+        // SAFETY: makes a descriptor in the engine's table; its number is the pump's for good.
+        let epoll = engine.root.run(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) });
+        if epoll < 0 {
+            return Err(Error::last_os("making an epoll descriptor"));
+        }
+        Ok(Self {
+            engine,
+            flags,
+            _application: Userfaultfd::from_owned(fd),
+            epoll,
+            book: Mutex::default(),
+            news: Mutex::default(),
+            descriptors: Mutex::default(),
+            bridge: Mutex::default(),
+            next: AtomicU64::new(1),
+        })
+    }
+
+    fn descriptors(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Descriptor>>> {
+        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The descriptor with this number.
+    #[must_use]
+    pub fn descriptor(&self, id: u64) -> Option<Arc<Descriptor>> {
+        self.descriptors().get(&id).cloned()
+    }
+
+    /// Have the pump read a userfaultfd of the engine's table.
+    fn watch(&self, id: u64, handle: Handle) -> Result<(), Error> {
+        let epoll = self.epoll;
+        let result = self.engine.root.run(move || {
+            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
+            // SAFETY: adds one descriptor to another, both of this table.
+            let added = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, handle.as_raw_fd(), &raw mut event) };
+            if added == 0 { Ok(()) } else { Err(Errno::last()) }
+        });
+        result.map_err(|errno| Error::Os { what: "watching a userfaultfd".into(), errno })
+    }
+
+    /// The marks, after everything that happened to the mappings has been noted.
+    fn book(&self) -> MutexGuard<'_, Book> {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner));
+        for one in news {
+            self.apply(&mut book.ledger, one);
+        }
+        book
+    }
+
+    /// Run `use` with a userfaultfd that nobody reads, one at a time.
+    fn with_bridge<T>(&self, work: impl Fn(Handle) -> Result<T, Errno>) -> Result<T, Errno> {
+        let mut bridge = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..2 {
+            let fd = match &*bridge {
+                Some(fd) => fd.handle(),
+                None => {
+                    let user_mode_only = !self.engine.abilities.kernel_faults;
+                    let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
+                    let fd = Userfaultfd::open_with(options, Features::NONE).map_err(|error| error.errno())?;
+                    bridge.insert(fd).handle()
+                }
+            };
+            match work(fd) {
+                // Closed behind our back: its number is nobody's, or another file's, and not ours to close.
+                Err(Errno(libc::EBADF | libc::ENOTTY)) => std::mem::forget(bridge.take()),
+                answer => return answer,
+            }
+        }
+        Err(Errno(libc::EBADF))
+    }
+
+    fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Show signal handlers what the marks are now.
+    fn publish(&self, book: &Book) {
+        view::publish(self.engine, book.ledger.view());
+    }
+}

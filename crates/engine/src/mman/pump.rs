@@ -1,0 +1,180 @@
+//! The thread that reads the userfaultfds of this room: faults become entries of their descriptor, events become news.
+//!
+//! A message is read while `news` is locked: who sent an event goes on as soon as it was read, and must not be able to
+//! change marks before it is noted.
+//!
+//! *Locks*: `news` around a read, a descriptor's state, `book` only if it is free. *Threads*: one engine thread.
+//! *Blocks on*: epoll, until a message or a deadline.
+
+use crate::cause::Cause;
+use crate::error::Error;
+use crate::failure::{Failure, is_latched, record};
+use crate::flagged::view;
+use crate::interrupt;
+use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
+use crate::mman::{Mman, News, handover};
+use crate::source::SourceError;
+use crate::thread::sigint_pending;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use uffd::{Event, Fault, UffdMsg};
+
+/// Messages taken by one read, and descriptors by one look.
+const BATCH: usize = 32;
+
+/// Start it.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn start(mman: &'static Mman) -> Result<(), Error> {
+    mman.engine.root.spawn("userfault-pump", move || {
+        let mut pump = Pump { mman, deadline: None };
+        loop {
+            pump.round();
+        }
+    })
+}
+
+struct Pump {
+    mman: &'static Mman,
+    /// Nobody is late before this.
+    deadline: Option<Instant>,
+}
+
+impl Pump {
+    fn round(&mut self) {
+        let mut ready = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let limit = self.deadline.map_or(-1, |at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+        });
+        // SAFETY: room for so many events.
+        let count = unsafe { libc::epoll_wait(self.mman.epoll, ready.as_mut_ptr(), BATCH as i32, limit) };
+        for event in &ready[..usize::try_from(count).unwrap_or(0)] {
+            self.drain(event.u64);
+        }
+        if self.deadline.is_some_and(|at| at <= Instant::now()) {
+            self.expire();
+        }
+        self.mman.note_news_if_free();
+    }
+
+    /// Read what one userfaultfd has; 0: that of flagged memory, which has events only.
+    fn drain(&mut self, id: u64) {
+        let descriptor = self.mman.descriptor(id);
+        let handle = match (&descriptor, id) {
+            (Some(descriptor), _) => descriptor.handles.engine,
+            (None, 0) => self.mman.flags.engine,
+            (None, _) => return,
+        };
+        let mut messages = [UffdMsg::ZERO; BATCH];
+        let mut news = self.mman.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = handle.read_messages(&mut messages).unwrap_or(0);
+        news.extend(messages[..count].iter().filter_map(news_of));
+        drop(news);
+        if let Some(descriptor) = descriptor {
+            messages[..count].iter().filter_map(UffdMsg::fault).for_each(|fault| self.fault(&descriptor, &fault));
+        }
+    }
+
+    fn fault(&mut self, descriptor: &Arc<Descriptor>, fault: &Fault) {
+        let now = Instant::now();
+        let waiting = Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: interrupt::count() };
+        if descriptor.standing().0 == Phase::Closed {
+            return fail(descriptor, &waiting, Cause::Unresolved);
+        }
+        if is_latched(fault.tid) {
+            return fail(descriptor, &waiting, Cause::Latched);
+        }
+        match descriptor.note(waiting) {
+            Noted::New => {
+                let due = descriptor.timeout.map(|timeout| now + timeout);
+                self.deadline = self.deadline.into_iter().chain(due).min();
+                if descriptor.user_mode_only || is_in_user_code(fault.tid) {
+                    handover::ask(fault.tid, fault.address);
+                }
+            }
+            Noted::Again(interrupts) => {
+                if let Some(cause) = wants_out(fault.tid, interrupts) {
+                    let page = fault.address / uffd::page_size() * uffd::page_size();
+                    descriptor.forget(&(page..page + uffd::page_size()));
+                    fail(descriptor, &waiting, cause);
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let descriptors: Vec<_> = self.mman.descriptors().values().cloned().collect();
+        for descriptor in &descriptors {
+            for late in descriptor.take_late(now) {
+                fail(descriptor, &late, Cause::Timeout);
+            }
+        }
+        self.deadline = descriptors.iter().filter_map(|descriptor| descriptor.next_deadline()).min();
+    }
+}
+
+fn news_of(message: &UffdMsg) -> Option<News> {
+    if message.fault().is_some() {
+        return None;
+    }
+    // SAFETY: it was read just now, and each message is decoded once.
+    match unsafe { message.decode() } {
+        Event::Unmap { start, end } => Some(News::Unmapped(start..end)),
+        Event::Remap { from, to, len } => Some(News::Moved { from, to, len }),
+        Event::PageFault { .. } | Event::Fork { .. } | Event::Remove { .. } | Event::Unknown(_) => None,
+    }
+}
+
+/// Answer a fault by an error: SIGBUS, which becomes `UserFault`; EFAULT in a system call.
+fn fail(descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
+    let page_bytes = uffd::page_size();
+    let address = waiting.address / page_bytes * page_bytes;
+    if let Some(entry) = view::find(address) {
+        let region = &entry.resolver.region;
+        let page = region.page_of(address);
+        if cause != Cause::Latched {
+            record(Failure::of(region, page, SourceError::new((page * page_bytes) as u64, cause)));
+        }
+        region.poison(page);
+    }
+    let _ = descriptor.handles.engine.wake(address, page_bytes);
+}
+
+/// Ctrl-C while a page is awaited (see `thread.rs`).
+fn wants_out(thread: i32, interrupts: u32) -> Option<Cause> {
+    // SAFETY: getpid has no preconditions.
+    if thread != unsafe { libc::getpid() } || !interrupt::is_expected() {
+        return None;
+    }
+    if interrupt::count() != interrupts {
+        return Some(Cause::Interrupted);
+    }
+    sigint_pending(thread).then_some(Cause::Latched)
+}
+
+/// Does the thread wait in user code? A system call must not be interrupted: it would spin until its page is there.
+fn is_in_user_code(thread: i32) -> bool {
+    for _ in 0..200 {
+        let text = std::fs::read(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
+        match text.first() {
+            Some(b'r') => std::thread::yield_now(), // "running": it is on its way to sleep
+            first => return first == Some(&b'-'),
+        }
+    }
+    true
+}
+
+impl Mman {
+    /// Apply what happened to mappings, unless somebody else is about to.
+    fn note_news_if_free(&self) {
+        if self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return;
+        }
+        let Some(_closed) = crate::flagged::gate::try_close() else { return };
+        let book = self.book();
+        self.publish(&book);
+    }
+}

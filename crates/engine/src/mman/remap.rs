@@ -1,0 +1,140 @@
+//! `remap_anon_pages`, by UFFDIO_MOVE.
+//!
+//! *Locks*: none; it is inside the gate for each operation. *Threads*: any, resolvers in signal handlers too.
+
+use crate::flagged::gate;
+use crate::flagged::view::{self, Entry};
+use crate::mapping::is_resident;
+use crate::mman::Mman;
+use crate::region::Handles;
+use uffd::{Errno, Maps, MoveMode, Outcome, RegisterModes};
+
+/// Source holes are skipped instead of being an error.
+pub const RAP_ALLOW_SRC_HOLES: u64 = 1;
+/// Repetitions of what is transient.
+const TRIES: usize = 10_000;
+
+/// Move `len` bytes of pages from `src` to the hole at `dst`; nobody is woken.
+///
+/// Answers how many bytes were moved, less than `len` when an error came after some: calling again for the rest tells which.
+///
+/// # Errors
+/// EINVAL, EEXIST, ENOENT, EBUSY, EFAULT, ENOMEM as the proposal says (docs: the 2014 proposal, as it runs today).
+pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: u64) -> Result<usize, Errno> {
+    let page = uffd::page_size();
+    let unaligned = [dst, src, len].iter().any(|value| !value.is_multiple_of(page));
+    let wraps = dst.checked_add(len).is_none() || src.checked_add(len).is_none();
+    if flags & !RAP_ALLOW_SRC_HOLES != 0 || unaligned || wraps || len == 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let mode =
+        MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
+    let mut done = 0;
+    let mut tries = 0;
+    while done < len {
+        match step(mman, dst + done, src + done, len - done, mode) {
+            Outcome::Done => return Ok(len),
+            Outcome::Partial(bytes) => (done, tries) = (done + bytes, 0),
+            Outcome::Retry if tries < TRIES => {
+                tries += 1;
+                std::thread::yield_now();
+            }
+            Outcome::Failed(Errno(libc::EBUSY)) if tries < TRIES && make_exclusive(src + done) => tries = TRIES,
+            Outcome::Exists if lift(dst + done) => {}
+            outcome if done == 0 => return Err(explain(outcome, dst, src, len)),
+            _ => return Ok(done),
+        }
+    }
+    Ok(done)
+}
+
+/// One UFFDIO_MOVE, through the descriptor that the destination is registered with.
+fn step(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outcome {
+    let _inside = gate::enter();
+    let Some(handles) = view::find(dst).and_then(|entry| owner(mman, &entry)) else {
+        return step_unregistered(mman, dst, src, len, mode);
+    };
+    loop {
+        // SAFETY: the caller says that the pages at `src` may go.
+        let outcome = unsafe { handles.application.move_pages(dst, src, len, mode) };
+        if outcome != Outcome::Failed(Errno(libc::EBADF)) || !handles.restore() {
+            return outcome;
+        }
+    }
+}
+
+fn owner(mman: &Mman, entry: &Entry) -> Option<Handles> {
+    match entry.armed {
+        view::Armed::Signal => Some(mman.flags),
+        view::Armed::Descriptor | view::Armed::No => entry.descriptor,
+    }
+}
+
+/// Today's kernel wants a registered destination, that of 2014 did not care: it is registered for the moment, with a
+/// userfaultfd that nobody reads. Who touches a hole there meanwhile waits until that is over, and finds zeros as before.
+fn step_unregistered(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outcome {
+    mman.with_bridge(|bridge| {
+        // SAFETY: what a registration changes is undone below, before anybody else learns of it; the caller says that the
+        // pages at `src` may go.
+        unsafe {
+            bridge.register(dst, len, RegisterModes::MISSING)?;
+            let outcome = bridge.move_pages(dst, src, len, mode);
+            let _ = bridge.unregister(dst, len);
+            Ok(outcome)
+        }
+    })
+    .unwrap_or_else(Outcome::Failed)
+}
+
+/// A page that was shared with a forked child which is gone keeps its mark: kernels since 6.8 refuse to move it, that of
+/// 2014 counted. Writing it, with its own bytes, takes the mark away. Never for a page that is still shared: that would be a
+/// hidden copy, which the proposal refuses on purpose.
+fn make_exclusive(address: usize) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    const EXCLUSIVELY_MAPPED: u64 = 1 << 56;
+    let page = uffd::page_size();
+    let Some(entry) = pagemap_entry(address) else { return false };
+    if entry & PRESENT == 0 || entry & EXCLUSIVELY_MAPPED == 0 {
+        return false;
+    }
+    // SAFETY: makes the page writable as a write of its own bytes would; nothing changes in it.
+    unsafe { libc::madvise(address as *mut libc::c_void, page, libc::MADV_POPULATE_WRITE) == 0 }
+}
+
+fn pagemap_entry(address: usize) -> Option<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut entry = [0u8; 8];
+    let at = (address / uffd::page_size() * entry.len()) as u64;
+    std::fs::File::open("/proc/self/pagemap").and_then(|file| file.read_exact_at(&mut entry, at)).ok()?;
+    Some(u64::from_ne_bytes(entry))
+}
+
+/// A page that shows the error pattern, or was poisoned, is a hole to the caller.
+fn lift(address: usize) -> bool {
+    let _inside = gate::enter();
+    let Some(entry) = view::find(address) else { return false };
+    let region = &entry.resolver.region;
+    let page = region.page_of(address);
+    if region.exposed.remove(page) {
+        region.hide(page);
+        return true;
+    }
+    !is_resident(address) && region.lift_poison(page)
+}
+
+/// What 2014 called the error.
+fn explain(outcome: Outcome, dst: usize, src: usize, len: usize) -> Errno {
+    let errno = outcome.errno().unwrap_or(Errno(libc::EINVAL));
+    if errno == Errno(libc::ENOENT) && !(in_one_mapping(dst, len) && in_one_mapping(src, len)) {
+        return Errno(libc::EINVAL);
+    }
+    if errno == Errno(libc::EFAULT) && !in_one_mapping(src, len) {
+        return Errno(libc::EINVAL);
+    }
+    errno
+}
+
+fn in_one_mapping(start: usize, len: usize) -> bool {
+    let vma = Maps::open().and_then(|maps| maps.at(start));
+    vma.is_ok_and(|vma| vma.is_some_and(|vma| vma.end >= start + len))
+}

@@ -1,0 +1,377 @@
+//! The calls of 2014 for Python: `userfault.mman` gives them their names.
+//!
+//! *GIL*: released in everything that waits; kept by small `remap_anon_pages`, which may run in the middle of a touch.
+
+use crate::errors::{closed, engine_error, os_error};
+use crate::kernel::place::{Place, transfer_length};
+use crate::raise;
+use crate::sources::{NativeSource, seconds};
+use engine::flagged::view::{Act, Token, take_released};
+use engine::flagged::{self, Called};
+use engine::mman::calls::{Failed, whole_pages};
+use engine::mman::descriptor::{Command, Descriptor, Phase, Written};
+use engine::mman::ledger::Policy;
+use engine::mman::remap::remap_anon_pages as remap;
+use engine::mman::{self, Mman, handover};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use uffd::Errno;
+
+/// How long a thread that Python does not know waits for the GIL before its touch is given up.
+const GIL_LIMIT: Duration = Duration::from_secs(10);
+/// A blocked read looks for Ctrl-C this often; a signal to its own thread wakes it at once.
+const LOOK: Duration = Duration::from_millis(50);
+/// Moves of more than this release the GIL.
+const LONG_MOVE: usize = 1 << 20;
+
+fn room(py: Python<'_>) -> PyResult<&'static Mman> {
+    py.detach(|| {
+        raise::ensure_helper()?;
+        mman::get()
+    })
+    .map_err(|error| engine_error(py, error))
+}
+
+fn named(what: &str, range: &Range<usize>, failed: &Failed) -> PyErr {
+    os_error(failed.errno, &format!("{what} of {} bytes at {:#x}: {}", range.len(), range.start, failed.why))
+}
+
+/// Give up the references of resolvers that nothing can call any more.
+fn release_tokens() {
+    for token in take_released() {
+        // SAFETY: the GIL is held by the caller of a pyfunction; `on_sigbus` leaked exactly this reference.
+        unsafe { ffi::Py_DECREF(token as *mut ffi::PyObject) };
+    }
+}
+
+fn run(
+    py: Python<'_>,
+    what: &str,
+    range: Range<usize>,
+    work: impl FnOnce(&'static Mman, Range<usize>) -> Result<(), Failed> + Send,
+) -> PyResult<()> {
+    let mman = room(py)?;
+    let given = range.clone();
+    let result = py.detach(|| work(mman, given));
+    release_tokens();
+    result.map_err(|failed| named(what, &range, &failed))
+}
+
+fn pages(what: &str, place: &Place) -> PyResult<Range<usize>> {
+    let (start, length) = place.range()?;
+    whole_pages(start, length).map_err(|failed| named(what, &(start..start.saturating_add(length)), &failed))
+}
+
+/// Set or clear the flag of `place`.
+#[pyfunction]
+fn mman_flag(py: Python<'_>, place: Place, on: bool) -> PyResult<()> {
+    let what = if on { "madvise(MADV_USERFAULT)" } else { "madvise(MADV_NOUSERFAULT)" };
+    let range = pages(what, &place)?;
+    run(py, what, range, move |mman, range| mman.set_flag(range, on))
+}
+
+/// Another advice, by its number in the kernel.
+#[pyfunction]
+fn mman_advise(py: Python<'_>, place: Place, advice: i32, name: &str) -> PyResult<()> {
+    let what = format!("madvise({name})");
+    let range = pages(&what, &place)?;
+    run(py, &what, range, move |mman, range| mman.advise(range, advice))
+}
+
+/// mprotect, and the flag of policy "mprotect".
+#[pyfunction]
+fn mman_protect(py: Python<'_>, place: Place, protection: i32, userfault: bool) -> PyResult<()> {
+    let range = pages("mprotect", &place)?;
+    run(py, "mprotect", range, move |mman, range| mman.protect(range, protection, userfault))
+}
+
+const POLICIES: [(&str, Policy); 3] =
+    [("madvise", Policy::Madvise), ("mprotect", Policy::Mprotect), ("register-only", Policy::RegisterOnly)];
+
+/// Choose the policy.
+#[pyfunction]
+fn mman_set_policy(py: Python<'_>, policy: &str) -> PyResult<()> {
+    let Some((_, chosen)) = POLICIES.iter().find(|(name, _)| *name == policy) else {
+        let text = format!("policy {policy:?}: must be \"madvise\", \"mprotect\" or \"register-only\"");
+        return Err(PyValueError::new_err(text));
+    };
+    let mman = room(py)?;
+    py.detach(|| mman.set_policy(*chosen)).map_err(|failed| PyRuntimeError::new_err(failed.why))
+}
+
+/// The policy in force.
+#[pyfunction]
+fn mman_policy() -> &'static str {
+    let chosen = mman::current().map(Mman::policy).unwrap_or_default();
+    POLICIES.iter().find(|(_, policy)| *policy == chosen).map_or("", |(name, _)| name)
+}
+
+/// What a SIGBUS in `place` leads to: a callable, a source, "default" or "raise".
+#[pyfunction]
+#[pyo3(signature = (place, kind, resolver=None, source=None))]
+fn mman_on_sigbus(
+    py: Python<'_>,
+    place: Place,
+    kind: &str,
+    resolver: Option<Py<PyAny>>,
+    source: Option<PyRef<'_, NativeSource>>,
+) -> PyResult<()> {
+    let range = pages("on_sigbus", &place)?;
+    let act = match (resolver, kind) {
+        (Some(resolver), _) => Act::Call(Arc::new(Token(resolver.into_ptr() as usize))),
+        (None, "default") => Act::Default,
+        (None, "source") => Act::Source,
+        (None, _) => Act::Raise,
+    };
+    let source = source.map(|source| source.0.clone());
+    run(py, "on_sigbus", range, move |mman, range| mman.on_sigbus(range, act, source))
+}
+
+/// Move pages; how many bytes.
+#[pyfunction]
+#[pyo3(signature = (dst, src, length=None, flags=0))]
+fn mman_remap(py: Python<'_>, dst: Place, src: Place, length: Option<usize>, flags: u64) -> PyResult<usize> {
+    let length = transfer_length(&dst, &src, length)?;
+    let mman = match mman::current() {
+        Some(mman) => mman,
+        None => room(py)?,
+    };
+    let (to, from) = (dst.address, src.address);
+    let moved = if length > LONG_MOVE {
+        py.detach(|| remap(mman, to, from, length, flags))
+    } else {
+        remap(mman, to, from, length, flags)
+    };
+    moved.map_err(|errno| os_error(errno, &format!("remap_anon_pages of {length} bytes from {from:#x} to {to:#x}")))
+}
+
+type RangeLine = (usize, usize, bool, Option<u64>, bool, &'static str);
+
+/// Everything that is flagged or registered: start, bytes, flagged, owner, kept out of children, resolver.
+#[pyfunction]
+fn mman_ranges(py: Python<'_>) -> Vec<RangeLine> {
+    let Some(mman) = mman::current() else { return vec![] };
+    let lines = py.detach(|| mman.ranges());
+    let line = |info: engine::mman::calls::RangeInfo| {
+        (info.range.start, info.range.len(), info.flagged, info.owner, info.denied, info.resolver)
+    };
+    lines.into_iter().map(line).collect()
+}
+
+/// Switches of owner that had to poison holes: each may have cost a system call one EFAULT.
+#[pyfunction]
+fn mman_poisoned_switches() -> u64 {
+    engine::mman::switch::poisoned_switches()
+}
+
+/// The native half of `userfault.mman.Userfaultfd2014`.
+#[pyclass(subclass, frozen, module = "userfault._core")]
+pub struct NativeUserfaultfd2014 {
+    inner: Arc<Descriptor>,
+    generation: u32,
+}
+
+#[pymethods]
+impl NativeUserfaultfd2014 {
+    #[new]
+    #[pyo3(signature = (*, nonblocking, user_mode_only, timeout_seconds))]
+    fn new(py: Python<'_>, nonblocking: bool, user_mode_only: bool, timeout_seconds: Option<f64>) -> PyResult<Self> {
+        let mman = room(py)?;
+        let timeout = timeout_seconds.map(seconds);
+        let opened = py.detach(|| mman.open_descriptor(nonblocking, user_mode_only, timeout));
+        let inner = opened.map_err(|error| engine_error(py, error))?;
+        Ok(Self { inner, generation: engine::fork::generation() })
+    }
+
+    /// Unique in this process.
+    #[getter]
+    fn ident(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// Read at most `n` bytes: always 8.
+    fn read<'py>(&self, py: Python<'py>, n: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let word = self.next_word(py, n)?;
+        Ok(PyBytes::new(py, &word.to_ne_bytes()))
+    }
+
+    /// The next address, as a number.
+    fn read_fault(&self, py: Python<'_>) -> PyResult<u64> {
+        self.check("read")?;
+        self.inner.check_running().map_err(|errno| refused("read", errno))?;
+        self.next_word(py, 8)
+    }
+
+    /// Write a protocol or a command.
+    fn write(&self, py: Python<'_>, data: &[u8]) -> PyResult<usize> {
+        self.check("write")?;
+        match self.inner.write(data).map_err(|errno| refused("write", errno))? {
+            Written::Taken(bytes) => Ok(bytes),
+            Written::Do(command) => self.obey(py, command).map(|()| 16),
+        }
+    }
+
+    fn register(&self, py: Python<'_>, place: Place) -> PyResult<()> {
+        self.command(py, &place, Command::Register)
+    }
+
+    fn unregister(&self, py: Python<'_>, place: Place) -> PyResult<()> {
+        self.command(py, &place, Command::Unregister)
+    }
+
+    fn wake(&self, py: Python<'_>, address: usize, length: usize) -> PyResult<()> {
+        self.command(py, &Place::at(address, Some(length)), Command::Wake)
+    }
+
+    fn fileno(&self) -> PyResult<i32> {
+        self.check("fileno")?;
+        self.inner.poll_number().map_err(|_| closed())
+    }
+
+    /// Phase, unread faults, faults read and not woken, faults that ended by the timeout.
+    fn standing(&self) -> (&'static str, usize, usize, u64) {
+        let (phase, unread, read, timeouts) = self.inner.standing();
+        let name = match phase {
+            Phase::Ask => "ask",
+            Phase::Ack => "ack",
+            Phase::Unknown => "unknown",
+            Phase::Running => "running",
+            Phase::Closed => "closed",
+        };
+        (name, unread, read, timeouts)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        if self.is_ours()
+            && let Some(mman) = mman::current()
+        {
+            py.detach(|| mman.close(&self.inner));
+        }
+    }
+}
+
+impl NativeUserfaultfd2014 {
+    fn is_ours(&self) -> bool {
+        self.generation == engine::fork::generation()
+    }
+
+    fn check(&self, what: &str) -> PyResult<()> {
+        if self.is_ours() {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!("{what} on a userfaultfd of the process this one was forked from")))
+    }
+
+    fn next_word(&self, py: Python<'_>, room: usize) -> PyResult<u64> {
+        self.check("read")?;
+        loop {
+            let rung = self.inner.rung();
+            match self.inner.read(room) {
+                Err(Errno(libc::EAGAIN)) if !self.inner.nonblocking => {}
+                answer => return answer.map_err(|errno| refused("read", errno)),
+            }
+            py.detach(|| self.inner.wait(rung, LOOK));
+            py.check_signals()?;
+        }
+    }
+
+    fn command(&self, py: Python<'_>, place: &Place, command: fn(Range<usize>) -> Command) -> PyResult<()> {
+        self.check("write")?;
+        self.inner.check_running().map_err(|errno| refused("write", errno))?;
+        let (start, length) = place.range()?;
+        self.obey(py, command(start..start.saturating_add(length)))
+    }
+
+    fn obey(&self, py: Python<'_>, command: Command) -> PyResult<()> {
+        let mman = room(py)?;
+        let inner = &self.inner;
+        let (what, range) = match &command {
+            Command::Wake(range) => ("wake", range.clone()),
+            Command::Register(range) => ("register", range.clone()),
+            Command::Unregister(range) => ("unregister", range.clone()),
+        };
+        let result = py.detach(|| match command {
+            Command::Wake(range) => mman.wake(inner, range),
+            Command::Register(range) => mman.register(inner, range),
+            Command::Unregister(range) => mman.unregister(inner, range),
+        });
+        result.map_err(|failed| named(what, &range, &failed))
+    }
+}
+
+impl Drop for NativeUserfaultfd2014 {
+    fn drop(&mut self) {
+        if let Some(mman) = mman::current().filter(|_| self.is_ours()) {
+            let inner = self.inner.clone();
+            let done = Python::try_attach(|py| py.detach(|| mman.close(&inner)));
+            if done.is_none() {
+                mman.close(&inner); // the interpreter is going: nobody waits for it
+            }
+        }
+    }
+}
+
+fn refused(what: &str, errno: Errno) -> PyErr {
+    match errno {
+        Errno(libc::EBADF) => closed(),
+        errno => os_error(errno, &format!("{what} of a userfaultfd")),
+    }
+}
+
+/// In the SIGBUS handler: call a resolver in this thread.
+fn call_resolver(token: usize, address: usize) -> Called {
+    if !raise::known_to_python() && !raise::gil_can_be_had(GIL_LIMIT) {
+        return Called::TooLate;
+    }
+    let called = Python::try_attach(|py| {
+        // SAFETY: the GIL is held; the exception that the interrupted code may be about to handle is put back below. The
+        // token is a reference that `mman_on_sigbus` leaked and that lives as long as the resolver we were called for.
+        unsafe {
+            let (mut kind, mut value, mut trace) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+            ffi::PyErr_Fetch(&raw mut kind, &raw mut value, &raw mut trace);
+            let resolver = Borrowed::from_ptr(py, token as *mut ffi::PyObject);
+            let called = match resolver.call1((address,)) {
+                Ok(_) => Called::Returned,
+                Err(error) => {
+                    raise::keep_resolver_error(py, error);
+                    Called::Raised
+                }
+            };
+            ffi::PyErr_Restore(kind, value, trace);
+            called
+        }
+    });
+    called.unwrap_or(Called::TooLate)
+}
+
+/// In a thread that waits for a page: let others run Python meanwhile.
+fn give_way(touch: fn(usize), address: usize) {
+    if raise::holds_gil() {
+        // SAFETY: this thread holds the GIL and has nothing of the interpreter's in hand but the touch it was interrupted in.
+        unsafe {
+            let state = ffi::PyEval_SaveThread();
+            touch(address);
+            ffi::PyEval_RestoreThread(state);
+        }
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    flagged::set_call(call_resolver);
+    handover::set_give_way(give_way);
+    module.add_class::<NativeUserfaultfd2014>()?;
+    module.add_function(wrap_pyfunction!(mman_flag, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_advise, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_protect, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_set_policy, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_policy, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_on_sigbus, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_remap, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_ranges, module)?)?;
+    module.add_function(wrap_pyfunction!(mman_poisoned_switches, module)?)
+}
