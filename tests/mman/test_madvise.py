@@ -335,7 +335,7 @@ def test_madvise_of_a_read_only_buffer_is_a_type_error(act):
 
 
 def test_madvise_takes_every_private_anonymous_mapping(act):
-    """Read-only, inaccessible, without reserve, of /dev/zero, and memory that numpy looks at."""
+    """Read-only, inaccessible, without reserve, and memory that numpy looks at."""
 
     def code():
         for protection in (0, 1, 3):
@@ -346,14 +346,22 @@ def test_madvise_takes_every_private_anonymous_mapping(act):
         start = mapped(2 * PAGE, flags=PRIVATE | 0x4000)
         mman.madvise((start, 2 * PAGE), mman.MADV_USERFAULT)
         raised(UserFault, lambda: touch(start))
-        descriptor = os.open("/dev/zero", os.O_RDWR)
-        start = libc.mmap(None, PAGE, 3, mmap.MAP_PRIVATE, descriptor, 0)
-        mman.madvise((start, PAGE), mman.MADV_USERFAULT)
-        raised(UserFault, lambda: touch(start))
         array = np.frombuffer(mman.anonymous(4 * PAGE), "u1")
         mman.madvise(array[PAGE : 2 * PAGE], mman.MADV_USERFAULT)
         assert int(array[0]) == 0
         raised(UserFault, lambda: int(array[PAGE]))
+
+    act(code)
+
+
+def test_madvise_of_a_private_mapping_of_dev_zero_is_einval(act):
+    """To the kernel it is anonymous, and yet it puts no page there: UFFDIO_COPY and _POISON are EFAULT (its file is empty)."""
+
+    def code():
+        descriptor = os.open("/dev/zero", os.O_RDWR)
+        start = libc.mmap(None, PAGE, 3, mmap.MAP_PRIVATE, descriptor, 0)
+        assert errno_of(mman.madvise, (start, PAGE), mman.MADV_USERFAULT) == errno.EINVAL
+        assert touch(start) == 0
 
     act(code)
 
