@@ -47,6 +47,7 @@ MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MAP_FIXED, MAP_HUGETLB, MAP_FAILED = 0x10, 0x40000, ctypes.c_void_p(-1).value
 libc.mremap.restype = ctypes.c_void_p
 libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 libc.process_vm_readv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
 
 
