@@ -322,8 +322,8 @@ def set_exceptions(
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""
 
-def take_failure() -> tuple[str, int, int | None, str, int] | None:
-    """Return and clear what was noted for this thread: source, offset, errno, text, address of the page."""
+def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException]] | None:
+    """Return and clear what was noted for this thread: source, offset, errno, text, address, exception class."""
 
 def take_resolver_error() -> BaseException | None:
     """Return and clear the exception that a resolver raised in this thread."""

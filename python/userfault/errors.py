@@ -16,7 +16,7 @@ A failed system call that has no better name is an `OSError` of the kind its err
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 from userfault import _core
 
@@ -111,12 +111,24 @@ class UserFault(UserfaultError, OSError):
         return type(self), (self.address, self.cause)
 
 
+_Taken: TypeAlias = tuple[str, int, int | None, str, int, type[BaseException]]
 _REPLACED = "the details were replaced by those of later failures"
 
 
-def _cause(noted: tuple[str, int, int | None, str, int]) -> OSError | str:
-    _, _, errno, text, _ = noted
+def _cause(noted: _Taken) -> OSError | str:
+    _, _, errno, text, _, _ = noted
     return text if errno is None else OSError(errno, os.strerror(errno))
+
+
+def noted_failure() -> PageError | UserFault:
+    """Make the exception of what the engine noted for the calling thread, whose own has not surfaced."""
+    noted = _core.take_failure()
+    if noted is None:
+        return PageError("a page could not be had", None, _REPLACED)
+    source, offset, _, _, address, class_ = noted
+    if class_ is UserFault:
+        return UserFault(address, _cause(noted))
+    return (PagePurged if class_ is PagePurged else PageError)(source, offset, _cause(noted))
 
 
 def _noted() -> tuple[str, int | None, OSError | str | None]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
-from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError
+from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
 from userfault.sources import Source
 from userfault.units import format_bytes
 
@@ -136,7 +136,7 @@ class Region(_core.NativeRegion):
             OSError: No room, or the source cannot be opened.
         """
         options = options or Options()
-        _refresh_handlers()
+        refresh_handlers()
         self = super().__new__(
             cls,
             source.open(),
@@ -234,7 +234,7 @@ class Region(_core.NativeRegion):
 
         Blocks: until the pages are there; Ctrl-C works. GIL: released.
         """
-        _refresh_handlers()
+        refresh_handlers()
         self.fill_now(*self._range(where))
 
     def evict(self, where: slice | Buffer | None = None) -> int:
@@ -336,8 +336,8 @@ def open_region(source: Source, options: Options) -> Region:
         return Region(source, options, eager=True)
 
 
-def _refresh_handlers() -> None:
-    # Whoever installed a handler of SIGBUS or SIGINT since is asked to stand behind ours (docs/facts.md).
+def refresh_handlers() -> None:
+    """Put our handlers of SIGBUS and SIGINT in front of whatever was installed since."""
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
@@ -352,8 +352,8 @@ class checked:
         *regions: Only these; none: all regions of the process.
 
     Raises:
-        PageError: On leaving. Another exception of the block becomes its `__context__`; KeyboardInterrupt and PageError
-            itself pass through.
+        PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
+            `__context__`; KeyboardInterrupt and these two pass through.
 
     Example:
         >>> with checked():
@@ -370,7 +370,7 @@ class checked:
         return tuple(region.statistics().failure_epoch for region in self._regions if region.state in ("open", "closing"))
 
     def __enter__(self) -> checked:
-        _refresh_handlers()
+        refresh_handlers()
         _core.rearm_failed()  # a page that shows the pattern already would fault on nothing in here
         self._before = self._epochs()
         return self
@@ -380,8 +380,8 @@ class checked:
         if not exposed or isinstance(error, KeyboardInterrupt):
             return
         _core.rearm_failed()
-        if isinstance(error, PageError):
+        if isinstance(error, PageError | UserFault):
             return
-        failure = PageError()
+        failure = noted_failure()
         _core.drop_pending_error()
         raise failure from error

@@ -61,7 +61,10 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Keep a failure for the thread that will raise it.
 pub fn record(failure: Failure) {
-    let record = &RING[NEXT.fetch_add(1, Ordering::Relaxed) as usize % RECORDS];
+    write(&RING[NEXT.fetch_add(1, Ordering::Relaxed) as usize % RECORDS], failure);
+}
+
+fn write(record: &Record, failure: Failure) {
     let sequence = record.sequence.load(Ordering::Relaxed);
     let odd = sequence | 1;
     if sequence & 1 == 1
@@ -80,14 +83,27 @@ pub fn record(failure: Failure) {
 pub fn find(region: u64, address: usize) -> Option<Failure> {
     let newest = NEXT.load(Ordering::Relaxed) as usize;
     (1..=RECORDS).find_map(|back| {
-        let record = &RING[newest.wrapping_sub(back) % RECORDS];
-        let before = record.sequence.load(Ordering::Acquire);
-        // SAFETY: a torn copy is thrown away below when the sequence moved; the type is plain data.
-        let failure = unsafe { record.failure.get().read_volatile() };
-        std::sync::atomic::fence(Ordering::Acquire); // the second look at the sequence comes after the copy
-        let steady = before & 1 == 0 && before != 0 && record.sequence.load(Ordering::Relaxed) == before;
-        (steady && failure.region == region && failure.address == address).then_some(failure)
+        let failure = read(&RING[newest.wrapping_sub(back) % RECORDS])?;
+        (failure.region == region && failure.address == address).then_some(failure)
     })
+}
+
+fn read(record: &Record) -> Option<Failure> {
+    let before = record.sequence.load(Ordering::Acquire);
+    // SAFETY: a torn copy is thrown away below when the sequence moved; the type is plain data.
+    let failure = unsafe { record.failure.get().read_volatile() };
+    std::sync::atomic::fence(Ordering::Acquire); // the second look at the sequence comes after the copy
+    let steady = before & 1 == 0 && before != 0 && record.sequence.load(Ordering::Relaxed) == before;
+    steady.then_some(failure)
+}
+
+/// The last failure of a thread that the language above does not know; its exception is another thread's.
+static ORPHAN: Record = Record { sequence: AtomicU32::new(0), failure: UnsafeCell::new(EMPTY) };
+
+/// What it was.
+#[must_use]
+pub fn orphan() -> Option<Failure> {
+    read(&ORPHAN)
 }
 
 /// Threads with an error that was raised and has not surfaced yet.
@@ -267,8 +283,10 @@ pub fn announce(failure: Failure) {
     let why = latch(failure);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
-    if !raise(why) {
-        let _ = take();
+    if !raise(why)
+        && let Some(failure) = take()
+    {
+        write(&ORPHAN, failure);
     }
 }
 

@@ -210,20 +210,25 @@ fn stop_helper() {
     BELL.ring_all();
 }
 
-/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address).
+type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>);
+
+/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address, class).
 ///
 /// The exception has surfaced, so the pages that showed the pattern become holes at once: a second touch raises again
 /// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
 #[pyfunction]
-fn take_failure(py: Python<'_>) -> Option<(String, i64, Option<i32>, &'static str, usize)> {
-    let failure = engine::failure::take()?;
+fn take_failure(py: Python<'_>) -> Option<Taken> {
+    let failure = engine::failure::take().or_else(engine::failure::orphan)?;
     let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
         Cause::Os(errno) => Some(errno),
         _ => None,
     };
     let offset = i64::try_from(failure.error.offset).unwrap_or(-1);
-    Some((name, offset, errno, failure.error.cause.describe(), failure.address))
+    let class = class_of(failure.kind);
+    // SAFETY: the GIL is held; the exception classes are never freed.
+    let class = (!class.is_null()).then(|| unsafe { Bound::from_borrowed_ptr(py, class) }.unbind());
+    Some((name, offset, errno, failure.error.cause.describe(), failure.address, class))
 }
 
 /// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.

@@ -72,6 +72,7 @@ from userfault.mman.names import (
     Advice,
     Protection,
 )
+from userfault.region import refresh_handlers
 from userfault.sources import Source
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def madvise(range: Range, advice: Advice, *, fork: Literal["deny"] = "deny") -> 
         raise TypeError(f"advice must be a member of mman.Advice, such as mman.MADV_USERFAULT; {advice!r} is not")
     if fork != "deny":
         raise ValueError(f"fork={fork!r}: must be 'deny'")
+    refresh_handlers()
     if advice in (Advice.USERFAULT, Advice.NOUSERFAULT):
         _core.mman_flag(_writable(range), advice is Advice.USERFAULT)
     else:
@@ -250,6 +252,7 @@ def on_sigbus(range: Range, resolver: Resolver) -> None:
         TypeError: Not a resolver.
     """
     place = _writable(range)
+    refresh_handlers()
     if resolver is None:
         _core.mman_on_sigbus(place, "raise")
     elif isinstance(resolver, Source):
