@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import time
 
 import pytest
 
@@ -197,6 +198,27 @@ def test_dontneed_and_munmap_under_the_gil_do_not_deadlock(act):
         assert shared[0] == 7
 
     act(code, timeout=40)
+
+
+@pytest.mark.parametrize("how", ["close", "resize"])
+def test_flag_survives_the_end_of_older_mappings_at_its_address(act, how):
+    """Six threads map, flag, touch, unmap: the kernel gives addresses again at once, and what ended there takes no new flag."""
+
+    def code():
+        until = time.monotonic() + 1.5
+
+        def work():
+            while time.monotonic() < until:
+                memory = mman.anonymous(16 * PAGE)
+                mman.madvise(memory, mman.MADV_USERFAULT)
+                raised(UserFault, lambda memory=memory: touch(at(memory)))
+                if sys.argv[1] == "resize":
+                    memory.resize(32 * PAGE)
+                memory.close()
+
+        in_threads(*[work] * 6, seconds=20)
+
+    act(code, args=[how])
 
 
 def test_closerange_leaves_sigbus_in_force(act):
