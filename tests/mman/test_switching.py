@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 
 import pytest
 
-from mman.kit import PAGE, PRIVATE, UserFault, at, errno_of, flagged, mapped, mman, raised, resident_bytes, table, touch
+from mman.kit import (
+    PAGE,
+    PRIVATE,
+    UserFault,
+    at,
+    errno_of,
+    flagged,
+    in_threads,
+    mapped,
+    mman,
+    raised,
+    resident_bytes,
+    table,
+    touch,
+)
 from mman.waiting import waiting
 
 pytestmark = pytest.mark.kernel
@@ -114,3 +130,49 @@ def test_switch_leaves_no_mark_on_pages(act):
         assert resident_bytes() - before > 2000 * PAGE
 
     act(code)
+
+
+@pytest.mark.parametrize("calls", ["register", "register unregister"])
+def test_range_that_is_emptied_while_its_owner_changes_never_gives_zeros(act, calls):
+    """One thread touches and drops, both sides resolve, a descriptor comes and goes: every touch gives the bytes."""
+
+    def code():
+        memory, wrong, until = flagged(16), {}, time.monotonic() + 3
+
+        def resolve(address):
+            errno_of(table, 7, (address - at(memory)) // PAGE, memory)  # the other side may have been faster
+
+        def serve(it):
+            try:
+                while True:
+                    address = it.read_fault()
+                    resolve(address)
+                    errno_of(it.wake, address // PAGE * PAGE)
+            except (OSError, ValueError):
+                return
+
+        def look():
+            while time.monotonic() < until:
+                for page in range(16):
+                    try:
+                        seen = touch(at(memory, page))
+                    except UserFault as error:
+                        seen = str(error)
+                    if seen != 7:
+                        wrong[seen] = wrong.get(seen, 0) + 1
+                mman.madvise(memory, mman.MADV_DONTNEED)
+
+        def change():
+            while time.monotonic() < until:
+                with mman.userfaultfd() as it:
+                    server = threading.Thread(target=serve, args=(it,))
+                    server.start()
+                    for call in sys.argv[1].split():
+                        getattr(it, call)(memory)
+                server.join()
+
+        mman.on_sigbus(memory, resolve)
+        in_threads(look, change, seconds=15)
+        assert not wrong, wrong
+
+    act(code, args=[calls], timeout=30)
