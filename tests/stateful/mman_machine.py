@@ -103,22 +103,28 @@ class Machine(RuleBasedStateMachine):
         """The one assertion: an errno by its name, and no further checks of this sequence once it failed."""
         if got != wanted:
             self.sound = False
-            got, wanted = (errno.errorcode.get(-it, it) if isinstance(it, int) and it < 0 else it for it in (got, wanted))
-            raise AssertionError(f"{what}: {got}, and the model says {wanted}")
+            got, wanted = (errno.errorcode.get(-it, it) if isinstance(it, int) and it < -1 else it for it in (got, wanted))
+            told = "\n  ".join(self.steps)  # by ourselves: what depends on time is not found again when it is tried again
+            raise AssertionError(f"{what}: {got}, and the model says {wanted}; under {self.space.policy!r}, after\n  {told}")
+
+    def note(self, what: str, start: int | None = None, end: int | None = None) -> None:
+        where = "" if start is None else f" {page_name(start)}" + (f" up to {page_name(end)}" if end is not None else "")
+        self.steps.append(what + where)
 
     @initialize(policy=st.sampled_from(["madvise", "mprotect", "register-only"]))
     def begin(self, policy):
         mman.set_policy(policy)
         self.space = Space(policy)
         self.space.mmap(HIGHEST, PAGE)  # something is always mapped higher up
-        self.descriptors = {}
+        self.descriptors, self.steps = {}, []
         self.map((0, PAGES), "private")
 
     # Mappings
 
     @rule(place=PLACES, kind=st.sampled_from(["private", "private", "private", "shared"]))
     def map(self, place, kind):
-        start, end = bounds(place if place != (0, PAGES) else (0, PAGES))
+        start, end = bounds(place)
+        self.note(f"mmap {kind}", start, end)
         flag = mmap.MAP_PRIVATE if kind == "private" else mmap.MAP_SHARED
         mapped(end - start, flags=flag | mmap.MAP_ANONYMOUS, address=start)
         self.space.mmap(start, end - start, kind)
@@ -126,6 +132,7 @@ class Machine(RuleBasedStateMachine):
     @rule(place=PLACES)
     def unmap(self, place):
         start, end = bounds(place)
+        self.note("munmap", start, end)
         assert libc.munmap(start, end - start) == 0
         self.space.munmap(start, end - start)
 
@@ -134,6 +141,7 @@ class Machine(RuleBasedStateMachine):
         start, to = ARENA + page * PAGE, ARENA + to * PAGE
         if start == to or start // PAGE not in self.space.pages:
             return
+        self.note(f"mremap to {page_name(to)}", start)
         move_mapping(start, PAGE, to)
         self.space.mremap(start, PAGE, to)
 
@@ -143,12 +151,14 @@ class Machine(RuleBasedStateMachine):
     def madvise(self, place, advice, crooked):
         start, end = bounds(place)
         start += 16 * (crooked == 9)
+        self.note(f"madvise {advice}", start, end)
         wanted = self.space.madvise(start, end - start, advice)
         self.same(f"madvise {advice}", answer(mman.madvise, (start, end - start), ADVICE[advice]), wanted)
 
     @rule(place=PLACES, userfault=st.booleans())
     def mprotect(self, place, userfault):
         start, end = bounds(place)
+        self.note(f"mprotect userfault={userfault}", start, end)
         wanted = self.space.mprotect(start, end - start, "rw", userfault)
         protection = READ_WRITE | mman.PROT_USERFAULT if userfault else READ_WRITE
         self.same("mprotect", answer(mman.mprotect, (start, end - start), protection), wanted)
@@ -158,12 +168,14 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.descriptors) < 3)
     @rule()
     def open(self):
+        self.note("open")
         self.descriptors[self.space.userfaultfd()] = mman.userfaultfd()
 
     @precondition(lambda self: self.descriptors)
     @rule(which=st.integers(0, 2))
     def close(self, which):
         number = sorted(self.descriptors)[which % len(self.descriptors)]
+        self.note(f"close {number}")
         self.descriptors.pop(number).close()
         self.space.close(number)
 
@@ -175,6 +187,7 @@ class Machine(RuleBasedStateMachine):
         if crooked >= 17:
             start, end = [(start, end - 64), (end, start), (start, TASK_SIZE + PAGE)][crooked - 17]
         data = (start | command).to_bytes(8, "little") + end.to_bytes(8, "little")
+        self.note(f"descriptor {number}: {('wake', 'register', 'unregister')[command]}", start, end)
         self.same(f"command {command}", answer(self.descriptors[number].write, data), self.space.write_command(number, data))
 
     # The move
@@ -200,6 +213,7 @@ class Machine(RuleBasedStateMachine):
         split = any(mappings_in(start, start + length) > 1 for start in (dst, source))  # equal neighbours need not be one mapping
         wanted = -errno.EINVAL if split else self.space.remap_anon_pages(dst, source, length, flags)
         what = f"moving {length // PAGE} pages from {page_name(source)} to {page_name(dst)}{', of two mappings' * split}"
+        self.note(what)
         self.same(what, answer(mman.remap_anon_pages, dst, source, length, flags), wanted)
 
     # Touches
@@ -225,6 +239,7 @@ class Machine(RuleBasedStateMachine):
             if address // PAGE not in self.space.pages:
                 continue
             outcome = self.model_touch(address, content)
+            self.note(f"touch{'' if content is None else ' to write'} ({outcome.kind}, then {end})", address)
             toucher.tasks.put((address, content, gil))
             if outcome.kind == "descriptor":
                 it = self.descriptors[outcome.value]
