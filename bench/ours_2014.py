@@ -1,0 +1,167 @@
+"""The side of userfault for the calls of 2014: one `userfault.mman` program for each C program.
+
+``python -m bench.ours_2014 TOUCHER.so CASE BYTES CPU CALLS HUGE``
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import userfault as uf
+from bench.ours import numbered_bytes, positions, toucher
+from userfault import mman
+
+PAGE = mman.PAGE_SIZE
+HUGE_PAGE = 2 << 20
+Round = Callable[[], dict[str, Any]]
+
+
+def memory(length: int, *, huge: bool = False) -> tuple[Any, int]:
+    """Memory at a multiple of 2 MiB, as floor.h has it: a view of it, and its address."""
+    whole = memoryview(mman.anonymous(length + HUGE_PAGE))
+    skipped = -mman.address_of(whole) % HUGE_PAGE
+    view = whole[skipped : skipped + length]
+    mman.madvise(view, mman.MADV_HUGEPAGE if huge else mman.MADV_NOHUGEPAGE)
+    return view, mman.address_of(view)
+
+
+def touching(library: str, length: int, *, gil: bool) -> tuple[Any, int, Round]:
+    """Flagged memory, its address, and a round that touches each page of it in random order and then empties it."""
+    view, address = memory(length)
+    mman.madvise(view, mman.MADV_USERFAULT)
+    touch = toucher(library, gil=gil)
+    count = length // PAGE
+    where, total = positions(count, PAGE, "random"), ctypes.c_uint64()
+
+    def play() -> dict[str, Any]:
+        spent = touch(address, where.ctypes.data, count, total)
+        mman.madvise(view, mman.MADV_DONTNEED)
+        return {"ns_per_touch": spent / count, "touches": count, "sum": total.value}
+
+    return view, address, play
+
+
+def flagged_source(library: str, length: int, _calls: int, _huge: bool) -> Round:
+    """The engine's handler fills from memory: no Python."""
+    view, _, play = touching(library, length, gil=False)
+    mman.on_sigbus(view, uf.Bytes(numbered_bytes(length)))
+    return play
+
+
+def filler(length: int, address: int) -> Callable[[int], None]:
+    """What a program would write: prepare the page elsewhere, move it into the hole."""
+    source, staging = memoryview(numbered_bytes(length)), memoryview(mman.anonymous(PAGE))
+    place = mman.address_of(staging)
+
+    def fill(touched: int) -> None:
+        page = touched & -PAGE
+        offset = page - address
+        staging[:] = source[offset : offset + PAGE]
+        mman.remap_anon_pages(page, place, PAGE)
+
+    return fill
+
+
+def flagged_callable(library: str, length: int, _calls: int, _huge: bool) -> Round:
+    """A Python function in the touching thread, which holds the GIL."""
+    view, address, play = touching(library, length, gil=True)
+    mman.on_sigbus(view, filler(length, address))
+    return play
+
+
+def descriptor_thread(library: str, length: int, _calls: int, _huge: bool) -> Round:
+    """A Python thread reads, fills and wakes; the touching thread holds the GIL for the whole round."""
+    view, address, play = touching(library, length, gil=True)
+    fill, descriptor = filler(length, address), mman.userfaultfd()
+    descriptor.register(view)
+
+    def serve() -> None:
+        while True:
+            touched = descriptor.read_fault()
+            with suppress(FileExistsError):  # a thread that gives up the GIL may ask for its page a second time
+                fill(touched)
+            descriptor.wake(touched & -PAGE)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return play
+
+
+def remap(_library: str, length: int, calls: int, huge: bool) -> Round:
+    """Move pages to another flagged range and back, so that nothing has to be filled again."""
+    (here, first), (there, second) = memory(length, huge=huge), memory(length, huge=huge)
+    here[:] = numbered_bytes(length)
+    mman.madvise(here, mman.MADV_USERFAULT)
+    mman.madvise(there, mman.MADV_USERFAULT)
+
+    def play() -> dict[str, Any]:
+        start = time.perf_counter_ns()
+        for _ in range(calls // 2):
+            mman.remap_anon_pages(second, first, length)
+            mman.remap_anon_pages(first, second, length)
+        spent = time.perf_counter_ns() - start
+        assert len(there) == length  # the name keeps that memory mapped
+        return {"ns_per_call": spent / calls, "calls": calls, "sum": sum(here[::PAGE])}
+
+    return play
+
+
+def flag(_library: str, length: int, calls: int, _huge: bool) -> Round:
+    """Set the flag of memory whose pages are all there, and clear it."""
+    view, _ = memory(length)
+    mman.madvise(view, mman.MADV_POPULATE_WRITE)
+
+    def play() -> dict[str, Any]:
+        start = time.perf_counter_ns()
+        for _ in range(calls // 2):
+            mman.madvise(view, mman.MADV_USERFAULT)
+            mman.madvise(view, mman.MADV_NOUSERFAULT)
+        return {"ns_per_call": (time.perf_counter_ns() - start) / calls, "calls": calls, "sum": length}
+
+    return play
+
+
+def switch(_library: str, length: int, calls: int, _huge: bool) -> Round:
+    """Register a flagged range of holes with a descriptor and unregister it: each time another has its faults."""
+    view, _ = memory(length)
+    mman.madvise(view, mman.MADV_USERFAULT)
+    descriptor = mman.userfaultfd()
+
+    def play() -> dict[str, Any]:
+        start = time.perf_counter_ns()
+        for _ in range(calls // 2):
+            descriptor.register(view)
+            descriptor.unregister(view)
+        return {"ns_per_call": (time.perf_counter_ns() - start) / calls, "calls": calls, "sum": length}
+
+    return play
+
+
+CASES: dict[str, Callable[[str, int, int, bool], Round]] = {
+    "flagged-source": flagged_source,
+    "flagged-callable": flagged_callable,
+    "descriptor-thread": descriptor_thread,
+    "remap": remap,
+    "flag": flag,
+    "switch": switch,
+}
+
+
+def main(library: str, case: str, length: str, cpu: str, calls: str, huge: str) -> None:
+    """Prepare, then play a round per line of input."""
+    play = CASES[case](library, int(length), int(calls), huge == "1")
+    os.sched_setaffinity(0, {int(cpu)})  # this thread only, as in `bench.ours`
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(play()), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
