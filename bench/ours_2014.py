@@ -52,8 +52,13 @@ def touching(library: str, length: int, *, gil: bool) -> tuple[Any, int, Round]:
 def flagged_source(library: str, length: int, _calls: int, _huge: bool) -> Round:
     """The engine's handler fills from memory: no Python."""
     view, _, play = touching(library, length, gil=False)
-    mman.on_sigbus(view, uf.Bytes(numbered_bytes(length)))
-    return play
+    source = uf.Bytes(numbered_bytes(length))
+
+    def play_first_touches() -> dict[str, Any]:
+        mman.on_sigbus(view, source)  # anew: a page that the last round brought would be looked for once more
+        return play()
+
+    return play_first_touches
 
 
 def filler(length: int, address: int) -> Callable[[int], None]:
@@ -96,10 +101,11 @@ def descriptor_thread(library: str, length: int, _calls: int, _huge: bool) -> Ro
 
 def remap(_library: str, length: int, calls: int, huge: bool) -> Round:
     """Move pages to another flagged range and back, so that nothing has to be filled again."""
-    (here, first), (there, second) = memory(length, huge=huge), memory(length, huge=huge)
-    here[:] = numbered_bytes(length)
+    (here, first), (there, second), (staging, place) = (memory(length, huge=huge) for _ in range(3))
     mman.madvise(here, mman.MADV_USERFAULT)
     mman.madvise(there, mman.MADV_USERFAULT)
+    staging[:] = numbered_bytes(length)
+    mman.remap_anon_pages(first, place, length)
 
     def play() -> dict[str, Any]:
         start = time.perf_counter_ns()

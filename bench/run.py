@@ -13,6 +13,8 @@ from bench.report import Report, Row
 from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Scenario
 
 PAGE = mmap.PAGESIZE
+TIMES = ("ns_per_touch", "ns_per_call", "ns")
+"""What a round may have measured; it has one of them."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,7 +64,7 @@ def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
                 raise RuntimeError(f"{scenario.name}: the two sides saw different bytes")
             if number > 0:
                 for side, result in results.items():
-                    samples[side].append(next(value for key, value in result.items() if key in ("ns_per_touch", "ns_per_call", "ns")))
+                    samples[side].append(next(result[key] for key in TIMES if key in result))
     finally:
         floor.close()
         ours.close()

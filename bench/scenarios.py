@@ -102,11 +102,12 @@ class Calls2014:
         return self.calls == 0
 
     def scaled(self, share: float) -> Calls2014:
-        """The same with fewer touches or calls; a call stays as large as it is."""
-        if not self.touches:
-            return replace(self, calls=max(2, int(self.calls * share) // 2 * 2))
+        """The same with fewer touches or calls; a call stays as large as it is, unless all its pages have to be there."""
+        calls = 0 if self.touches else max(2, int(self.calls * share) // 2 * 2)
+        if not (self.touches or self.full):
+            return replace(self, calls=calls)
         smaller = [name for name, size in SIZES_OF.items() if size <= SIZES_OF[self.size] * share]
-        return replace(self, size=max(smaller or ["64KiB"], key=SIZES_OF.__getitem__))
+        return replace(self, calls=calls, size=max(smaller or ["4KiB"], key=SIZES_OF.__getitem__))
 
 
 Scenario = Touches | Imports | Calls2014
