@@ -8,7 +8,7 @@
 use crate::cause::Kind;
 use crate::engine::Engine;
 use crate::flagged::{self, gate, view};
-use crate::threads::{self, KeepErrno, say};
+use crate::threads::{self, KeepErrno, close_if_userfaultfd, say};
 use crate::{interrupt, signal};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -85,27 +85,6 @@ fn tombstone(start: usize, bytes: usize, fixed: libc::c_int) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed;
     // SAFETY: free address space, or the child's copy of memory that its parent flagged.
     unsafe { libc::mmap(start as *mut libc::c_void, bytes, libc::PROT_NONE, flags, -1, 0) };
-}
-
-/// The child's copy drives the parent's memory and must go, unless somebody closed it and the number is another file's.
-fn close_if_userfaultfd(fd: i32) {
-    let mut path = *b"/proc/self/fd/          \0";
-    let mut digits = 10;
-    let mut rest = fd.unsigned_abs();
-    while digits > 0 && (rest > 0 || digits == 10) {
-        digits -= 1;
-        path[14 + digits] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    path.copy_within(14 + digits.., 14);
-    let mut name = [0u8; 32];
-    // SAFETY: a path that ends in a zero byte, and room for 32 bytes; closing acts on a number known to be ours.
-    unsafe {
-        let count = libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len());
-        if count > 0 && name.starts_with(b"anon_inode:[userfaultfd]") {
-            libc::close(fd);
-        }
-    }
 }
 
 fn watch_tombstones() {

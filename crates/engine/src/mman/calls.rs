@@ -357,6 +357,7 @@ impl Mman {
         if given_back.is_ok() {
             self.descriptors().remove(&id);
             drop_number(descriptor.handles.application.as_raw_fd());
+            descriptor.close_copy();
             if let Some(root) = Root::current() {
                 root.close(descriptor.handles.engine.as_raw_fd());
             }

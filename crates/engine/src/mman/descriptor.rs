@@ -7,14 +7,16 @@
 //! *Blocks on*: [`Descriptor::wait`] only.
 
 use crate::futex::Bell;
+use crate::mapping::is_resident;
 use crate::mman::poll::PollPair;
 use crate::region::Handles;
 use crate::source::Table;
+use crate::threads::close_if_userfaultfd;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use uffd::{Errno, Userfaultfd};
+use uffd::Errno;
 
 /// The protocol of the handshake.
 pub const PROTOCOL: u64 = 0xAA;
@@ -81,8 +83,8 @@ struct State {
 pub struct Descriptor {
     /// Never used twice in a process.
     pub id: u64,
-    /// The application's copy; nobody but this owns it.
-    pub application: Userfaultfd,
+    /// The application's copy, until it is closed; nobody but this owns it.
+    application: Mutex<Option<OwnedFd>>,
     /// In both tables.
     pub handles: Handles,
     /// Was O_NONBLOCK asked for?
@@ -102,6 +104,8 @@ pub enum Noted {
     New,
     /// It waited already; SIGINTs seen when it began.
     Again(u32),
+    /// The page is there: the message repeats one that was answered, or is of a second thread that came too late.
+    Answered,
 }
 
 impl Descriptor {
@@ -117,7 +121,7 @@ impl Descriptor {
         let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, poll: None };
         Self {
             id,
-            application: Userfaultfd::from_owned(application),
+            application: Mutex::new(Some(application)),
             handles,
             nonblocking,
             user_mode_only,
@@ -219,6 +223,10 @@ impl Descriptor {
         {
             return Noted::Again(known.interrupts);
         }
+        // Looked at under the lock: who resolves a page forgets its fault after that.
+        if is_resident(page(waiting.address) * uffd::page_size()) {
+            return Noted::Answered;
+        }
         state.unread.push(waiting);
         state.show(Table::Engine);
         drop(state);
@@ -280,6 +288,13 @@ impl Descriptor {
         }
         let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
         state.poll.as_ref().map(PollPair::number).ok_or_else(closed)
+    }
+
+    /// Close the application's copy, unless somebody closed it already and the number is another file's.
+    pub fn close_copy(&self) {
+        if let Some(fd) = self.application.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            close_if_userfaultfd(fd.into_raw_fd());
+        }
     }
 
     /// It is over: readers come back with EBADF. Answers false when it was over before.

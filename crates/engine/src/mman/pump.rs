@@ -83,6 +83,7 @@ impl Pump {
         if descriptor.standing().0 == Phase::Closed {
             return fail(descriptor, &waiting, Cause::Unresolved);
         }
+        let page = fault.address / uffd::page_size() * uffd::page_size();
         if is_latched(fault.tid) {
             return fail(descriptor, &waiting, Cause::Latched);
         }
@@ -94,9 +95,11 @@ impl Pump {
                     handover::ask(fault.tid, fault.address);
                 }
             }
+            Noted::Answered => {
+                let _ = descriptor.handles.engine.wake(page, uffd::page_size());
+            }
             Noted::Again(interrupts) => {
                 if let Some(cause) = wants_out(fault.tid, interrupts) {
-                    let page = fault.address / uffd::page_size() * uffd::page_size();
                     descriptor.forget(&(page..page + uffd::page_size()));
                     fail(descriptor, &waiting, cause);
                 }
