@@ -70,9 +70,7 @@ def test_demo_2014_refused_altogether_is_status_3(child):
         from userfault.errors import RefusedError
 
         def refuse(*_arguments, **_named):
-            error = RefusedError(1, "userfaultfd is not permitted here")
-            error.hint = "ask for it"
-            raise error
+            raise RefusedError(1, "userfaultfd is not permitted here")
 
         mman.madvise = refuse
         main(["demo", "2014"], prog_name="userfault")
