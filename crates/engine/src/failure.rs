@@ -210,6 +210,17 @@ pub fn take() -> Option<Failure> {
     Some(failure)
 }
 
+/// Has another thread an exception on its way?
+#[must_use]
+pub fn another_is_latched() -> bool {
+    let (mine, now) = (thread_id(), now_ns());
+    let young =
+        |latch: &Latch| now.saturating_sub(latch.touched_ns.load(Ordering::Acquire)) < LATCH_LIFE.as_nanos() as u64;
+    let other = |latch: &Latch| !matches!(latch.thread.load(Ordering::Acquire), 0 | -1) && young(latch);
+    LATCHED.load(Ordering::Acquire) > 0
+        && TABLE.iter().any(|latch| other(latch) && latch.thread.load(Ordering::Acquire) != mine)
+}
+
 /// Exposures in all regions.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
 

@@ -94,6 +94,9 @@ fn rearm_when_due(region: &Region) -> Option<Instant> {
 /// Turn every page that shows the error pattern back into a hole. Also called at the end of `checked()`, by way of the
 /// engine's threads.
 pub fn rearm_all(region: &Region) {
+    // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
+    // hole, or its toucher would read the pattern once more without an error.
+    let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
     region.exposed.sweep(|page| owning(region, page, || region.hide(page)) || hide_beside_fill(region, page));
 }
 

@@ -247,7 +247,7 @@ impl Owned {
     /// [`Error::Closed`].
     pub fn rearm(&self) -> Result<(), Error> {
         let region = self.get()?.clone();
-        if !region.exposed.is_empty() {
+        if region.shows_pattern() {
             self.engine.root.run(move || keeper::rearm_all(&region));
         }
         Ok(())

@@ -136,7 +136,8 @@ fn mman_on_sigbus(
 #[pyfunction]
 #[pyo3(signature = (dst, src, length=None, flags=0))]
 fn mman_remap(py: Python<'_>, dst: Place, src: Place, length: Option<usize>, flags: u64) -> PyResult<usize> {
-    let length = transfer_length(&dst, &src, length)?;
+    let shorter = dst.length.into_iter().chain(src.length).min();
+    let length = transfer_length(&dst, &src, length.or(shorter))?;
     let mman = match mman::current() {
         Some(mman) => mman,
         None => room(py)?,
@@ -157,6 +158,7 @@ type RangeLine = (usize, usize, bool, Option<u64>, bool, &'static str);
 fn mman_ranges(py: Python<'_>) -> Vec<RangeLine> {
     let Some(mman) = mman::current() else { return vec![] };
     let lines = py.detach(|| mman.ranges());
+    release_tokens();
     let line = |info: engine::mman::calls::RangeInfo| {
         (info.range.start, info.range.len(), info.flagged, info.owner, info.denied, info.resolver)
     };

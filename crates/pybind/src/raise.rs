@@ -219,6 +219,12 @@ type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>);
 #[pyfunction]
 fn take_failure(py: Python<'_>) -> Option<Taken> {
     let failure = engine::failure::take().or_else(engine::failure::orphan)?;
+    if engine::failure::another_is_latched() {
+        // CPython 3.11 and 3.12 keep one note for all threads that some exception waits, and the thread whose exception was
+        // raised took it down: put it up again for the others.
+        // SAFETY: the GIL is held; NULL only takes back what this thread would raise once more for the same failure.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
+    }
     let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
         Cause::Os(errno) => Some(errno),
@@ -240,7 +246,7 @@ fn rearm(number: u64) -> Option<String> {
         if region.id == number {
             name = Some(region.source_name.clone());
         }
-        if !region.exposed.is_empty() {
+        if region.shows_pattern() {
             failed.push(region);
         }
     });

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use uffd::{Errno, Handle, Maps, RegisterModes};
+use uffd::{CopyMode, Errno, Handle, Maps, Outcome, RegisterModes};
 
 /// One change of marks.
 pub struct Change<'a> {
@@ -105,18 +105,53 @@ impl Mman {
             News::Unmapped(range) => {
                 for (piece, marks) in ledger.carve(range) {
                     self.nobody_waits(&marks, &piece);
+                    // The news may be older than a mapping that somebody has put there since, and marked.
+                    for kept in self.registered(&piece) {
+                        ledger.put(kept, marks.clone());
+                    }
                 }
             }
             News::Moved { from, to, len } => {
                 ledger.carve(to..to + len);
                 for (piece, marks) in ledger.pieces(from..from + len) {
-                    let Some(marks) = marks else { continue };
+                    let Some(marks) = marks.filter(|_| self.is_registered(to)) else { continue };
                     self.nobody_waits(&marks, &piece);
                     let shift = to.wrapping_sub(from);
                     let resolver = self.moved_resolver(&marks.resolver, shift);
                     let there = piece.start.wrapping_add(shift)..piece.end.wrapping_add(shift);
                     ledger.put(there, Marks { resolver, ..marks });
                 }
+            }
+        }
+    }
+
+    /// The parts of a range that are registered with a userfaultfd.
+    fn registered(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let Ok(maps) = Maps::open() else { return vec![] };
+        let (mut at, mut found) = (range.start, vec![]);
+        while let Ok(Some(vma)) = maps.at_or_above(at)
+            && vma.start < range.end
+        {
+            let piece = vma.start.max(at)..vma.end.min(range.end);
+            at = piece.end;
+            if self.is_registered(piece.start) {
+                found.push(piece);
+            }
+            if at >= range.end {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Is the mapping at `address` registered with any userfaultfd? A COPY from nowhere says ENOENT if not; else it fails for
+    /// want of bytes.
+    fn is_registered(&self, address: usize) -> bool {
+        let page = uffd::page_size();
+        loop {
+            match self.flags.engine.copy(address, 0, page, CopyMode::DONTWAKE) {
+                Outcome::Retry => std::thread::yield_now(), // the pump is about to read an event
+                outcome => return outcome != Outcome::Failed(Errno(libc::ENOENT)),
             }
         }
     }
@@ -204,7 +239,9 @@ impl Change<'_> {
     pub fn mark(&mut self, range: Range<usize>, anonymous: bool, edit: impl Fn(&mut Marks)) -> Result<(), Errno> {
         let mut fresh: Option<Arc<Resolver>> = None;
         for (piece, marks) in self.book.ledger.pieces(range.clone()) {
-            let old = marks.unwrap_or_else(|| {
+            // A mapping that is new here: news of the end of the old one is on its way.
+            let current = |marks: &Marks| marks.kernel == Kernel::Nothing || self.mman.is_registered(piece.start);
+            let old = marks.filter(current).unwrap_or_else(|| {
                 let resolver = fresh.get_or_insert_with(|| self.mman.resolver(Act::Raise, &range)).clone();
                 Marks::none(anonymous, resolver)
             });

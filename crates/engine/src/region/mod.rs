@@ -144,6 +144,8 @@ pub struct Region {
     pub closing: AtomicBool,
     /// When failed pages are re-armed next, and how far apart; the keeper's.
     pub rearm: Mutex<Rearm>,
+    /// Held while pages that show the pattern are turned back into holes.
+    pub sweeping: Mutex<()>,
     /// Sequential detection.
     pub readahead: crate::readahead::Readahead,
 }
@@ -248,6 +250,7 @@ impl Region {
             epoch: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             rearm: Mutex::default(),
+            sweeping: Mutex::default(),
             readahead,
         }
     }
@@ -361,6 +364,13 @@ impl Region {
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
         self.drop_page(page);
         true
+    }
+
+    /// May any page show the error pattern? True also while another thread is taking the last one away.
+    #[must_use]
+    pub fn shows_pattern(&self) -> bool {
+        // In this order: pages leave the set while `sweeping` is held, and are holes when it is given back.
+        !self.exposed.is_empty() || self.sweeping.try_lock().is_err()
     }
 
     /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.
