@@ -1,6 +1,8 @@
 """The side of userfault for the calls of 2014: one `userfault.mman` program for each C program.
 
 ``python -m bench.ours_2014 TOUCHER.so CASE BYTES CPU CALLS HUGE``
+
+The thread that touches or calls runs on CPU. The others are left to the scheduler, as in `bench.ours`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import userfault as uf
 from bench.ours import numbered_bytes, positions, toucher
@@ -22,6 +24,16 @@ from userfault import mman
 PAGE = mman.PAGE_SIZE
 HUGE_PAGE = 2 << 20
 Round = Callable[[], dict[str, Any]]
+
+
+class Given(NamedTuple):
+    """What the command line says."""
+
+    library: str
+    length: int
+    cpu: int
+    calls: int
+    huge: bool
 
 
 def memory(length: int, *, huge: bool = False) -> tuple[Any, int]:
@@ -33,12 +45,12 @@ def memory(length: int, *, huge: bool = False) -> tuple[Any, int]:
     return view, mman.address_of(view)
 
 
-def touching(library: str, length: int, *, gil: bool) -> tuple[Any, int, Round]:
+def touching(given: Given, *, gil: bool) -> tuple[Any, int, Round]:
     """Flagged memory, its address, and a round that touches each page of it in random order and then empties it."""
-    view, address = memory(length)
+    view, address = memory(given.length)
     mman.madvise(view, mman.MADV_USERFAULT)
-    touch = toucher(library, gil=gil)
-    count = length // PAGE
+    touch = toucher(given.library, gil=gil)
+    count = given.length // PAGE
     where, total = positions(count, PAGE, "random"), ctypes.c_uint64()
 
     def play() -> dict[str, Any]:
@@ -49,10 +61,10 @@ def touching(library: str, length: int, *, gil: bool) -> tuple[Any, int, Round]:
     return view, address, play
 
 
-def flagged_source(library: str, length: int, _calls: int, _huge: bool) -> Round:
+def flagged_source(given: Given) -> Round:
     """The engine's handler fills from memory: no Python."""
-    view, _, play = touching(library, length, gil=False)
-    source = uf.Bytes(numbered_bytes(length))
+    view, _, play = touching(given, gil=False)
+    source = uf.Bytes(numbered_bytes(given.length))
 
     def play_first_touches() -> dict[str, Any]:
         mman.on_sigbus(view, source)  # anew: a page that the last round brought would be looked for once more
@@ -75,17 +87,17 @@ def filler(length: int, address: int) -> Callable[[int], None]:
     return fill
 
 
-def flagged_callable(library: str, length: int, _calls: int, _huge: bool) -> Round:
+def flagged_callable(given: Given) -> Round:
     """A Python function in the touching thread, which holds the GIL."""
-    view, address, play = touching(library, length, gil=True)
-    mman.on_sigbus(view, filler(length, address))
+    view, address, play = touching(given, gil=True)
+    mman.on_sigbus(view, filler(given.length, address))
     return play
 
 
-def descriptor_thread(library: str, length: int, _calls: int, _huge: bool) -> Round:
+def descriptor_thread(given: Given) -> Round:
     """A Python thread reads, fills and wakes; the touching thread holds the GIL for the whole round."""
-    view, address, play = touching(library, length, gil=True)
-    fill, descriptor = filler(length, address), mman.userfaultfd()
+    view, address, play = touching(given, gil=True)
+    fill, descriptor = filler(given.length, address), mman.userfaultfd()
     descriptor.register(view)
 
     def serve() -> None:
@@ -99,9 +111,10 @@ def descriptor_thread(library: str, length: int, _calls: int, _huge: bool) -> Ro
     return play
 
 
-def remap(_library: str, length: int, calls: int, huge: bool) -> Round:
+def remap(given: Given) -> Round:
     """Move pages to another flagged range and back, so that nothing has to be filled again."""
-    (here, first), (there, second), (staging, place) = (memory(length, huge=huge) for _ in range(3))
+    length, calls = given.length, given.calls
+    (here, first), (there, second), (staging, place) = (memory(length, huge=given.huge) for _ in range(3))
     mman.madvise(here, mman.MADV_USERFAULT)
     mman.madvise(there, mman.MADV_USERFAULT)
     staging[:] = numbered_bytes(length)
@@ -119,8 +132,9 @@ def remap(_library: str, length: int, calls: int, huge: bool) -> Round:
     return play
 
 
-def flag(_library: str, length: int, calls: int, _huge: bool) -> Round:
+def flag(given: Given) -> Round:
     """Set the flag of memory whose pages are all there, and clear it."""
+    length, calls = given.length, given.calls
     view, _ = memory(length)
     mman.madvise(view, mman.MADV_POPULATE_WRITE)
 
@@ -134,8 +148,9 @@ def flag(_library: str, length: int, calls: int, _huge: bool) -> Round:
     return play
 
 
-def switch(_library: str, length: int, calls: int, _huge: bool) -> Round:
+def switch(given: Given) -> Round:
     """Register a flagged range of holes with a descriptor and unregister it: each time another has its faults."""
+    length, calls = given.length, given.calls
     view, _ = memory(length)
     mman.madvise(view, mman.MADV_USERFAULT)
     descriptor = mman.userfaultfd()
@@ -150,7 +165,7 @@ def switch(_library: str, length: int, calls: int, _huge: bool) -> Round:
     return play
 
 
-CASES: dict[str, Callable[[str, int, int, bool], Round]] = {
+CASES: dict[str, Callable[[Given], Round]] = {
     "flagged-source": flagged_source,
     "flagged-callable": flagged_callable,
     "descriptor-thread": descriptor_thread,
@@ -162,8 +177,9 @@ CASES: dict[str, Callable[[str, int, int, bool], Round]] = {
 
 def main(library: str, case: str, length: str, cpu: str, calls: str, huge: str) -> None:
     """Prepare, then play a round per line of input."""
-    play = CASES[case](library, int(length), int(calls), huge == "1")
-    os.sched_setaffinity(0, {int(cpu)})  # this thread only, as in `bench.ours`
+    given = Given(library, int(length), int(cpu), int(calls), huge == "1")
+    play = CASES[case](given)
+    os.sched_setaffinity(0, {given.cpu})  # this thread only
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(play()), flush=True)
