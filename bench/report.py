@@ -84,10 +84,6 @@ class Report:
 
 def line_of(row: Row) -> str:
     """One line of the table."""
-    if isinstance(row.scenario, Imports):
-        compared, bar = f"{row.difference / 1e6:+5.0f}ms", f"<= +{row.scenario.bar_ms:.0f} ms"
-    else:
-        compared, bar = f"{row.ratio:6.2f}x", f"<= {row.scenario.bar}x"
     scenario = row.scenario
     if isinstance(scenario, Imports):
         compared, bar = f"{row.difference / 1e6:+5.0f}ms", f"<= +{scenario.bar_ms:.0f} ms"

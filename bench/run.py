@@ -10,8 +10,7 @@ from pathlib import Path
 
 from bench.peers import ROOT, FreshImport, Peer, build_floor
 from bench.report import Report, Row
-from bench.scenarios import SCENARIOS, Imports, Pins, Scenario
-from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Scenario
+from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Pins, Scenario
 
 PAGE = mmap.PAGESIZE
 TIMES = ("ns_per_touch", "ns_per_call", "ns")

@@ -163,6 +163,12 @@ pub fn is_latched(thread: i32) -> bool {
     })
 }
 
+/// The same of the calling thread; without a system call while no thread is latched.
+#[must_use]
+pub fn is_this_latched() -> bool {
+    LATCHED.load(Ordering::Acquire) > 0 && is_latched(thread_id())
+}
+
 fn release(latch: &Latch, thread: i32) {
     if latch.thread.compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         LATCHED.fetch_sub(1, Ordering::AcqRel);

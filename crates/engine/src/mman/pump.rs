@@ -9,7 +9,7 @@
 use crate::cause::Cause;
 use crate::error::Error;
 use crate::failure::{Failure, is_latched, record};
-use crate::flagged::view;
+use crate::flagged::{gate, view};
 use crate::interrupt;
 use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
 use crate::mman::{Mman, News, handover};
@@ -174,13 +174,24 @@ fn is_in_user_code(thread: i32) -> bool {
 }
 
 impl Mman {
+    fn has_news(&self) -> bool {
+        !self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Apply what happened to mappings, unless somebody else is about to.
     fn note_news_if_free(&self) {
-        if self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            return;
+        if self.has_news()
+            && let Some(_closed) = gate::try_close()
+        {
+            self.publish(&self.book());
         }
-        let Some(_closed) = crate::flagged::gate::try_close() else { return };
-        let book = self.book();
-        self.publish(&book);
+    }
+
+    /// Apply what happened to mappings. Not inside the gate.
+    pub(super) fn note_news(&self) {
+        if self.has_news() {
+            let _closed = gate::close();
+            self.publish(&self.book());
+        }
     }
 }
