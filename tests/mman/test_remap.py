@@ -320,14 +320,23 @@ def test_remap_of_a_page_that_a_living_fork_child_shares_is_ebusy(act):
 
 
 def test_remap_wakes_nobody(act):
-    """The thread that waits goes on after the wake, and not before."""
+    """The system call that waits goes on after the wake, and not before.
+
+    (A touch in user code may go on as soon as the page is there: it is sent a signal, so that it gives up the GIL.)
+    """
 
     def code():
         memory = flagged(1)
+        out, into = os.pipe()
+
+        def write():
+            os.write(into, memoryview(memory)[:1])
+            seen.append(os.read(out, 1)[0])
+
         with mman.userfaultfd() as descriptor:
             descriptor.register(memory)
             seen = []
-            thread = threading.Thread(target=lambda: seen.append(touch(at(memory))), daemon=True)
+            thread = threading.Thread(target=write, daemon=True)
             thread.start()
             assert descriptor.read_fault() == at(memory)
             assert table(7, 0, memory) == PAGE
