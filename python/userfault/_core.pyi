@@ -388,8 +388,25 @@ def mman_on_sigbus(
 ) -> None:
     """Choose what a SIGBUS in a range leads to: "raise", "default", "callable" or "source"."""
 
-def mman_remap(dst: _Place, src: _Place, length: int | None = None, flags: int = 0) -> int:
-    """Move pages; return how many bytes."""
+def remap_anon_pages(dst: _Place, src: _Place, length: int | None = None, flags: int = 0) -> int:
+    """Move pages from `src` into the hole at `dst`. Nobody is woken; the pages leave holes behind them.
+
+    Args:
+        dst: Address or buffer; need be neither flagged nor registered.
+        src: Address or buffer, usually staging memory.
+        length: Bytes, whole pages; None: as long as the shorter of the two buffers.
+        flags: 0 or `RAP_ALLOW_SRC_HOLES`.
+
+    Returns:
+        Bytes moved: `length`, or fewer when an error came after some; the call for the rest then says which.
+
+    Raises:
+        OSError: EINVAL: flags, alignment, nothing or more than one mapping at either end, shared memory, memory that is not
+            writable, different protection or mlock. EEXIST: there is a page already. ENOENT: there is none at the source.
+            EBUSY: the page is shared with a forked child, or pinned. EFAULT: something else than a page.
+
+    Blocks: for the moment of a change of owner. Source: patch 12 of the series.
+    """
 
 def mman_ranges() -> list[tuple[int, int, bool, int | None, bool, str]]:
     """Return what is marked: start, bytes, flagged, owner, kept out of children, resolver."""

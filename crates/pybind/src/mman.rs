@@ -132,10 +132,26 @@ fn mman_on_sigbus(
     run(py, "on_sigbus", range, move |mman, range| mman.on_sigbus(range, act, source))
 }
 
-/// Move pages; how many bytes.
+/// Move pages from `src` into the hole at `dst`. Nobody is woken; the pages leave holes behind them.
+///
+/// Args:
+///     dst: Address or buffer; need be neither flagged nor registered.
+///     src: Address or buffer, usually staging memory.
+///     length: Bytes, whole pages; None: as long as the shorter of the two buffers.
+///     flags: 0 or `RAP_ALLOW_SRC_HOLES`.
+///
+/// Returns:
+///     Bytes moved: `length`, or fewer when an error came after some; the call for the rest then says which.
+///
+/// Raises:
+///     OSError: EINVAL: flags, alignment, nothing or more than one mapping at either end, shared memory, memory that is not
+///         writable, different protection or mlock. EEXIST: there is a page already. ENOENT: there is none at the source.
+///         EBUSY: the page is shared with a forked child, or pinned. EFAULT: something else than a page.
+///
+/// Blocks: for the moment of a change of owner. Source: patch 12 of the series.
 #[pyfunction]
 #[pyo3(signature = (dst, src, length=None, flags=0))]
-fn mman_remap(py: Python<'_>, dst: Place, src: Place, length: Option<usize>, flags: u64) -> PyResult<usize> {
+fn remap_anon_pages(py: Python<'_>, dst: Place, src: Place, length: Option<usize>, flags: u64) -> PyResult<usize> {
     let shorter = dst.length.into_iter().chain(src.length).min();
     let length = transfer_length(&dst, &src, length.or(shorter))?;
     let mman = match mman::current() {
@@ -373,7 +389,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(mman_set_policy, module)?)?;
     module.add_function(wrap_pyfunction!(mman_policy, module)?)?;
     module.add_function(wrap_pyfunction!(mman_on_sigbus, module)?)?;
-    module.add_function(wrap_pyfunction!(mman_remap, module)?)?;
+    module.add_function(wrap_pyfunction!(remap_anon_pages, module)?)?;
     module.add_function(wrap_pyfunction!(mman_ranges, module)?)?;
     module.add_function(wrap_pyfunction!(mman_poisoned_switches, module)?)
 }

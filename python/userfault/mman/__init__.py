@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
+from userfault._core import remap_anon_pages
 from userfault.errors import UserFault
 from userfault.mman.descriptor import PROTOCOL, FdInfo, Userfaultfd2014, userfaultfd
 from userfault.mman.names import (
@@ -263,28 +264,6 @@ def on_sigbus(range: Range, resolver: Resolver) -> None:
         _core.mman_on_sigbus(place, "callable", resolver)
     else:
         raise TypeError(f"a resolver is a callable, a Source, signal.SIG_DFL or None; {resolver!r} is not")
-
-
-def remap_anon_pages(dst: Range | int, src: Range | int, length: int | None = None, flags: int = 0) -> int:
-    """Move pages from `src` into the hole at `dst`. Nobody is woken; the pages leave holes behind them.
-
-    Args:
-        dst: Address or buffer; need be neither flagged nor registered.
-        src: Address or buffer, usually staging memory.
-        length: Bytes, whole pages; None: as long as the shorter of the two buffers.
-        flags: 0 or `RAP_ALLOW_SRC_HOLES`.
-
-    Returns:
-        Bytes moved: `length`, or fewer when an error came after some; the call for the rest then says which.
-
-    Raises:
-        OSError: EINVAL: flags, alignment, nothing or more than one mapping at either end, shared memory, memory that is not
-            writable, different protection or mlock. EEXIST: there is a page already. ENOENT: there is none at the source.
-            EBUSY: the page is shared with a forked child, or pinned. EFAULT: something else than a page.
-
-    Blocks: for the moment of a change of owner. Source: patch 12 of the series.
-    """
-    return _core.mman_remap(dst, src, length, flags)
 
 
 @dataclass(frozen=True)
