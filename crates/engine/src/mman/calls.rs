@@ -12,7 +12,7 @@ use crate::mman::descriptor::{Descriptor, check_range};
 use crate::mman::ledger::{Marks, Owner, Policy};
 use crate::mman::{Mman, open_shared};
 use crate::source::Source;
-use crate::threads::Root;
+use crate::threads::{Root, drop_left};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -96,7 +96,9 @@ impl Mman {
         &'static self,
         work: impl FnOnce(&mut Change<'_>) -> Result<(), Failed> + Send + 'static,
     ) -> Result<(), Failed> {
-        self.change(|change| Ended(work(change))).0
+        let ended = self.change(|change| Ended(work(change))).0;
+        drop_left(); // regions of resolvers that are gone
+        ended
     }
 
     /// `madvise(MADV_USERFAULT)` or `MADV_NOUSERFAULT`.
