@@ -18,12 +18,33 @@ from mman.waiting import *
 """
 
 
+#: Under option 1 the flag is set by mprotect: the same program, with this in front.
+BY_MPROTECT = """
+mman.set_policy("mprotect")
+_madvise = mman.madvise
+def _madvise_by_mprotect(range, advice, **options):
+    wanted = {mman.MADV_USERFAULT: mman.PROT_USERFAULT, mman.MADV_NOUSERFAULT: mman.PROT_NONE}.get(advice)
+    if wanted is None:
+        return _madvise(range, advice, **options)
+    return mman.mprotect(range, mman.PROT_READ | mman.PROT_WRITE | wanted)
+mman.madvise = _madvise_by_mprotect
+"""
+
+
+def pytest_generate_tests(metafunc):
+    """A test file that says `POLICIES = (...)` is run under each of them."""
+    policies = getattr(metafunc.module, "POLICIES", None)
+    if policies and "act" in metafunc.fixturenames:
+        metafunc.parametrize("act", policies, indirect=True)
+
+
 @pytest.fixture
-def act(child, tmp_path):
+def act(request, child, tmp_path):
     """Run a function in a child that knows the names above; it must end with status 0 and, by default, in silence."""
+    prelude = PRELUDE + (BY_MPROTECT if getattr(request, "param", None) == "mprotect" else "")
 
     def run(code, *, timeout=20, args=(), silent=True, **options) -> ChildResult:
-        result = child(PRELUDE + source_of(code), timeout=timeout, args=args, cwd=tmp_path, **options).check()
+        result = child(prelude + source_of(code), timeout=timeout, args=args, cwd=tmp_path, **options).check()
         assert not silent or not result.stderr, result.stderr
         return result
 

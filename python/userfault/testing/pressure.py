@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from userfault import _core
 from userfault.errors import UnsupportedError
-from userfault.region import Region
 from userfault.units import parse_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["MemoryGroup", "memory_group", "purge"]
 
@@ -25,24 +28,25 @@ _MADV_PAGEOUT = 21  # the mmap module has no name for it
 _JOIN = "import os, sys; open(sys.argv[1], 'w').write('0'); os.execvp(sys.argv[2], sys.argv[2:])"
 
 
-def purge(region: Region) -> None:
+def purge(memory: Buffer) -> None:
     """Have the kernel take every volatile page of a buffer now, as it would under memory pressure.
 
     Args:
-        region: A VolatileBuffer.
+        memory: A VolatileBuffer, or memory that MADV_FREE was told of.
 
     Raises:
         OSError: The kernel does not know MADV_PAGEOUT (5.4).
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    length = -(-region.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    address, nbytes = _core.range_of(memory)
+    length = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as empty:
         nothing = ctypes.addressof(ctypes.c_char.from_buffer(empty))
         # Each CPU keeps the last few pages that went through its hands in a list of its own, where nobody else can take them or
         # mark them; the call empties it. Once before, and once for the pages that were not to be had.
-        for address, size in ((nothing, mmap.PAGESIZE), (region.address, length), (nothing, mmap.PAGESIZE)):
-            _on_each_cpu(partial(_page_out, libc, address, size))
+        for place, size in ((nothing, mmap.PAGESIZE), (address, length), (nothing, mmap.PAGESIZE)):
+            _on_each_cpu(partial(_page_out, libc, place, size))
 
 
 def _page_out(libc: ctypes.CDLL, address: int, length: int) -> None:
