@@ -54,9 +54,11 @@ unsafe extern "C" fn before() {
     let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install(), marks];
     // SAFETY: STARTING is held.
     unsafe { *HELD.0.get() = Some(locks) };
+    flagged::fork::before();
 }
 
 unsafe extern "C" fn in_parent() {
+    flagged::fork::in_parent();
     // SAFETY: this thread holds STARTING, since `before`; the locks go back after the cell was emptied.
     drop(unsafe { (*HELD.0.get()).take() });
 }
@@ -65,7 +67,8 @@ unsafe extern "C" fn in_child() {
     // SAFETY: as in `in_parent`; this thread is the copy of the one that took them.
     drop(unsafe { (*HELD.0.get()).take() });
     GENERATION.fetch_add(1, Ordering::AcqRel);
-    let Some(engine) = Engine::current() else { return };
+    flagged::fork::in_grandchild(|start, bytes| tombstone(start, bytes, libc::MAP_FIXED_NOREPLACE));
+    let Some(engine) = Engine::current() else { return view::forget(false) };
     engine.table.for_each(|region| {
         // Those of flagged memory are where their ranges were at first; the ranges have tombstones of their own.
         if region.options.kind != Kind::UserFault {
@@ -122,6 +125,17 @@ extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     // Not a tombstone: whoever was there before us takes it when the instruction runs again.
     // SAFETY: PREVIOUS was written before this handler was installed.
     unsafe { libc::sigaction(libc::SIGSEGV, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
+}
+
+/// A SIGBUS in a child that follows: its parent did not answer.
+pub fn explain_unanswered(address: usize) {
+    let mut followed = false;
+    view::for_each_followed(|range| followed |= range.contains(&address));
+    if followed {
+        say(format_args!(
+            "userfault: this forked process touched memory at {address:#x}, and its parent gave no page (fork=\"follow\")\n"
+        ));
+    }
 }
 
 fn end(what: std::fmt::Arguments<'_>) {

@@ -77,6 +77,9 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let _errno = KeepErrno::new();
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    if code > 0 {
+        crate::fork::explain_unanswered(address);
+    }
     let Some(engine) = Engine::current() else { return chain(signal, info, context) };
     if code <= 0 {
         if CHAINED.load(Ordering::Relaxed) == thread_id() {
