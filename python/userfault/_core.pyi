@@ -404,7 +404,7 @@ class NativeUserfaultfd2014:
     def can_follow(self) -> bool:
         """Whether it hears of forks: it was opened with CAP_SYS_PTRACE."""
 
-    def accept_fork(self, limit_seconds: float | None = None) -> NativeForkedUserfaultfd | None:
+    def next_fork(self, limit_seconds: float | None = None) -> NativeForkedUserfaultfd | None:
         """Return the userfaultfd of the next forked child; None when the time is over.
 
         Raises:

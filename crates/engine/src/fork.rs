@@ -132,10 +132,15 @@ pub fn explain_unanswered(address: usize) {
     let mut followed = false;
     view::for_each_followed(|range| followed |= range.contains(&address));
     if followed {
-        say(format_args!(
-            "userfault: this forked process touched memory at {address:#x}, and its parent gave no page (fork=\"follow\")\n"
-        ));
+        say_unanswered(address);
     }
+}
+
+/// The line about it.
+pub fn say_unanswered(address: usize) {
+    say(format_args!(
+        "userfault: this forked process touched memory at {address:#x}, and its parent gave no page (fork=\"follow\")\n"
+    ));
 }
 
 fn end(what: std::fmt::Arguments<'_>) {

@@ -17,7 +17,7 @@ use crate::mapping::{is_poisoned, is_resident};
 use crate::region::{Delivery, Region};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
-use crate::threads::{KeepErrno, thread_id};
+use crate::threads::{KeepErrno, Root, thread_id};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -155,6 +155,12 @@ fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_
         }
         return !again;
     };
+    if entry.follow && Root::current().is_none() {
+        // A child of a bare clone(2): no hook ran in it, and all that is known here is its parent's.
+        drop(inside);
+        crate::fork::say_unanswered(address);
+        return false;
+    }
     let region = &*entry.resolver.region;
     let page = region.page_of(address);
     let error = SourceError::new((page * uffd::page_size()) as u64, Cause::Unresolved);

@@ -222,7 +222,7 @@ impl NativeUserfaultfd2014 {
 
     /// The userfaultfd of the next forked child; None when `limit_seconds` are over.
     #[pyo3(signature = (limit_seconds=None))]
-    fn accept_fork(&self, py: Python<'_>, limit_seconds: Option<f64>) -> PyResult<Option<NativeForkedUserfaultfd>> {
+    fn next_fork(&self, py: Python<'_>, limit_seconds: Option<f64>) -> PyResult<Option<NativeForkedUserfaultfd>> {
         self.check("accept_fork")?;
         let end = limit_seconds.map(|limit| Instant::now() + seconds(limit));
         loop {

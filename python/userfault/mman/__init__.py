@@ -121,6 +121,7 @@ __all__ = [
     "RAP_ALLOW_SRC_HOLES",
     "Advice",
     "FdInfo",
+    "ForkedUserfaultfd",
     "Protection",
     "RangeInfo",
     "UserFault",

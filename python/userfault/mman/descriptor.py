@@ -96,7 +96,7 @@ class Userfaultfd2014(_core.NativeUserfaultfd2014):
 
         Blocks: until a fork; Ctrl-C works. GIL: released.
         """
-        forked = super().accept_fork(None if timeout is None else parse_seconds(timeout))
+        forked = self.next_fork(None if timeout is None else parse_seconds(timeout))
         if forked is None:
             raise TimeoutError("no child was forked in time that follows this descriptor")
         return ForkedUserfaultfd(forked)

@@ -11,6 +11,7 @@
 //! handover    a thread that keeps the language's lock gives it up at its touch
 //! follow      forked children whose faults come here
 //! forked      the userfaultfd of one such child
+//! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod change;
 pub mod descriptor;
 pub mod follow;
 pub mod forked;
+pub mod forking;
 pub mod handover;
 pub mod ledger;
 pub mod poll;

@@ -91,9 +91,15 @@ impl Pump {
         let mut messages = [UffdMsg::ZERO; BATCH];
         let mut news = self.mman.news.lock().unwrap_or_else(PoisonError::into_inner);
         let count = handle.read_messages(&mut messages).unwrap_or(0);
-        news.extend(messages[..count].iter().filter_map(news_of));
+        let mut children = Vec::new();
+        for message in &messages[..count] {
+            match fork_of(message) {
+                Some(child) => children.push(child),
+                None => news.extend(news_of(message)),
+            }
+        }
         drop(news);
-        for child in messages[..count].iter().filter_map(fork_of) {
+        for child in children {
             self.mman.orphan(id, child);
             self.deadline = Some(Instant::now());
         }
@@ -170,7 +176,7 @@ impl Pump {
     }
 }
 
-/// What it says about a mapping of ours.
+/// What it says about a mapping of ours. Not for what [`fork_of`] takes.
 pub fn news_of(message: &UffdMsg) -> Option<News> {
     if message.fault().is_some() {
         return None;
