@@ -30,9 +30,9 @@ def positions(units: int, step: int, order: str) -> np.ndarray:
     return numbers * np.uint64(step)
 
 
-def toucher(path: str):
-    """The timed loop, called without the GIL."""
-    function = ctypes.CDLL(path).timed_touch
+def toucher(path: str, *, gil: bool = False):
+    """The timed loop, called without the GIL, or holding it all the time."""
+    function = (ctypes.PyDLL if gil else ctypes.CDLL)(path).timed_touch
     function.restype = ctypes.c_uint64
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]
     return function

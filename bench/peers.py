@@ -11,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "target" / "floor"
-PROGRAMS = ("touch_signal", "touch_thread", "sequential_2m")
+TOUCHING = ("touch_signal", "touch_thread", "touch_move", "sequential_2m", "volatile_pin")
+CALLING = ("remap", "watch")
+PROGRAMS = TOUCHING + CALLING
 PATIENCE_SECONDS = 120.0
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import sys
 from pathlib import Path
 
 from bench.peers import ROOT, FreshImport, Peer, build_floor
 from bench.report import Report, Row
-from bench.scenarios import SCENARIOS, Imports, Scenario
+from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Pins, Scenario
+
+PAGE = mmap.PAGESIZE
+TIMES = ("ns_per_touch", "ns_per_call", "ns")
+"""What a round may have measured; it has one of them."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,9 +38,21 @@ def sides(scenario: Scenario, built: Path, cpu: int) -> tuple[Peer | FreshImport
     """The baseline and userfault, ready to play."""
     if isinstance(scenario, Imports):
         return FreshImport(scenario.beside), FreshImport(scenario.beside, scenario.module)
+    if isinstance(scenario, Calls2014):
+        return sides_2014(scenario, built, cpu)
     floor = [str(built / scenario.floor), str(scenario.units), str(cpu), str(scenario.repeats)]
+    if isinstance(scenario, Pins):
+        return Peer(floor), Peer([sys.executable, "-m", "bench.volatile", str(scenario.units), str(cpu), str(scenario.repeats)])
     ours = [sys.executable, "-m", "bench.ours", str(built / "toucher.so"), scenario.delivery, scenario.unit]
     return Peer(floor), Peer([*ours, scenario.order, str(scenario.units), str(cpu), str(scenario.repeats)])
+
+
+def sides_2014(scenario: Calls2014, built: Path, cpu: int) -> tuple[Peer, Peer]:
+    """Both sides for the calls of 2014."""
+    length, calls = SIZES_OF[scenario.size], scenario.calls
+    numbers = [length // PAGE, cpu, 1] if scenario.touches else [length, cpu, calls, int(scenario.huge or scenario.full)]
+    ours = ["-m", "bench.ours_2014", built / "toucher.so", scenario.case, length, cpu, calls, int(scenario.huge)]
+    return Peer([str(part) for part in (built / scenario.floor, *numbers)]), Peer([sys.executable, *map(str, ours)])
 
 
 def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
@@ -49,7 +66,7 @@ def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
                 raise RuntimeError(f"{scenario.name}: the two sides saw different bytes")
             if number > 0:
                 for side, result in results.items():
-                    samples[side].append(result.get("ns_per_touch") or result["ns"])
+                    samples[side].append(next(result[key] for key in TIMES if key in result))
     finally:
         floor.close()
         ours.close()

@@ -27,6 +27,17 @@ def child():
 
 
 @pytest.fixture
+def memory_limit():
+    """A memory cgroup without a limit yet, a `userfault.testing.MemoryGroup`; a child joins it by writing to its cgroup.procs."""
+    testing = pytest.importorskip("userfault.testing")
+    try:
+        with testing.memory_group() as group:
+            yield group
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
 def as_nobody():
     """The same as `child`, in a process that is the user nobody; skipped where that cannot be arranged."""
     reason = why_no_user("nobody")

@@ -119,7 +119,7 @@ static inline void on_bus_error(void (*handler)(int, siginfo_t *, void *))
 static inline size_t number(int argc, char **argv, int index)
 {
     if (index >= argc) {
-        fprintf(stderr, "usage: %s UNITS CPU REPEATS\n", argv[0]);
+        fprintf(stderr, "%s: too few arguments; bench/floor/README.md has them\n", argv[0]);
         exit(2);
     }
     return strtoul(argv[index], NULL, 0);
@@ -157,6 +157,20 @@ static inline void play(const uint8_t *region, const uint64_t *order, size_t cou
         }
         printf("{\"ns_per_touch\": %.1f, \"touches\": %zu, \"sum\": %llu}\n", (double)spent / (count * repeats),
                count * repeats, (unsigned long long)sum);
+        fflush(stdout);
+    }
+}
+
+/* The same for calls instead of touches: `round` makes `calls` of them, says how long they took, and proves it with a sum. */
+static inline void play_calls(uint64_t (*round)(uint64_t *sum), size_t calls)
+{
+    char line[16];
+    puts("{\"ready\": true}");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        uint64_t sum = 0, spent = round(&sum);
+        printf("{\"ns_per_call\": %.1f, \"calls\": %zu, \"sum\": %llu}\n", (double)spent / calls, calls,
+               (unsigned long long)sum);
         fflush(stdout);
     }
 }

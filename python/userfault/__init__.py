@@ -30,6 +30,7 @@ from userfault.errors import (
 from userfault.mapping import load, map
 from userfault.region import Options, Region, Statistics, checked
 from userfault.sources import Bytes, Checksum, Deadline, File, Image, Retry, Source, Zero
+from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
 
 if TYPE_CHECKING:
     from userfault import image as image
@@ -60,6 +61,8 @@ __all__ = [
     "UnsupportedError",
     "UserFault",
     "UserfaultError",
+    "VolatileBuffer",
+    "VolatileCache",
     "Zero",
     "capabilities",
     "checked",
@@ -69,6 +72,7 @@ __all__ = [
     "map",
     "mman",
     "testing",
+    "volatile_cache",
 ]
 
 __version__ = "0.1.0"

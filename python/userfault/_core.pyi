@@ -312,6 +312,32 @@ class NativeRegion:
 def start_engine() -> None:
     """Start the engine, or raise what `map()` would raise."""
 
+# volatile
+
+def volatile_source(length: int, refill: NativeSource | None) -> NativeSource:
+    """Return the source of a volatile region: zeros, and lost pages from `refill`."""
+
+def volatile_unpin(region: NativeRegion, start: int, stop: int) -> None:
+    """Let the kernel take the whole pages inside a range of bytes."""
+
+def volatile_pin(region: NativeRegion, start: int, stop: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Keep all pages that a range of bytes touches; return the runs of pages that were lost, and that were volatile."""
+
+def volatile_discard(region: NativeRegion, start: int, stop: int) -> None:
+    """Put zeros in all pages that a range of bytes touches."""
+
+def volatile_pages(region: NativeRegion) -> bytes:
+    """Return one byte a page: 0 untouched, 1 pinned, 2 volatile, 3 purged, 4 purged and refilled."""
+
+@final
+class Window:
+    """A read-only part of a buffer that can be watched by a weak reference: it lives until its last view is released."""
+
+    def __new__(cls, buffer: ReadableBuffer, start: int, stop: int) -> Window:
+        """Show the bytes from `start` to `stop`."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 # raise
 
 def set_exceptions(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import tokenize
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault.errors import OptionError
@@ -43,7 +45,7 @@ def map(
         mode: "r": read-only views. "c": writes stay in memory.
         on_error: What happens when a page cannot be had. "raise": PageError in the touching thread. "abort": the process
             dies by SIGBUS with one line on stderr; also what "raise" means on kernels before 6.6.
-        timeout: How long a fault may take; seconds, or a string such as "30s".
+        timeout: How long a touch may wait, with delivery="thread"; seconds, or a string such as "30s".
         shared: Pages live in a memory file that other processes may map (`Region.fileno()`); needs on_error="abort".
         fork: "deny": a forked child that touches the region dies by SIGSEGV with one line; spawn and pickling work.
         fallback: "eager": where userfaultfd is not permitted, load everything now instead.
@@ -68,16 +70,13 @@ def map(
         raise OptionError(f"fork={fork!r}: must be 'deny'")
     if fallback not in (None, "eager"):
         raise OptionError(f"fallback={fallback!r}: must be None or 'eager'")
-    seconds = parse_seconds(timeout)
-    if seconds <= 0:
-        raise OptionError(f"timeout={timeout!r}: must be above zero")
     options = Options(
         delivery=delivery,
-        unit=0 if unit is None else parse_bytes(unit),
+        unit=0 if unit is None else parse_bytes(unit, "unit"),
         huge=huge,
         mode=mode,
         on_error=on_error,
-        timeout=seconds,
+        timeout=parse_seconds(timeout, "timeout"),
         shared=shared,
         fallback=fallback,
     )
@@ -100,21 +99,23 @@ def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
         ImageError: As `map`.
         OSError: As `map`.
     """
-    import numpy as np
-
     region = map(path, **options)
     shape, fortran, dtype, start = _npy_header(region, os.fspath(path))
     if dtype.hasobject:
         raise OptionError(f"{os.fspath(path)} holds pickled Python objects; they are never loaded")
-    need = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if any(length < 0 for length in shape):
+        raise OptionError(f"{os.fspath(path)} is not a .npy array: its header promises the shape {shape}")
+    need = math.prod(shape) * dtype.itemsize
     if start + need > len(region):
         raise OptionError(f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there")
-    return region.numpy(dtype, shape, start, order="F" if fortran else "C")
+    try:
+        return region.numpy(dtype, shape, start, order="F" if fortran else "C")
+    except OptionError as error:
+        raise OptionError(f"{os.fspath(path)}: {error}") from None
 
 
-# Version 3.0 differs from 2.0 in the encoding of field names, which numpy reads in private only.
 _NPY_READERS = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
-# numpy's own limit for a header that was not vouched for.
+# More than numpy reads of a header that was not vouched for.
 _HEADER_BYTES = 16384
 
 
@@ -124,9 +125,29 @@ def _npy_header(region: Region, path: str) -> tuple[tuple[int, ...], bool, np.dt
     head = io.BytesIO(region.read(0, min(len(region), _HEADER_BYTES)))
     try:
         version = npy.read_magic(head)
+        if version == (3, 0):
+            return _npy_header_3(head)
         if version not in _NPY_READERS:
             raise ValueError(f"version {version} of the format is not known")
         shape, fortran, dtype = getattr(npy, _NPY_READERS[version])(head)
-    except ValueError as error:
-        raise OptionError(f"{path} is not a .npy array: {error}") from None
+    except _PARSER_ERRORS as error:
+        raise OptionError(f"{path} is not a .npy array: {str(error) or type(error).__name__}") from None
+    return shape, fortran, dtype, head.tell()
+
+
+# What numpy lets through of Python's own parser when a header is hostile.
+_PARSER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+
+
+def _npy_header_3(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Version 3.0 is 2.0 in another encoding, UTF-8: written with escapes, numpy's public reader of 2.0 takes it."""
+    from numpy.lib import format as npy
+
+    length = int.from_bytes(head.read(4), "little")
+    text = head.read(length)
+    if len(text) < length:
+        raise ValueError(f"its header has {length} bytes, {len(text)} are there or may be read")
+    escaped = text.decode("utf-8").encode("ascii", "backslashreplace")
+    again = io.BytesIO(len(escaped).to_bytes(4, "little") + escaped)
+    shape, fortran, dtype = npy.read_array_header_2_0(again, max_header_size=len(escaped))
     return shape, fortran, dtype, head.tell()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from userfault import _core
 from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
-from userfault.sources import Source
-from userfault.units import format_bytes
+from userfault.sources import Source, native
+from userfault.units import format_bytes, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +33,7 @@ class Options:
         huge: Whole 2 MiB pages.
         mode: "r" or "c".
         on_error: "raise" or "abort".
-        timeout: How long a fault may take.
+        timeout: How long a touch may wait.
         shared: Pages live in a memory file.
         fallback: None or "eager".
     """
@@ -43,6 +46,11 @@ class Options:
     timeout: float = 30.0
     shared: bool = False
     fallback: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.unit, "unit")
+        if parse_seconds(self.timeout, "timeout") == 0:
+            raise OptionError(f"timeout={self.timeout!r}: must be above zero, or no page would ever be in time")
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Region(_core.NativeRegion):
     source: Source
     options: Options
 
-    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Region:
+    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Self:
         """Open `source`; `userfault.map` is the way to make one.
 
         Args:
@@ -135,11 +143,14 @@ class Region(_core.NativeRegion):
             OptionError: Options that make no sense together.
             OSError: No room, or the source cannot be opened.
         """
-        options = options or Options()
+        options = Options() if options is None else options
+        if not isinstance(options, Options):
+            raise OptionError(f"options: must be userfault.region.Options, and are of type {type(options).__name__}")
+        opened = native(source)
         refresh_handlers()
         self = super().__new__(
             cls,
-            source.open(),
+            opened,
             delivery=options.delivery,
             unit=options.unit,
             huge=options.huge,
@@ -169,7 +180,7 @@ class Region(_core.NativeRegion):
     def __reduce__(self) -> tuple[Any, ...]:
         return open_region, (self.source, self.options)
 
-    def __enter__(self) -> Region:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -203,15 +214,20 @@ class Region(_core.NativeRegion):
             raise OptionError(f"dtype {kind} holds Python objects: their pointers mean nothing in another process or file")
         if not 0 <= offset <= self.nbytes:
             raise OptionError(f"offset {offset} lies outside the region's {self.nbytes} bytes")
+        left = self.nbytes - offset
         if shape is None:
-            shape = (self.nbytes - offset) // kind.itemsize if kind.itemsize else 0
-        count = int(np.prod(shape, dtype=np.int64))
-        if count * kind.itemsize > self.nbytes - offset:
-            raise OptionError(
-                f"shape {shape} of {kind} needs {count * kind.itemsize} bytes; {self.nbytes - offset} are left at offset {offset}"
-            )
-        # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
-        return np.ndarray(shape, kind, buffer=np.frombuffer(memoryview(self), "u1"), offset=offset, order=order)
+            shape = left // kind.itemsize if kind.itemsize else 0
+        lengths = tuple(map(operator.index, shape)) if isinstance(shape, Iterable) else (operator.index(shape),)
+        need = math.prod(lengths) * kind.itemsize
+        if min(lengths, default=0) < 0:
+            raise OptionError(f"shape {shape}: no length may be negative")
+        if need > left:
+            raise OptionError(f"shape {shape} of {kind} needs {need} bytes; {left} are left at offset {offset}")
+        try:
+            # np.ndarray(buffer=self) would let its export go at once; frombuffer keeps it in a memoryview.
+            return np.ndarray(lengths, kind, buffer=np.frombuffer(memoryview(self), "u1"), offset=offset, order=order)
+        except ValueError as error:  # more dimensions, or more elements of no bytes, than NumPy has room for
+            raise OptionError(f"shape {shape} of {kind}: {error}") from None
 
     def prefetch(self, where: slice | Buffer | None = None) -> None:
         """Start filling pages in the background; demand faults go first.
@@ -341,6 +357,10 @@ def refresh_handlers() -> None:
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
+def _is_there(region: Region) -> bool:
+    return _core.NativeRegion.state.__get__(region) in ("open", "closing")  # subclasses may hide it
+
+
 class checked:
     """A block that no failed page leaves unnoticed.
 
@@ -352,6 +372,7 @@ class checked:
         *regions: Only these; none: all regions of the process.
 
     Raises:
+        OptionError: Something else than regions was given.
         PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
             `__context__`; KeyboardInterrupt and these two pass through.
 
@@ -361,13 +382,17 @@ class checked:
     """
 
     def __init__(self, *regions: Region) -> None:
+        for region in regions:
+            if not isinstance(region, Region):
+                kind = type(region).__name__
+                raise OptionError(f"checked: takes regions and was given a {kind}; give none to watch all regions")
         self._regions = regions
         self._before: tuple[int, ...] = ()
 
     def _epochs(self) -> tuple[int, ...]:
         if not self._regions:
             return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions if region.state in ("open", "closing"))
+        return tuple(region.statistics().failure_epoch for region in self._regions if _is_there(region))
 
     def __enter__(self) -> checked:
         refresh_handlers()

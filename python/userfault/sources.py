@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from userfault import _core
 from userfault.errors import OptionError
-from userfault.units import parse_bytes, parse_seconds
+from userfault.units import parse_bytes, parse_count, parse_seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Bytes", "Checksum", "Deadline", "File", "Image", "Retry", "Source", "Zero", "source_of"]
+__all__ = ["Bytes", "Checksum", "Deadline", "File", "Image", "Retry", "Source", "Zero", "native", "source_of"]
 
 
 class Source:
@@ -40,6 +40,26 @@ class Source:
         raise TypeError(f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them")
 
 
+def native(source: Source) -> _core.NativeSource:
+    """Open a source, if it is one: for those who were given it.
+
+    Args:
+        source: What should be a source.
+
+    Returns:
+        As `Source.open`.
+
+    Raises:
+        OptionError: It is none; otherwise as `Source.open`.
+    """
+    if isinstance(source, Source):
+        return source.open()
+    raise OptionError(
+        f"source: must be a Source, such as File, Bytes or Image, and is of type {type(source).__name__}; "
+        "only userfault.map takes paths and bytes themselves"
+    )
+
+
 @dataclass(frozen=True)
 class Zero(Source):
     """Memory of zeros that costs nothing until it is written.
@@ -52,7 +72,7 @@ class Zero(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return _core.NativeSource.zero(parse_bytes(self.length))
+        return _core.NativeSource.zero(parse_bytes(self.length, "length"))
 
 
 class Bytes(Source):
@@ -69,7 +89,10 @@ class Bytes(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return _core.NativeSource.bytes(memoryview(self.buffer).cast("B"), _is_heap(self.buffer))
+        view = memoryview(self.buffer)
+        if not view.c_contiguous:
+            raise OptionError("Bytes: the buffer must be contiguous; numpy.ascontiguousarray makes it so")
+        return _core.NativeSource.bytes(view.cast("B"), _is_heap(self.buffer))
 
     def __repr__(self) -> str:
         return f"Bytes({memoryview(self.buffer).nbytes} bytes)"
@@ -105,8 +128,8 @@ class File(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        length = None if self.length is None else parse_bytes(self.length)
-        return _core.NativeSource.file(os.fspath(self.path), parse_bytes(self.offset), length)
+        length = None if self.length is None else parse_bytes(self.length, "length")
+        return _core.NativeSource.file(os.fspath(self.path), parse_bytes(self.offset, "offset"), length)
 
 
 @dataclass(frozen=True)
@@ -122,6 +145,9 @@ class Image(Source):
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`. A damaged or hostile file raises ImageError."""
         return _core.NativeSource.image(os.fspath(self.path))
+
+
+_MOST_ATTEMPTS = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -140,9 +166,8 @@ class Retry(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        if self.attempts < 1:
-            raise OptionError(f"attempts={self.attempts}: at least one read is needed")
-        return self.source.open().retry(self.attempts, parse_seconds(self.pause))
+        attempts = parse_count(self.attempts, "attempts", 1, _MOST_ATTEMPTS)
+        return native(self.source).retry(attempts, parse_seconds(self.pause, "pause"))
 
 
 @dataclass(frozen=True)
@@ -161,7 +186,10 @@ class Deadline(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return self.source.open().deadline(parse_seconds(self.limit))
+        limit = parse_seconds(self.limit, "limit")
+        if limit == 0:
+            raise OptionError(f"limit={self.limit!r}: must be above zero, or no read would ever be in time")
+        return native(self.source).deadline(limit)
 
 
 @dataclass(frozen=True)
@@ -180,7 +208,8 @@ class Checksum(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return self.source.open().checksum(parse_bytes(self.block), list(self.sums))
+        sums = [parse_count(value, f"sums[{number}]", 0, 2**64 - 1) for number, value in enumerate(self.sums)]
+        return native(self.source).checksum(parse_bytes(self.block, "block"), sums)
 
 
 _ZSTD_FRAME = 0xFD2FB528

@@ -16,6 +16,19 @@ def test_scenarios_have_distinct_names_made_of_parameters():
     assert scenarios.Touches("signal", "4KiB", "random", 8, 1, "touch_signal", 1.5).name == "touch-4KiB-random-signal"
 
 
+def test_calls_of_2014_are_scaled_by_their_number_not_their_size():
+    """A short round makes few calls as large as ever; touched memory, and memory that has to be filled first, shrinks."""
+    touches = scenarios.Calls2014("flagged-source", "64MiB", "touch_signal", bar=1.15)
+    calls = scenarios.Calls2014("remap", "2MiB", "remap", calls=2000, huge=True, bar=1.15)
+    assert (touches.name, calls.name) == ("flagged-source", "remap-2MiB-thp")
+    assert touches.scaled(0.04).size == "2MiB"
+    assert touches.scaled(0.000001).size == "4KiB"
+    assert (calls.scaled(0.01).size, calls.scaled(0.01).calls) == ("2MiB", 20)
+    assert calls.scaled(0.000001).calls == 2
+    full = scenarios.Calls2014("flag", "1GiB", "watch", calls=2, full=True, bar_us=1000)
+    assert (full.scaled(0.1).size, full.scaled(0.1).calls) == ("64MiB", 2)
+
+
 def test_scenario_survives_json():
     """Data made of a scenario makes the same scenario again."""
     for one in scenarios.SCENARIOS:
@@ -43,7 +56,7 @@ def test_report_table_pairs_rounds():
 
 @needs_compiler
 @pytest.mark.kernel
-@pytest.mark.parametrize("program", peers.PROGRAMS)
+@pytest.mark.parametrize("program", peers.TOUCHING)
 def test_floor_program_plays_rounds(program):
     """Each baseline plays as many rounds as it is told, and sees the same bytes every time."""
     peer = peers.Peer([str(peers.build_floor() / program), "4", "0", "2"])
@@ -58,18 +71,55 @@ def test_floor_program_plays_rounds(program):
 
 @needs_compiler
 @pytest.mark.kernel
+@pytest.mark.parametrize("program", peers.CALLING)
+@pytest.mark.parametrize("special", ["0", "1"])
+def test_floor_program_makes_calls(program, special):
+    """Each baseline makes as many calls as it is told; the bytes survive every round, of huge or present pages too."""
+    peer = peers.Peer([str(peers.build_floor() / program), str(2 << 20), "0", "4", special])
+    try:
+        rounds = [peer.play() for _ in range(3)]
+    finally:
+        peer.close()
+    assert [one["calls"] for one in rounds] == [4, 4, 4]
+    assert len({one["sum"] for one in rounds}) == 1
+    assert all(one["ns_per_call"] > 0 for one in rounds)
+
+
+@needs_compiler
+@pytest.mark.kernel
 @pytest.mark.parametrize("one", scenarios.SCENARIOS, ids=lambda one: one.name)
 def test_scenario_plays_both_sides(one):
     """Both sides are played equally often, and see the same bytes (`measure` compares them)."""
-    userfault = pytest.importorskip("userfault")
-    if not hasattr(userfault, "map"):
-        pytest.skip("userfault.map is not there yet")
     row = run.measure(one.scaled(0.001), peers.build_floor(), rounds=2, cpu=0)
     assert len(row.floor) == len(row.ours) == 2
     assert min(row.floor + row.ours) > 0
 
 
+@pytest.mark.parametrize(("median_us", "verdict"), [(14.9, ""), (15.1, "MISSED")])
+def test_report_table_judges_an_absolute_bar(median_us, verdict):
+    """Where the C program does less than we do, what counts is the time itself; the ratio is shown all the same."""
+    one = scenarios.Calls2014("flagged-callable", "4KiB", "touch_move", bar_us=15)
+    row = report.Row(one, [1e3] * 3, [1e3, median_us * 1e3, 99e3])
+    table = report.Report([row]).table()
+    assert row.within_bar == (not verdict)
+    assert ("MISSED" in table) == bool(verdict)
+    assert f"{median_us:.2f}x" in table
+    assert "<= 15 us" in table
+
+
+@needs_compiler
+@pytest.mark.kernel
+def test_run_saves_the_rows_of_the_calls_of_2014(tmp_path):
+    """The file has each side's samples, and all that the name was made of."""
+    run.main(["--rounds", "3", "--scale", "0.001", "--out", str(tmp_path), "flagged-source", "remap-64KiB", "switch-64GiB"])
+    (path,) = tmp_path.iterdir()
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["scenario"]["name"] for row in rows] == ["flagged-source", "remap-64KiB", "switch-64GiB"]
+    assert all(len(row[side]) == 3 and min(row[side]) > 0 for row in rows for side in ("floor", "ours"))
+    assert [row["scenario"]["bar"] or row["scenario"]["bar_us"] for row in rows] == [1.15, 1.15, 1000]
+
+
 def test_run_lists_names(capsys):
     """The names are there to be chosen from."""
-    assert run.main(["--list", "4KiB"]) == 0
+    assert run.main(["--list", "touch-4KiB"]) == 0
     assert capsys.readouterr().out.split() == ["touch-4KiB-random-signal", "touch-4KiB-random-thread"]

@@ -13,8 +13,6 @@ import pytest
 from support.child import python_path, run_command
 from support.images import read_table, sample
 
-pytest.importorskip("userfault.cli")
-
 DATA = sample(21, 3_000_000)
 
 needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd command here")
@@ -145,7 +143,7 @@ def test_verify_of_a_damaged_image_is_status_1_with_the_place(image):
         (["pack", "data", "-o", "no/out"], 1, "No such file or directory"),
         (["pack", "data", "-o", "taken"], 1, "taken exists\n\nhint: --force replaces it"),
         (["pack", "data", "--frame", "5KB"], 2, "multiple of 4KiB"),
-        (["pack", "data", "--frame", "some"], 2, "'some' is not a size"),
+        (["pack", "data", "--frame", "some"], 2, "'some': must be a size"),
         (["pack", "data", "--level", "30"], 2, "--level"),
         (["pack", "data", "--threads", "0"], 2, "--threads"),
         (["pack", "-", "--json"], 2, "standard output"),
@@ -207,6 +205,39 @@ def test_progress_is_for_a_terminal(data):
     assert (process.returncode, output) == (0, b"")
     assert b"MiB" in talk
     assert b"\x1b[" in talk
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ('inspect "$IMAGE" >&-', "standard output is closed"),
+        ('inspect "$IMAGE" --json >&-', "standard output is closed"),
+        ("doctor >&-", "standard output is closed"),
+        ("--help >&-", "standard output is closed"),
+        ("completion bash >&-", "standard output is closed"),
+        ('pack "$DATA" -o - >&-', "standard output is closed"),
+        ("pack - <&-", "standard input is closed"),
+        ('pack - -o "$DATA.out" <&-', "standard input is closed"),
+        ("pack - <&- >&-", "standard input and standard output are closed"),
+        ('inspect "$IMAGE" >/dev/full', "No space left on device"),
+    ],
+)
+def test_streams_that_cannot_be_used_are_one_line_and_status_1(data, image, arguments, words):
+    """A shell can start us without an input or an output: that is a mistake of the call, not a bug of ours."""
+    script = f'exec "{sys.executable}" -m userfault {arguments}'
+    result = run_command(["bash", "-c", script], timeout=30, env={"IMAGE": str(image), "DATA": str(data)})
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"error: {words}\n")
+    assert not os.path.exists(f"{data}.out")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_not_needed_may_be_closed(data, tmp_path, closed):
+    """And what is opened in their place is neither written to nor taken for them."""
+    out = tmp_path / "out"
+    script = f'exec "{sys.executable}" -m userfault pack "{data}" -o "{out}" {closed}'
+    assert run_command(["bash", "-c", script], timeout=30).returncode == 0
+    assert userfault("verify", out).returncode == 0
+    assert sum(entry.decoded for entry in read_table(out.read_bytes())) == len(DATA)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -7,10 +7,7 @@ import tarfile
 import pytest
 from support.child import run_command
 
-archive = pytest.importorskip("userfault.cli.demo_archive")
-userfault = pytest.importorskip("userfault")
-
-needs_map = pytest.mark.skipif(not hasattr(userfault, "map"), reason="userfault.map is not there yet")
+from userfault.cli import demo_archive as archive
 
 
 def test_archive_is_a_tar_whose_contents_are_true(tmp_path):
@@ -34,7 +31,6 @@ def test_archive_file_that_shrinks_is_filled_up(tmp_path):
     assert archive.read_file(archive.Member("gone", 4, str(tmp_path / "gone"))) == bytes(4)
 
 
-@needs_map
 @pytest.mark.kernel
 def test_demo_prints_table_and_saves_picture(tmp_path):
     """Run twice: the first packs, the second finds the image there."""
@@ -55,7 +51,6 @@ def test_demo_prints_table_and_saves_picture(tmp_path):
         assert words in second.stdout
 
 
-@needs_map
 @pytest.mark.kernel
 def test_demo_picture_not_writable_still_answers(tmp_path):
     """The picture is the least of it: without it the table is there, and a line says why."""
@@ -66,7 +61,6 @@ def test_demo_picture_not_writable_still_answers(tmp_path):
     assert "no picture: " in result.stderr
 
 
-@needs_map
 def test_demo_folder_not_writable_is_one_line(tmp_path):
     """A user's mistake gives a line, not a traceback."""
     (tmp_path / "file").write_text("")

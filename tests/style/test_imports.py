@@ -1,9 +1,5 @@
 """`import userfault` costs little and changes nothing."""
 
-import pytest
-
-userfault = pytest.importorskip("userfault.errors")
-
 
 def test_import_loads_no_heavy_module(child):
     """NumPy, click, rich and the rarely used parts are loaded by those who use them."""

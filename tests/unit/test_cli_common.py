@@ -6,8 +6,9 @@ import json
 import click
 import pytest
 
-common = pytest.importorskip("userfault.cli.common")
-errors = pytest.importorskip("userfault.errors")
+from userfault import errors
+from userfault.cli import common
+
 Exit = common.Exit
 
 
@@ -62,7 +63,6 @@ def test_emit_json_puts_schema_first(capsys):
 
 def test_size_and_time_options_parse_units():
     """Options take sizes and times with units, and refuse the rest as wrong usage."""
-    pytest.importorskip("userfault.units")
     assert common.SIZE.convert("64KiB", None, None) == 65536
     assert common.SECONDS.convert("250ms", None, None) == 0.25
     with pytest.raises(click.BadParameter):

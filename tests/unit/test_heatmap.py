@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 import pytest
 
-heatmap = pytest.importorskip("userfault.report.heatmap")
+from userfault.report import heatmap
 
 PAGE = mmap.PAGESIZE
 

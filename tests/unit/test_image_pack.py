@@ -90,6 +90,16 @@ def test_empty_source_is_an_image_of_nothing(tmp_path):
     assert pyzstd.decompress(out.read_bytes()) == b""
 
 
+def test_file_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
+    """What /proc holds has no size, but bytes; a file without any is an image of nothing."""
+    with open("/proc/version", "rb") as file:
+        data = file.read()
+    assert os.stat("/proc/version").st_size == 0 < len(data)
+    assert pyzstd.decompress(packed("/proc/version")) == data
+    (tmp_path / "empty").touch()
+    assert pyzstd.decompress(packed(tmp_path / "empty")) == b""
+
+
 @pytest.mark.parametrize(
     "options", [{"frame": 0}, {"frame": 5000}, {"frame": "1GiB"}, {"frame": "some"}, {"level": 99}, {"threads": 0}]
 )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userfault import units
+from userfault.errors import OptionError
 from userfault.units import format_bytes, format_seconds, parse_bytes, parse_seconds
 
 
@@ -43,7 +44,7 @@ def test_size_text_is_bytes(text, size):
 )
 def test_size_nonsense_is_refused_with_the_text(wrong):
     """A mistake is named, never guessed at."""
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(OptionError) as error:
         parse_bytes(wrong)
     assert repr(wrong) in str(error.value)
 
@@ -54,20 +55,23 @@ def test_size_number_is_bytes(number, size):
     assert parse_bytes(number) == size
 
 
-@pytest.mark.parametrize("wrong", [-1, 1.5, math.nan, math.inf, 2**63, 10**400])
-def test_size_number_that_is_no_size_is_refused(wrong):
-    """Negative, broken and endless sizes."""
-    with pytest.raises(ValueError):
-        parse_bytes(wrong)
+@pytest.mark.parametrize(
+    "wrong", [-1, 1.5, math.nan, math.inf, 2**63, 10**400, 10**5000, "9" * 5000], ids=lambda wrong: type(wrong).__name__
+)
+def test_size_that_is_none_is_refused_with_the_parameter(wrong):
+    """Negative, broken and endless sizes; what is shown of them is short."""
+    with pytest.raises(OptionError, match=r"^unit=.{1,150}: must be ") as error:
+        parse_bytes(wrong, "unit")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("wrong", [None, True, [], b"64KiB"])
 def test_size_of_another_type_is_a_type_error(wrong):
     """True is not one byte."""
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="a size must be"):
         parse_bytes(wrong)
-    with pytest.raises(TypeError):
-        parse_seconds(wrong)
+    with pytest.raises(TypeError, match="timeout must be"):
+        parse_seconds(wrong, "timeout")
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,13 @@ def test_time_is_seconds(text, seconds):
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("wrong", ["", "ms", "-1s", "1m", "5 sec", "1d", -0.1, math.nan, math.inf])
-def test_time_nonsense_is_refused(wrong):
-    """`m` could be minutes or milli-anything: neither."""
-    with pytest.raises(ValueError):
-        parse_seconds(wrong)
+@pytest.mark.parametrize(
+    "wrong", ["", "ms", "-1s", "1m", "5 sec", "1d", -0.1, math.nan, math.inf, 10**400, "9" * 400, "9" * 5000]
+)
+def test_time_nonsense_is_refused_with_the_parameter(wrong):
+    """`m` could be minutes or milli-anything: neither. And no number is too large for an error of ours."""
+    with pytest.raises(OptionError, match=r"^timeout=.{1,150}: must be "):
+        parse_seconds(wrong, "timeout")
 
 
 @given(st.integers(0, 2**63 - 1))

@@ -163,6 +163,12 @@ pub fn is_latched(thread: i32) -> bool {
     })
 }
 
+/// The same of the calling thread; without a system call while no thread is latched.
+#[must_use]
+pub fn is_this_latched() -> bool {
+    LATCHED.load(Ordering::Acquire) > 0 && is_latched(thread_id())
+}
+
 fn release(latch: &Latch, thread: i32) {
     if latch.thread.compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         LATCHED.fetch_sub(1, Ordering::AcqRel);
@@ -208,6 +214,17 @@ pub fn take() -> Option<Failure> {
     let failure = unsafe { latch.failure.get().read_volatile() };
     release(latch, thread);
     Some(failure)
+}
+
+/// Has another thread an exception on its way?
+#[must_use]
+pub fn another_is_latched() -> bool {
+    let (mine, now) = (thread_id(), now_ns());
+    let young =
+        |latch: &Latch| now.saturating_sub(latch.touched_ns.load(Ordering::Acquire)) < LATCH_LIFE.as_nanos() as u64;
+    let other = |latch: &Latch| !matches!(latch.thread.load(Ordering::Acquire), 0 | -1) && young(latch);
+    LATCHED.load(Ordering::Acquire) > 0
+        && TABLE.iter().any(|latch| other(latch) && latch.thread.load(Ordering::Acquire) != mine)
 }
 
 /// Exposures in all regions.

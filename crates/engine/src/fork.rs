@@ -127,22 +127,6 @@ extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     unsafe { libc::sigaction(libc::SIGSEGV, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
 }
 
-/// A SIGBUS in a child that follows: its parent did not answer.
-pub fn explain_unanswered(address: usize) {
-    let mut followed = false;
-    view::for_each_followed(|range| followed |= range.contains(&address));
-    if followed {
-        say_unanswered(address);
-    }
-}
-
-/// The line about it.
-pub fn say_unanswered(address: usize) {
-    say(format_args!(
-        "userfault: this forked process touched memory at {address:#x}, and its parent gave no page (fork=\"follow\")\n"
-    ));
-}
-
 fn end(what: std::fmt::Arguments<'_>) {
     say(format_args!(
         "userfault: this forked process touched {what}, which belongs to its parent; use spawn or forkserver, or open it \

@@ -3,9 +3,11 @@
 //!
 //! *Locks*: a region's `waits`, `poisoned`, `rearm`. *Threads*: one engine thread. *Blocks on*: [`ATTENTION`].
 
+use crate::cause::Kind;
 use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::flagged::is_still_there;
 use crate::futex::ATTENTION;
 use crate::region::{Delivery, REARM_PACE, Region};
 use crate::reserve;
@@ -94,6 +96,9 @@ fn rearm_when_due(region: &Region) -> Option<Instant> {
 /// Turn every page that shows the error pattern back into a hole. Also called at the end of `checked()`, by way of the
 /// engine's threads.
 pub fn rearm_all(region: &Region) {
+    // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
+    // hole, or its toucher would read the pattern once more without an error.
+    let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
     region.exposed.sweep(|page| owning(region, page, || region.hide(page)) || hide_beside_fill(region, page));
 }
 
@@ -109,6 +114,10 @@ fn hide_beside_fill(region: &Region, page: usize) -> bool {
 
 /// Do something to a page while owning its unit; false: somebody else owns it now.
 fn owning(region: &Region, page: usize, work: impl FnOnce()) -> bool {
+    if region.options.kind == Kind::UserFault && !is_still_there(region.id, region.page_address(page)) {
+        region.forget_poison(page..page + 1);
+        return true; // it is somebody else's memory now
+    }
     let unit = region.unit_of_page(page);
     let state = region.states.get(unit);
     if state == State::Filling || !region.states.claim(unit, state) {

@@ -9,6 +9,7 @@
 //! cause      why bytes could not be had
 //! error      what can go wrong outside a fault
 //! scratch    working memory of one fill
+//! proc       files of /proc, read without allocating
 //! threads    engine threads and their own descriptor table
 //! image      the format at rest
 //! source     where pages come from
@@ -32,6 +33,7 @@
 //! thread     delivery to readers
 //! workers    slow reads, prefetch, populate
 //! fork       what a forked child gets
+//! volatile   pinning and unpinning
 //! open       regions come and go
 //! mman       the calls of 2014
 //! ```
@@ -42,6 +44,7 @@ pub mod counters;
 pub mod cause;
 pub mod error;
 pub mod scratch;
+pub mod proc;
 pub mod threads;
 pub mod image;
 pub mod source;
@@ -65,5 +68,6 @@ pub mod signal;
 pub mod thread;
 pub mod workers;
 pub mod fork;
+pub mod volatile;
 pub mod open;
 pub mod mman;

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 /// [`Error::Os`] when there is no room.
 pub fn map_private(bytes: usize, huge: bool) -> Result<usize, Error> {
     let base = map_aligned(bytes, None)?;
-    advise(base, bytes, libc::MADV_DONTFORK)?;
+    hide_from_forks(base, bytes)?;
     // Below 2 MiB units a huge page would be split at every turn, and khugepaged would build more (docs/facts.md, Filling). Kernels
     // without huge pages refuse both advices; there is nothing to prevent then.
     let _ = advise(base, bytes, if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
@@ -43,8 +43,13 @@ pub fn map_shared(bytes: usize) -> Result<(usize, OwnedFd), Error> {
         return Err(Error::last_os(format!("giving a memory file {bytes} bytes")));
     }
     let base = map_aligned(bytes, Some(fd.as_raw_fd()))?;
-    advise(base, bytes, libc::MADV_DONTFORK)?;
+    hide_from_forks(base, bytes)?;
     Ok((base, fd))
+}
+
+/// A mapping that a fork would inherit is of no use: it goes.
+fn hide_from_forks(base: usize, bytes: usize) -> Result<(), Error> {
+    advise(base, bytes, libc::MADV_DONTFORK).inspect_err(|_| unmap(base, bytes))
 }
 
 fn map_aligned(bytes: usize, file: Option<RawFd>) -> Result<usize, Error> {

@@ -14,7 +14,7 @@ use crate::source::{Reading, Source, Table};
 use crate::states::State;
 use crate::table::{CHUNK, Pin};
 use crate::threads::{Root, drop_left, leave};
-use crate::{fork, keeper, signal, thread, workers};
+use crate::{fork, keeper, signal, thread, volatile, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
@@ -130,9 +130,14 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     let scratch = engine.pool(unit, source.needs());
     signal::ensure_front();
     let id = engine.next_region();
+    let source_is_volatile = source.offers().is_some();
     let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch });
     let pin = engine.table.insert(base, bytes, Box::new(region));
-    Ok(Owned { pin: Some(pin), engine, generation: fork::generation() })
+    let owned = Owned { pin: Some(pin), engine, generation: fork::generation() };
+    if source_is_volatile {
+        volatile::begin(owned.get()?)?;
+    }
+    Ok(owned)
 }
 
 /// Check the options, settle what depends on the kernel, and answer the unit.
@@ -247,7 +252,7 @@ impl Owned {
     /// [`Error::Closed`].
     pub fn rearm(&self) -> Result<(), Error> {
         let region = self.get()?.clone();
-        if !region.exposed.is_empty() {
+        if region.shows_pattern() {
             self.engine.root.run(move || keeper::rearm_all(&region));
         }
         Ok(())

@@ -9,7 +9,7 @@
 
 use crate::counters::{Ending, add};
 use crate::engine::Engine;
-use crate::failure::{self, Failure, expose, is_latched};
+use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::flagged::view::{self, Act, Armed};
 use crate::flagged::{self, Called, gate, is_repeated, nest};
@@ -78,7 +78,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     if code > 0 {
-        crate::fork::explain_unanswered(address);
+        flagged::fork::explain_unanswered(address);
     }
     let Some(engine) = Engine::current() else { return chain(signal, info, context) };
     if code <= 0 {
@@ -146,10 +146,10 @@ fn serve_touch(engine: &'static Engine, region: &Region, page: usize) -> Option<
 
 /// A touch of memory that the caller flagged, or had flagged a moment ago. False: not ours.
 fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_void) -> bool {
-    let again = is_repeated(thread_id(), address);
     let inside = gate::enter();
     let Some(entry) = view::find(address) else {
         drop(inside);
+        let again = is_repeated(thread_id(), address);
         if !again {
             flagged::ask_for_a_look(); // unflagged since, or the mapping grew: the instruction will tell
         }
@@ -158,7 +158,7 @@ fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_
     if entry.follow && Root::current().is_none() {
         // A child of a bare clone(2): no hook ran in it, and all that is known here is its parent's.
         drop(inside);
-        crate::fork::say_unanswered(address);
+        flagged::fork::say_unanswered(address);
         return false;
     }
     let region = &*entry.resolver.region;
@@ -183,7 +183,7 @@ fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_
             raise_in(inside, region, address, noted.unwrap_or(Failure::of(region, page, error)));
         }
         (Armed::Descriptor, _) => {}
-        (Armed::No, _) => return !again,
+        (Armed::No, _) => return !is_repeated(thread_id(), address),
     }
     true
 }
@@ -243,7 +243,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
     let unit = region.unit_of_page(page);
     let here = (page * uffd::page_size()) as u64;
     let error = |cause| SourceError::new(here, cause);
-    if is_latched(thread_id()) {
+    if is_this_latched() {
         return Err(error(Cause::Latched));
     }
     let mut started = None;

@@ -38,8 +38,10 @@ impl Stock {
         let slots = (STOCK_BYTES / unit).clamp(2, STOCK_SLOTS);
         let base = crate::mapping::map_private(slots * unit, huge)?;
         // SAFETY: the range is a fresh mapping of our own that nobody touches unless its slot is populated.
-        unsafe { handle.register(base, slots * unit, RegisterModes::MISSING) }
-            .map_err(|errno| Error::Os { what: "registering staging pages".into(), errno })?;
+        unsafe { handle.register(base, slots * unit, RegisterModes::MISSING) }.map_err(|errno| {
+            crate::mapping::unmap(base, slots * unit);
+            Error::Os { what: "registering staging pages".into(), errno }
+        })?;
         let holes = if slots == 64 { u64::MAX } else { (1 << slots) - 1 };
         Ok(Self { base, unit, handle, huge, populated: AtomicU64::new(0), holes: AtomicU64::new(holes) })
     }
@@ -104,9 +106,12 @@ impl Stock {
         if made && back.is_ok() {
             return Some(slot);
         }
-        self.drop_pages(&slot);
         if back.is_ok() {
+            self.drop_pages(&slot);
             self.put_hole(slot);
+        } else {
+            // Nothing can be moved into it any more: no bit names it again, and its address space goes with its pages.
+            crate::mapping::unmap(start, self.unit);
         }
         None
     }

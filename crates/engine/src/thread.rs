@@ -13,14 +13,14 @@ use crate::failure::is_latched;
 use crate::fill::Stop;
 use crate::interrupt;
 use crate::mapping::is_resident;
+use crate::proc;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};
 use crate::states::State;
 use crate::table::Pin;
 use crate::threads::abort_with;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -173,11 +173,14 @@ fn wants_out(region: &Region, known: &Wait) -> Option<Cause> {
 /// Has Ctrl-C been sent to this thread or process and not been handled yet?
 #[must_use]
 pub fn sigint_pending(thread: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")) else { return false };
+    let Some(file) = proc::open(format_args!("/proc/self/task/{thread}/status")) else { return false };
+    let mut room = [0; 4096];
+    let status = proc::read(&file, &mut room).unwrap_or_default();
     let bit = 1u64 << (libc::SIGINT - 1);
-    status.lines().any(|line| {
-        let pending = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
-        pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & bit != 0)
+    status.split(|byte| *byte == b'\n').any(|line| {
+        let pending = line.strip_prefix(b"SigPnd:").or_else(|| line.strip_prefix(b"ShdPnd:"));
+        let mask = pending.and_then(|mask| std::str::from_utf8(mask.trim_ascii()).ok());
+        mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & bit != 0)
     })
 }
 
@@ -185,7 +188,7 @@ pub fn sigint_pending(thread: i32) -> bool {
 #[derive(Default)]
 struct Place {
     thread: i32,
-    stat: Option<File>,
+    stat: Option<OwnedFd>,
     faults: u32,
     cpu: Option<usize>,
 }
@@ -200,7 +203,7 @@ impl Place {
         }
         self.faults += 1;
         if thread != self.thread {
-            self.stat = File::open(format!("/proc/self/task/{thread}/stat")).ok();
+            self.stat = proc::open(format_args!("/proc/self/task/{thread}/stat"));
             self.thread = thread;
         } else if !self.faults.is_multiple_of(LOOK_EVERY) {
             return;
@@ -214,11 +217,10 @@ impl Place {
 }
 
 /// Field 39 of /proc/PID/stat: the CPU a thread ran on last (proc(5)).
-fn cpu_of(stat: &File) -> Option<usize> {
-    let mut text = [0u8; 512];
-    let count = stat.read_at(&mut text, 0).ok()?;
-    let text = &text[..count];
-    let rest = &text[text.iter().rposition(|byte| *byte == b')')? + 2..];
+fn cpu_of(stat: &OwnedFd) -> Option<usize> {
+    let mut room = [0; 512];
+    let text = proc::read(stat, &mut room)?;
+    let rest = text.get(text.iter().rposition(|byte| *byte == b')')? + 2..)?;
     let field = rest.split(|byte| *byte == b' ').nth(39 - 3)?;
     std::str::from_utf8(field).ok()?.parse().ok()
 }

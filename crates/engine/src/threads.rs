@@ -10,7 +10,8 @@
 //! *Blocks on*: [`Root::run`] waits for the root thread to run a closure.
 
 use crate::error::Error;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use crate::proc;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -192,10 +193,8 @@ fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
         }
     }
     // A sandbox may forbid pidfd_getfd; a file can then be opened again through /proc.
-    let path = format!("/proc/self/task/{caller}/fd/{number}\0");
-    // SAFETY: the path ends in a zero byte.
-    let fd = unsafe { libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    if fd < 0 { Err(Error::last_os("bringing a descriptor to the engine's threads")) } else { Ok(fd) }
+    let opened = proc::open(format_args!("/proc/self/task/{caller}/fd/{number}"));
+    opened.map(OwnedFd::into_raw_fd).ok_or_else(|| Error::last_os("bringing a descriptor to the engine's threads"))
 }
 
 /// Start a thread that shares this thread's descriptor table, with all signals blocked. A panic in it ends the process

@@ -91,6 +91,7 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
             let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
             raised(py, "PageError", (source, offset, cause))
         }
+        Cause::Purged => raised(py, "PagePurged", (source, offset, error.cause.describe())),
         cause => raised(py, "PageError", (source, offset, cause.describe())),
     }
 }

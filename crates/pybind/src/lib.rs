@@ -8,6 +8,7 @@ mod mman;
 mod raise;
 mod region;
 mod sources;
+mod volatile;
 
 use pyo3::prelude::*;
 
@@ -22,5 +23,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     raise::register(module)?;
     region::register(module)?;
     sources::register(module)?;
+    volatile::register(module)?;
     Ok(())
 }

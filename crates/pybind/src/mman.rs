@@ -139,7 +139,8 @@ fn mman_on_sigbus(
 #[pyfunction]
 #[pyo3(signature = (dst, src, length=None, flags=0))]
 fn mman_remap(py: Python<'_>, dst: Place, src: Place, length: Option<usize>, flags: u64) -> PyResult<usize> {
-    let length = transfer_length(&dst, &src, length)?;
+    let shorter = dst.length.into_iter().chain(src.length).min();
+    let length = transfer_length(&dst, &src, length.or(shorter))?;
     let mman = match mman::current() {
         Some(mman) => mman,
         None => room(py)?,
@@ -160,6 +161,7 @@ type RangeLine = (usize, usize, bool, Option<u64>, Option<&'static str>, &'stati
 fn mman_ranges(py: Python<'_>) -> Vec<RangeLine> {
     let Some(mman) = mman::current() else { return vec![] };
     let lines = py.detach(|| mman.ranges());
+    release_tokens();
     let line = |info: engine::mman::calls::RangeInfo| {
         let fork = if info.follow { Some("follow") } else { info.denied.then_some("deny") };
         (info.range.start, info.range.len(), info.flagged, info.owner, fork, info.resolver)
@@ -226,7 +228,7 @@ impl NativeUserfaultfd2014 {
         self.check("accept_fork")?;
         let end = limit_seconds.map(|limit| Instant::now() + seconds(limit));
         loop {
-            if !self.inner.is_open() {
+            if self.inner.standing().0 == Phase::Closed {
                 return Err(closed());
             }
             let left = end.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()).min(LOOK));

@@ -38,12 +38,19 @@ const ABANDONED: u32 = 4;
 struct Request {
     state: AtomicU32,
     thread: AtomicU64,
+    /// Whose failure it is: nothing is raised for one that is over.
+    latched: AtomicI32,
     /// What to raise there.
     class: AtomicPtr<ffi::PyObject>,
 }
 
 static REQUESTS: [Request; 64] = [const {
-    Request { state: AtomicU32::new(FREE), thread: AtomicU64::new(0), class: AtomicPtr::new(std::ptr::null_mut()) }
+    Request {
+        state: AtomicU32::new(FREE),
+        thread: AtomicU64::new(0),
+        latched: AtomicI32::new(0),
+        class: AtomicPtr::new(std::ptr::null_mut()),
+    }
 }; 64];
 /// What resolvers raised, by thread. Locked only with the GIL held.
 static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
@@ -140,6 +147,7 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
         |request: &&Request| request.state.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     let Some(request) = REQUESTS.iter().find(free) else { return false };
     request.thread.store(thread, Ordering::Relaxed);
+    request.latched.store(engine::threads::thread_id(), Ordering::Relaxed);
     request.class.store(class, Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
     BELL.ring();
@@ -189,8 +197,9 @@ fn answer(request: &Request) -> bool {
     }
     let thread = request.thread.load(Ordering::Relaxed);
     let class = request.class.load(Ordering::Relaxed);
+    let latched = request.latched.load(Ordering::Relaxed);
     Python::try_attach(|_| {
-        if class.is_null() {
+        if class.is_null() || !engine::failure::is_latched(latched) {
             return;
         }
         // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
@@ -219,6 +228,12 @@ type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>);
 #[pyfunction]
 fn take_failure(py: Python<'_>) -> Option<Taken> {
     let failure = engine::failure::take().or_else(engine::failure::orphan)?;
+    if engine::failure::another_is_latched() {
+        // CPython 3.11 and 3.12 keep one note for all threads that some exception waits, and the thread whose exception was
+        // raised took it down: put it up again for the others.
+        // SAFETY: the GIL is held; NULL only takes back what this thread would raise once more for the same failure.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
+    }
     let name = py.detach(|| rearm(failure.region)).unwrap_or_else(|| "a closed Region".into());
     let errno = match failure.error.cause {
         Cause::Os(errno) => Some(errno),
@@ -240,7 +255,7 @@ fn rearm(number: u64) -> Option<String> {
         if region.id == number {
             name = Some(region.source_name.clone());
         }
-        if !region.exposed.is_empty() {
+        if region.shows_pattern() {
             failed.push(region);
         }
     });

@@ -296,7 +296,7 @@ impl NativeRegion {
     }
 
     /// Do something with the lazy region; `None` for an eager one, which has nothing to do.
-    fn with_lazy<T: Send>(
+    pub(crate) fn with_lazy<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&Owned) -> Result<T, Error> + Send,

@@ -11,9 +11,10 @@ use std::os::fd::AsRawFd;
 /// What stands behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmaKind {
-    /// Memory of the process alone, /dev/zero mapped privately included.
+    /// Memory of the process alone.
     Anonymous,
-    /// A file, shared memory, or huge pages of hugetlbfs.
+    /// A file, shared memory, or huge pages of hugetlbfs. Also /dev/zero mapped privately: it can be registered, but COPY and
+    /// POISON are EFAULT there.
     File,
     /// The kernel's own: vdso, vvar, vsyscall.
     Special,
@@ -122,11 +123,10 @@ fn errno_of(error: std::io::Error) -> Errno {
 
 fn kind_of(has_file: bool, name: &[u8]) -> VmaKind {
     let ours = name.is_empty() || [&b"[heap"[..], b"[stack", b"[anon"].iter().any(|start| name.starts_with(start));
-    match name {
-        b"/dev/zero" => VmaKind::Anonymous,
-        _ if has_file => VmaKind::File,
-        _ if ours => VmaKind::Anonymous,
-        _ => VmaKind::Special,
+    match (has_file, ours) {
+        (true, _) => VmaKind::File,
+        (false, true) => VmaKind::Anonymous,
+        (false, false) => VmaKind::Special,
     }
 }
 
@@ -162,8 +162,7 @@ mod tests {
 
     #[test]
     fn kinds_follow_the_name_and_the_file() {
-        assert_eq!(kind_of(true, b"/dev/zero"), VmaKind::Anonymous);
-        assert_eq!(kind_of(true, b"/dev/zero (deleted)"), VmaKind::File);
+        assert_eq!(kind_of(true, b"/dev/zero"), VmaKind::File);
         assert_eq!(kind_of(false, b"[vdso]"), VmaKind::Special);
         assert_eq!(kind_of(false, b"[heap]"), VmaKind::Anonymous);
         assert_eq!(kind_of(false, b""), VmaKind::Anonymous);

@@ -179,6 +179,7 @@ SECONDS = TimeType()
 
 def guarded(run: Callable[[], Any]) -> NoReturn:
     """Call `run` and end the process with the status that fits; errors become lines on standard error."""
+    closed = _stand_in_for_closed()
     try:
         result = run()
         sys.stdout.flush()
@@ -186,7 +187,8 @@ def guarded(run: Callable[[], Any]) -> NoReturn:
     except BrokenPipeError as error:
         status = _reader_left() if _is_our_pipe(error) else report(error)
     except (Exception, KeyboardInterrupt) as error:
-        status = report(error)
+        status = report(_failure_of_closed(closed) if closed and _is_closed(error) else error)
+        _forget_output()
     sys.exit(int(status))
 
 
@@ -260,12 +262,53 @@ def _is(error: BaseException, module: object, *names: str) -> bool:
     return any(isinstance(error, getattr(module, name, ())) for name in names)
 
 
+_STAND_INS = (
+    ("stdin", "r", os.O_WRONLY, "standard input"),
+    ("stdout", "w", os.O_RDONLY, "standard output"),
+    ("stderr", "w", os.O_WRONLY, None),
+)
+"""Stream, its mode, how the null device stands in for it (the wrong way round, so that use fails), its name if that is so."""
+
+
+def _stand_in_for_closed() -> list[str]:
+    """Put something in the place of standard streams that were closed before we began (``userfault ... >&-``).
+
+    Their numbers are taken, so that no file we open becomes the standard output by accident. Using input or output fails
+    with EBADF as it would in C, where Python has None; talk goes nowhere.
+
+    Returns:
+        The names of those that cannot be used.
+    """
+    closed = []
+    for stream, mode, access, name in _STAND_INS:
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, access), mode, closefd=False))
+            closed += [name] if name else []
+    return closed
+
+
+def _is_closed(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EBADF and error.filename is None
+
+
+def _failure_of_closed(closed: list[str]) -> Failure:
+    return Failure(f"{' and '.join(closed)} {'is' if len(closed) == 1 else 'are'} closed")
+
+
 def _is_our_pipe(error: BrokenPipeError) -> bool:
     """Whether the reader of our standard output left (``userfault ... | head``), not a peer."""
     return type(error) is BrokenPipeError and error.filename is None and not sys.stdout.isatty()
 
 
 def _reader_left() -> Exit:
-    """Make the interpreter's last flush harmless: nobody reads."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """End without a word: nobody reads."""
+    _forget_output()
     return Exit.FAILED
+
+
+def _forget_output() -> None:
+    """Make the interpreter's last flush harmless, where what is left cannot be written: it would choose the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,17 +42,24 @@ def default_folder() -> Path:
 
 
 @verb("demo", example="userfault demo --picture arrivals.png")
+@click.argument("which", metavar="[2014]", required=False, type=click.Choice(["2014"]))
 @click.option("--size", type=SIZE, default="200MiB", help="How much to pack.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to keep archive and image [cache folder].")
 @click.option("--picture", type=click.Path(path_type=Path), default="userfault-demo.png", help="The picture to save.")
 @click.option("--fresh", is_flag=True, help="Pack again, even if there is an image already.")
-def command(size: int, folder: Path | None, picture: Path, fresh: bool) -> None:
+def command(which: str | None, size: int, folder: Path | None, picture: Path, fresh: bool) -> None:
     """Map an image of this machine's own files, and ask it something.
 
     Packs real files into an archive (the first time), maps the image, lists it and reads a file from the middle
     of it, then reads all of it. The same is done by decompressing everything first, and by np.memmap of the
     unpacked archive, each in a process of its own.
+
+    With 2014: the three calls of the proposal of October 2014 instead, as userfault.mman has them, counted and
+    timed. Takes no other options.
     """
+    if which:
+        demo_2014()
+        return
     files = prepare(folder or default_folder(), size, fresh)
     runs = {way: [contender(way, files) for _ in range(ROUNDS)] for way in TITLES}
     rows = {way: median_of(results) for way, results in runs.items()}
@@ -63,6 +70,19 @@ def command(size: int, folder: Path | None, picture: Path, fresh: bool) -> None:
     else:
         show(files, rows)
     say(f"no picture: {drawn['why']}" if drawn["why"] else f"picture: {drawn['picture']}")
+
+
+def demo_2014() -> None:
+    """The other demo, which has no options of its own."""
+    from click.core import ParameterSource
+
+    from userfault.cli.demo_2014 import run
+
+    ctx = click.get_current_context()
+    given = [one for one in ctx.params if ctx.get_parameter_source(one) is ParameterSource.COMMANDLINE and one != "which"]
+    if given:
+        raise click.UsageError(f"--{given[0]} does not go with 2014", ctx)
+    run()
 
 
 def prepare(folder: Path, size: int, fresh: bool) -> Files:

@@ -109,10 +109,7 @@ def check_frame(frame: str | int) -> int:
     Raises:
         OptionError: it is not.
     """
-    try:
-        frame_bytes = parse_bytes(frame)
-    except ValueError as error:
-        raise OptionError(f"frame: {error}") from None
+    frame_bytes = parse_bytes(frame, "frame")
     if not LEAST_FRAME_BYTES <= frame_bytes <= MOST_FRAME_BYTES or frame_bytes % LEAST_FRAME_BYTES:
         raise OptionError(
             f"a frame must be a multiple of {format_bytes(LEAST_FRAME_BYTES)} "

@@ -67,7 +67,8 @@ def _cut_path(path: str | os.PathLike[str], frame_bytes: int, piece_bytes: int) 
     except BaseException:
         os.close(descriptor)
         raise
-    if not stat.S_ISREG(status.st_mode):
+    # Files that the kernel makes up as they are read (/proc) say that they have no bytes; only reading tells.
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         stream = os.fdopen(descriptor, "rb")
         return Pieces(None, _read_stream(stream, piece_bytes), stream.close)
     file = _File(descriptor, os.fspath(path), status.st_size)

@@ -278,7 +278,7 @@ def remap_anon_pages(dst: Range | int, src: Range | int, length: int | None = No
     Args:
         dst: Address or buffer; need be neither flagged nor registered.
         src: Address or buffer, usually staging memory.
-        length: Bytes, whole pages; None: as long as `src`, else as `dst`.
+        length: Bytes, whole pages; None: as long as the shorter of the two buffers.
         flags: 0 or `RAP_ALLOW_SRC_HOLES`.
 
     Returns:

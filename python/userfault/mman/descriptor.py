@@ -39,7 +39,7 @@ def userfaultfd(
     """
     if flags & ~(os.O_CLOEXEC | os.O_NONBLOCK):
         raise OSError(22, f"userfaultfd({flags:#x}): flags are os.O_CLOEXEC and os.O_NONBLOCK")
-    seconds = None if timeout is None else parse_seconds(timeout)
+    seconds = None if timeout is None else parse_seconds(timeout, "timeout")
     refresh_handlers()
     nonblocking = bool(flags & os.O_NONBLOCK)
     opened = Userfaultfd2014(nonblocking=nonblocking, user_mode_only=user_mode_only, timeout_seconds=seconds)

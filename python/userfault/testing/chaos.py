@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from userfault import _core
-from userfault.sources import Source
+from userfault.sources import Source, native
 from userfault.units import parse_seconds
 
 
@@ -29,4 +29,4 @@ class Chaos(Source):
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
         ranges = [(bad.start or 0, bad.stop) for bad in self.fail]
-        return self.source.open().chaos(ranges, parse_seconds(self.delay), self.failures)
+        return native(self.source).chaos(ranges, parse_seconds(self.delay, "delay"), self.failures)

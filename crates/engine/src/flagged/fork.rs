@@ -4,6 +4,7 @@
 
 use super::view::{self, Armed};
 use crate::error::Error;
+use crate::threads::say;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
@@ -47,6 +48,22 @@ pub fn in_parent() {
 /// In the child of a child that follows: ranges of the one before are not here.
 pub fn in_grandchild(entomb: impl Fn(usize, usize)) {
     view::for_each_followed(|range| entomb(range.start, range.len()));
+}
+
+/// A SIGBUS in a child that follows: its parent did not answer.
+pub fn explain_unanswered(address: usize) {
+    let mut followed = false;
+    view::for_each_followed(|range| followed |= range.contains(&address));
+    if followed {
+        say_unanswered(address);
+    }
+}
+
+/// The line about it.
+pub fn say_unanswered(address: usize) {
+    say(format_args!(
+        "userfault: this forked process touched memory at {address:#x}, and its parent gave no page (fork=\"follow\")\n"
+    ));
 }
 
 /// Close this number in a forked child.

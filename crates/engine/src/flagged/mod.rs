@@ -64,6 +64,28 @@ pub fn is_repeated(thread: i32, address: usize) -> bool {
     slot.address.swap(address, Ordering::Relaxed) == address && same
 }
 
+/// Is the memory at a page of a region still that which was flagged? Memory of the caller's may be unmapped at any time, and
+/// something else stand there.
+pub type StillThere = fn(region: u64, address: usize) -> bool;
+static STILL_THERE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Tell who knows.
+pub fn set_still_there(still_there: StillThere) {
+    STILL_THERE.store(still_there as *mut (), Ordering::Release);
+}
+
+/// Ask; engine threads that are not inside the gate.
+#[must_use]
+pub fn is_still_there(region: u64, address: usize) -> bool {
+    let known = STILL_THERE.load(Ordering::Acquire);
+    if known.is_null() {
+        return false;
+    }
+    // SAFETY: `set_still_there` stored a `StillThere`, and it was seen non-null.
+    let still_there = unsafe { std::mem::transmute::<*mut (), StillThere>(known) };
+    still_there(region, address)
+}
+
 /// A mapping may have grown into addresses that the view does not know yet: the keeper looks, on its own thread.
 static WANTED: AtomicU64 = AtomicU64::new(0);
 static LOOKED: AtomicU64 = AtomicU64::new(0);

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::flagged::fork::{drop_number, keep_number};
+use crate::flagged::gate;
 use crate::flagged::view::Act;
 use crate::mman::change::Change;
 use crate::mman::descriptor::{Descriptor, check_range};
@@ -135,10 +136,7 @@ impl Mman {
                         return Err(Errno(if hole { libc::ENOMEM } else { libc::EINVAL }));
                     }
                     if flags && anonymous {
-                        change.mark(piece.clone(), anonymous, |marks| {
-                            marks.flagged = on;
-                            marks.follow &= on;
-                        })?;
+                        change.mark(piece.clone(), anonymous, |marks| marks.flagged = on)?;
                     }
                     // SAFETY: what the caller asked for, on memory that it named.
                     let done = unsafe { libc::mprotect(piece.start as *mut libc::c_void, piece.len(), protection) };
@@ -218,6 +216,10 @@ impl Mman {
             let marked = range.clone();
             self.act(move |change| meet_fork_advice(change, marked, advice))?;
         }
+        // Advice that waits for pages must not keep a change waiting; all other must not meet one: dropping pages would take
+        // away the marks that a change of owner puts into holes for its time.
+        let waits = matches!(advice, libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE | libc::MADV_WILLNEED);
+        let _inside = (!waits).then(gate::enter);
         // SAFETY: what the caller asked for, on memory that it named.
         let done = unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
         if done == 0 { Ok(()) } else { Err(Errno::last().into()) }
@@ -372,7 +374,12 @@ impl Mman {
         });
         // If a range could not be given back the descriptor stays, and the pump answers its faults by errors: the last close
         // of a userfaultfd fills in zeros.
-        if given_back.is_ok() {
+        if given_back.is_err() {
+            descriptor.set_stuck();
+            for info in self.ranges().into_iter().filter(|info| info.owner == Some(id)) {
+                let _ = descriptor.handles.engine.wake(info.range.start, info.range.len());
+            }
+        } else {
             self.descriptors().remove(&id);
             drop_number(descriptor.handles.application.as_raw_fd());
             descriptor.close_copy();
@@ -405,10 +412,7 @@ fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool, follow: bool) ->
         if !anonymous {
             return Err(Errno(libc::EINVAL));
         }
-        change.mark(piece, anonymous, |marks| {
-            marks.flagged = on;
-            marks.follow = on && follow;
-        })
+        change.mark(piece, anonymous, |marks| (marks.flagged, marks.follow) = (on, follow))
     });
     visited.map_err(explain).and_then(no_holes)
 }

@@ -10,11 +10,12 @@ use crate::mman::switch::Switch;
 use crate::mman::{Book, Mman, News};
 use crate::region::{Delivery, Mode, OnError, Options, Parts, Region};
 use crate::source::{Reading, Source, SourceError};
+use crate::table::CHUNK;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use uffd::{Errno, Handle, Maps, RegisterModes};
+use uffd::{CopyMode, Errno, Handle, Maps, Outcome, RegisterModes};
 
 /// One change of marks.
 pub struct Change<'a> {
@@ -105,18 +106,54 @@ impl Mman {
             News::Unmapped(range) => {
                 for (piece, marks) in ledger.carve(range) {
                     self.nobody_waits(&marks, &piece);
+                    // The news may be older than a mapping that somebody has put there since, and marked.
+                    for kept in self.registered(&piece) {
+                        ledger.put(kept, marks.clone());
+                    }
                 }
             }
             News::Moved { from, to, len } => {
                 ledger.carve(to..to + len);
                 for (piece, marks) in ledger.pieces(from..from + len) {
-                    let Some(marks) = marks else { continue };
+                    let Some(marks) = marks.filter(|_| self.is_registered(to)) else { continue };
                     self.nobody_waits(&marks, &piece);
                     let shift = to.wrapping_sub(from);
                     let resolver = self.moved_resolver(&marks.resolver, shift);
+                    drop_patterns(&marks.resolver.region, &piece, shift);
                     let there = piece.start.wrapping_add(shift)..piece.end.wrapping_add(shift);
                     ledger.put(there, Marks { resolver, ..marks });
                 }
+            }
+        }
+    }
+
+    /// The parts of a range that are registered with a userfaultfd.
+    fn registered(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let Ok(maps) = Maps::open() else { return vec![] };
+        let (mut at, mut found) = (range.start, vec![]);
+        while let Ok(Some(vma)) = maps.at_or_above(at)
+            && vma.start < range.end
+        {
+            let piece = vma.start.max(at)..vma.end.min(range.end);
+            at = piece.end;
+            if self.is_registered(piece.start) {
+                found.push(piece);
+            }
+            if at >= range.end {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Is the mapping at `address` registered with any userfaultfd? A COPY from nowhere says ENOENT if not; else it fails for
+    /// want of bytes. Asked through one that has no events: they would have to be read first, and the pump asks too.
+    pub(super) fn is_registered(&self, address: usize) -> bool {
+        let page = uffd::page_size();
+        loop {
+            match self.engine.signal.engine.copy(address, 0, page, CopyMode::DONTWAKE) {
+                Outcome::Retry => std::thread::yield_now(),
+                outcome => return outcome != Outcome::Failed(Errno(libc::ENOENT)),
             }
         }
     }
@@ -204,7 +241,9 @@ impl Change<'_> {
     pub fn mark(&mut self, range: Range<usize>, anonymous: bool, edit: impl Fn(&mut Marks)) -> Result<(), Errno> {
         let mut fresh: Option<Arc<Resolver>> = None;
         for (piece, marks) in self.book.ledger.pieces(range.clone()) {
-            let old = marks.unwrap_or_else(|| {
+            // A mapping that is new here: news of the end of the old one is on its way.
+            let current = |marks: &Marks| marks.kernel == Kernel::Nothing || self.mman.is_registered(piece.start);
+            let old = marks.filter(current).unwrap_or_else(|| {
                 let resolver = fresh.get_or_insert_with(|| self.mman.resolver(Act::Raise, &range)).clone();
                 Marks::none(anonymous, resolver)
             });
@@ -232,6 +271,9 @@ impl Change<'_> {
         }
         if old.kernel == Kernel::Descriptor && new.kernel != Kernel::Descriptor {
             self.mman.nobody_waits(old, piece);
+        }
+        if was_armed && !is_armed {
+            drop_patterns(&old.resolver.region, piece, 0);
         }
         if new.denied && (!is_armed || new.is_inheritable()) {
             if !new.had_dontfork {
@@ -277,9 +319,8 @@ impl Change<'_> {
     /// Keep a range out of forked children; answers whether the caller had done so. The kernel has no call that tells, but
     /// flags that differ split a mapping: half of the range is marked, and one looks.
     fn deny_fork(&self, piece: &Range<usize>) -> Result<bool, Errno> {
-        let page = uffd::page_size();
-        let middle = piece.start + (piece.len() / 2 / page) * page;
-        if middle == piece.start {
+        let middle = middle_of(piece);
+        if middle <= piece.start {
             let had = has_dontfork(piece.start);
             advise(piece, libc::MADV_DONTFORK)?;
             return Ok(had);
@@ -320,6 +361,19 @@ impl Change<'_> {
     }
 }
 
+/// Pages of `piece` that show the error pattern become holes; they are `shift` bytes further on by now.
+fn drop_patterns(region: &Region, piece: &Range<usize>, shift: usize) {
+    if region.exposed.is_empty() {
+        return;
+    }
+    let page_bytes = uffd::page_size();
+    for address in piece.clone().step_by(page_bytes) {
+        if region.exposed.remove(region.page_of(address)) {
+            let _ = crate::mapping::advise(address.wrapping_add(shift), page_bytes, libc::MADV_DONTNEED);
+        }
+    }
+}
+
 /// Which userfaultfd has the range.
 fn fd_of(marks: &Marks, flags: Handle) -> Option<Handle> {
     match marks.kernel {
@@ -336,7 +390,23 @@ fn advise(range: &Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
     if done == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
-/// For one page, which cannot be split: "dc" in the flags of its mapping (proc(5)).
+/// Where a range is cut in two without cutting a huge page: at a multiple of 2 MiB if there is one inside, in the middle of a
+/// range that is too small for a huge page, and not at all (its start) between the two.
+fn middle_of(piece: &Range<usize>) -> usize {
+    let near = piece.start + piece.len() / 2;
+    let boundary = near / CHUNK * CHUNK;
+    if boundary > piece.start {
+        return boundary;
+    }
+    let above = boundary + CHUNK;
+    match above < piece.end {
+        true => above,
+        false if piece.len() < CHUNK => near / uffd::page_size() * uffd::page_size(),
+        false => piece.start,
+    }
+}
+
+/// For what cannot be cut: "dc" in the flags of its mapping (proc(5)).
 fn has_dontfork(address: usize) -> bool {
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let mut inside = false;

@@ -77,6 +77,8 @@ struct State {
     unread: Vec<Waiting>,
     read: Vec<Waiting>,
     timeouts: u64,
+    /// Closed, but a range could not be given back.
+    stuck: bool,
     poll: Option<PollPair>,
 }
 
@@ -123,7 +125,7 @@ impl Descriptor {
         (nonblocking, user_mode_only, can_follow): (bool, bool, bool),
         timeout: Option<Duration>,
     ) -> Self {
-        let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, poll: None };
+        let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, stuck: false, poll: None };
         Self {
             id,
             application: Mutex::new(Some(application)),
@@ -207,12 +209,6 @@ impl Descriptor {
             Phase::Closed => Err(Errno(libc::EBADF)),
             _ => Err(Errno(libc::EINVAL)),
         }
-    }
-
-    /// Not closed?
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.state().phase != Phase::Closed
     }
 
     /// A bell that rings with each new fault, and when it is closed: pass the count to [`Descriptor::wait`].
@@ -301,6 +297,17 @@ impl Descriptor {
         }
         let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
         state.poll.as_ref().map(PollPair::number).ok_or_else(closed)
+    }
+
+    /// A range could not be given back at the close: its faults are answered by errors from now on.
+    pub fn set_stuck(&self) {
+        self.state().stuck = true;
+    }
+
+    /// See [`Descriptor::set_stuck`].
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.state().stuck
     }
 
     /// Close the application's copy, unless somebody closed it already and the number is another file's.

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::flagged::fork::set_follow;
 use crate::flagged::view;
 use crate::futex::Bell;
+use crate::mman::descriptor::Phase;
 use crate::mman::forked::Forked;
 use crate::mman::forking::{self, pidfd_of};
 use crate::mman::pump::news_of;
@@ -205,7 +206,7 @@ impl Mman {
         let timeout = descriptor.as_ref().and_then(|descriptor| descriptor.timeout);
         let forked = Arc::new(Forked::new(id, parent, handle, timeout));
         self.follow.children().insert(id, forked.clone());
-        match descriptor.filter(|descriptor| descriptor.is_open()) {
+        match descriptor.filter(|descriptor| descriptor.standing().0 != Phase::Closed) {
             Some(descriptor) => descriptor.forks.push(forked),
             None => forked.shut(),
         }

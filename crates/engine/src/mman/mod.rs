@@ -121,6 +121,7 @@ pub fn get() -> Result<&'static Mman, Error> {
     mman.watch(0, mman.flags.engine)?;
     mman.watch(pump::KICK, mman.follow.kick())?;
     flagged::set_look(look);
+    flagged::set_still_there(still_there);
     flagged::fork::set_forget(forget);
     crate::signal::ensure_front();
     CURRENT.store(std::ptr::from_ref(mman).cast_mut(), Ordering::Release);
@@ -137,6 +138,15 @@ fn look() {
     if let Some(mman) = current() {
         let _ = mman.change(|change| calls::Ended::from(change.absorb(0..usize::MAX)));
     }
+}
+
+/// Are these pages still those of the region? Asked by engine threads before they drop one.
+fn still_there(region: u64, address: usize) -> bool {
+    let Some(mman) = current() else { return false };
+    mman.note_news();
+    let same = view::find(address)
+        .is_some_and(|entry| entry.resolver.region.id == region && !matches!(entry.armed, view::Armed::No));
+    same && mman.is_registered(address)
 }
 
 /// One userfaultfd for both tables: its application copy under a high number.

@@ -9,7 +9,7 @@
 use crate::cause::Cause;
 use crate::error::Error;
 use crate::failure::{Failure, is_latched, record};
-use crate::flagged::view;
+use crate::flagged::{gate, view};
 use crate::interrupt;
 use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
 use crate::mman::follow::fork_of;
@@ -129,8 +129,11 @@ impl Pump {
     fn fault(&mut self, descriptor: &Arc<Descriptor>, fault: &Fault) {
         let now = Instant::now();
         let waiting = Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: interrupt::count() };
-        if descriptor.standing().0 == Phase::Closed {
+        if descriptor.is_stuck() {
             return fail(descriptor, &waiting, Cause::Unresolved);
+        }
+        if descriptor.standing().0 == Phase::Closed {
+            return; // who closes it wakes everybody once its ranges are another's
         }
         let page = fault.address / uffd::page_size() * uffd::page_size();
         if is_latched(fault.tid) {
@@ -229,13 +232,24 @@ fn is_in_user_code(thread: i32) -> bool {
 }
 
 impl Mman {
+    fn has_news(&self) -> bool {
+        !self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Apply what happened to mappings, unless somebody else is about to.
     fn note_news_if_free(&self) {
-        if self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            return;
+        if self.has_news()
+            && let Some(_closed) = gate::try_close()
+        {
+            self.publish(&self.book());
         }
-        let Some(_closed) = crate::flagged::gate::try_close() else { return };
-        let book = self.book();
-        self.publish(&book);
+    }
+
+    /// Apply what happened to mappings. Not inside the gate.
+    pub(super) fn note_news(&self) {
+        if self.has_news() {
+            let _closed = gate::close();
+            self.publish(&self.book());
+        }
     }
 }

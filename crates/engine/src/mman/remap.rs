@@ -125,14 +125,10 @@ fn lift(address: usize) -> bool {
 
 /// What 2014 called the error.
 fn explain(outcome: Outcome, dst: usize, src: usize, len: usize) -> Errno {
-    let errno = outcome.errno().unwrap_or(Errno(libc::EINVAL));
-    if errno == Errno(libc::ENOENT) && !(in_one_mapping(dst, len) && in_one_mapping(src, len)) {
+    if !in_one_mapping(dst, len) || !in_one_mapping(src, len) {
         return Errno(libc::EINVAL);
     }
-    if errno == Errno(libc::EFAULT) && !in_one_mapping(src, len) {
-        return Errno(libc::EINVAL);
-    }
-    errno
+    outcome.errno().unwrap_or(Errno(libc::EINVAL))
 }
 
 fn in_one_mapping(start: usize, len: usize) -> bool {

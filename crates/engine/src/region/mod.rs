@@ -3,15 +3,15 @@
 //! *Locks*: `poisoned`, `waits`: engine threads only, held for a few system calls, never while a source is read.
 //! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
 
+mod failed;
 pub mod waits;
 
 use crate::bits::PageBits;
 use crate::cause::Kind;
 use crate::counters::Counters;
-use crate::futex::ATTENTION;
 use crate::mapping;
-use crate::reserve;
 use crate::scratch::ScratchPool;
+use crate::source::volatile::Offers;
 use crate::source::{Source, Table};
 use crate::states::UnitStates;
 use crate::stock::Stock;
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uffd::Handle;
 
@@ -114,6 +114,8 @@ pub struct Region {
     pub options: Options,
     /// Where pages come from.
     pub source: Arc<dyn Source>,
+    /// Of volatile memory: the states of its pages.
+    pub offers: Option<Arc<Offers>>,
     /// Its name, made before any fault.
     pub source_name: String,
     /// The memory file of a shared region.
@@ -131,7 +133,7 @@ pub struct Region {
     /// What happened.
     pub counters: Counters,
     /// Pages that show the error pattern.
-    pub exposed: PageBits,
+    pub exposed: Exposed,
     /// Pages that were poisoned, until they are touched, filled or expire.
     poisoned: Mutex<BTreeMap<usize, Instant>>,
     /// Is `poisoned` worth locking?
@@ -144,6 +146,8 @@ pub struct Region {
     pub closing: AtomicBool,
     /// When failed pages are re-armed next, and how far apart; the keeper's.
     pub rearm: Mutex<Rearm>,
+    /// Held while pages that show the pattern are turned back into holes.
+    pub sweeping: Mutex<()>,
     /// Sequential detection.
     pub readahead: crate::readahead::Readahead,
 }
@@ -172,6 +176,30 @@ impl SharedFile {
             Table::Application => self.application.as_raw_fd(),
             Table::Engine => self.engine,
         }
+    }
+}
+
+/// The pages that show the error pattern. Of volatile memory such a page counts as lost from then on, although the pattern
+/// goes again: the note outlives it.
+pub struct Exposed {
+    bits: PageBits,
+    offers: Option<Arc<Offers>>,
+}
+
+impl Exposed {
+    /// Add a page; true if the set was empty before. Callable from a signal handler.
+    pub fn insert(&self, page: usize) -> bool {
+        if let Some(offers) = &self.offers {
+            offers.lose(page);
+        }
+        self.bits.insert(page)
+    }
+}
+
+impl std::ops::Deref for Exposed {
+    type Target = PageBits;
+    fn deref(&self) -> &PageBits {
+        &self.bits
     }
 }
 
@@ -224,6 +252,7 @@ impl Region {
         let len = usize::try_from(parts.source.len()).unwrap_or(usize::MAX);
         let mapped = mapped_bytes(len);
         let pages = mapped / uffd::page_size();
+        let offers = parts.source.offers().cloned();
         let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit);
         Self {
             id: parts.id,
@@ -241,13 +270,15 @@ impl Region {
             scratch: parts.scratch,
             states: UnitStates::new(mapped.div_ceil(parts.unit)),
             counters: Counters::default(),
-            exposed: PageBits::new(pages),
+            exposed: Exposed { bits: PageBits::new(pages), offers: offers.clone() },
+            offers,
             poisoned: Mutex::default(),
             poisoned_count: AtomicU64::new(0),
             waits: waits::Waits::default(),
             epoch: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             rearm: Mutex::default(),
+            sweeping: Mutex::default(),
             readahead,
         }
     }
@@ -313,87 +344,11 @@ impl Region {
         let _ = self.handles.engine.wake(self.base + range.start, range.len());
     }
 
-    fn poisoned(&self) -> MutexGuard<'_, BTreeMap<usize, Instant>> {
-        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Answer a fault on `page` by an error: whoever touches it gets SIGBUS, or EFAULT in a system call. True: done;
-    /// false: the page is there after all, or the region is gone. Engine threads only.
-    pub fn poison(&self, page: usize) -> bool {
-        let mut poisoned = self.poisoned();
-        let address = self.page_address(page);
-        let outcome = loop {
-            let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
-            if outcome != uffd::Outcome::Failed(uffd::Errno(libc::ENOMEM)) || !reserve::give_back() {
-                break outcome;
-            }
-        };
-        if outcome == uffd::Outcome::Done {
-            poisoned.insert(page, Instant::now());
-            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-            if poisoned.len() == 1 {
-                ATTENTION.ring(); // poison that only system calls touch must expire
-            }
-        } else {
-            let _ = self.handles.engine.wake(address, uffd::page_size());
-        }
-        outcome == uffd::Outcome::Done
-    }
-
-    /// Forget poison on a range of pages, whatever stands there now.
-    pub fn forget_poison(&self, pages: Range<usize>) {
-        if self.poisoned_count.load(Ordering::SeqCst) > 0 {
-            let mut poisoned = self.poisoned();
-            poisoned.retain(|page, _| !pages.contains(page));
-            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-        }
-    }
-
-    /// Turn a poisoned page back into a hole; false: it was not poisoned. The caller owns the page's unit.
-    pub fn lift_poison(&self, page: usize) -> bool {
-        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
-            return false;
-        }
-        let mut poisoned = self.poisoned();
-        if poisoned.remove(&page).is_none() {
-            return false;
-        }
-        self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-        self.drop_page(page);
-        true
-    }
-
-    /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.
-    pub fn hide(&self, page: usize) {
-        self.forget_poison(page..page + 1);
-        self.drop_page(page);
-    }
-
-    /// Pages poisoned at least `age` ago.
-    #[must_use]
-    pub fn poisoned_since(&self, age: Duration) -> Vec<usize> {
-        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
-            return vec![];
-        }
-        self.poisoned().iter().filter(|(_, since)| since.elapsed() >= age).map(|(page, _)| *page).collect()
-    }
-
     /// Give the address space back; on an engine thread, once. What is left is dropped by an application thread.
     pub fn unmap(&self) {
         // Unmapping first: there is no moment at which the range is mapped and not registered.
         mapping::unmap(self.base, self.mapped);
         let _ = self.handles.engine.wake(self.base, self.mapped);
-    }
-
-    /// Is any page poisoned?
-    #[must_use]
-    pub fn has_poison(&self) -> bool {
-        self.poisoned_count.load(Ordering::SeqCst) > 0
-    }
-
-    /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
-    pub fn drop_page(&self, page: usize) {
-        let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod fd;
 pub mod file;
 pub mod image;
 pub mod layers;
+pub mod volatile;
 pub mod zero;
 
 pub use crate::cause::{Cause, SourceError};
@@ -129,6 +130,11 @@ pub trait Source: Send + Sync {
     /// What [`Scratch`] must hold for this source.
     fn needs(&self) -> ScratchNeeds {
         ScratchNeeds::default()
+    }
+
+    /// Of volatile memory: which pages the kernel may take.
+    fn offers(&self) -> Option<&std::sync::Arc<volatile::Offers>> {
+        None
     }
 }
 

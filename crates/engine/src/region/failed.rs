@@ -1,0 +1,112 @@
+//! Pages that could not be had: poisoned ones, those that show the error pattern, and how they become holes again.
+//!
+//! *Locks*: `poisoned`, `sweeping`: engine threads, for a few system calls.
+
+use super::Region;
+use crate::futex::ATTENTION;
+use crate::mapping;
+use crate::reserve;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+impl Region {
+    fn poisoned(&self) -> MutexGuard<'_, BTreeMap<usize, Instant>> {
+        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answer a fault on `page` by an error: whoever touches it gets SIGBUS, or EFAULT in a system call. True: done;
+    /// false: the page is there after all, or the region is gone. Engine threads only.
+    pub fn poison(&self, page: usize) -> bool {
+        let mut poisoned = self.poisoned();
+        let address = self.page_address(page);
+        let outcome = loop {
+            let outcome = self.handles.engine.poison(address, uffd::page_size(), uffd::Wake::Yes);
+            if outcome != uffd::Outcome::Failed(uffd::Errno(libc::ENOMEM)) || !reserve::give_back() {
+                break outcome;
+            }
+        };
+        if outcome == uffd::Outcome::Done {
+            poisoned.insert(page, Instant::now());
+            if let Some(offers) = &self.offers {
+                offers.lose(page);
+            }
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+            if poisoned.len() == 1 {
+                ATTENTION.ring(); // poison that only system calls touch must expire
+            }
+        } else {
+            let _ = self.handles.engine.wake(address, uffd::page_size());
+        }
+        outcome == uffd::Outcome::Done
+    }
+
+    /// Forget poison on a range of pages, whatever stands there now.
+    pub fn forget_poison(&self, pages: Range<usize>) {
+        if self.poisoned_count.load(Ordering::SeqCst) > 0 {
+            let mut poisoned = self.poisoned();
+            poisoned.retain(|page, _| !pages.contains(page));
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        }
+    }
+
+    /// Turn a poisoned page back into a hole; false: it was not poisoned. The caller owns the page's unit.
+    pub fn lift_poison(&self, page: usize) -> bool {
+        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let mut poisoned = self.poisoned();
+        if poisoned.remove(&page).is_none() {
+            return false;
+        }
+        self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+        self.drop_page(page);
+        true
+    }
+
+    /// May any page show the error pattern? True also while another thread is taking the last one away.
+    #[must_use]
+    pub fn shows_pattern(&self) -> bool {
+        // In this order: pages leave the set while `sweeping` is held, and are holes when it is given back.
+        !self.exposed.is_empty() || self.sweeping.try_lock().is_err()
+    }
+
+    /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.
+    pub fn hide(&self, page: usize) {
+        self.forget_poison(page..page + 1);
+        self.drop_page(page);
+    }
+
+    /// Pages poisoned at least `age` ago.
+    #[must_use]
+    pub fn poisoned_since(&self, age: Duration) -> Vec<usize> {
+        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
+            return vec![];
+        }
+        self.poisoned().iter().filter(|(_, since)| since.elapsed() >= age).map(|(page, _)| *page).collect()
+    }
+
+    /// Is any page poisoned?
+    #[must_use]
+    pub fn has_poison(&self) -> bool {
+        self.poisoned_count.load(Ordering::SeqCst) > 0
+    }
+
+    /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
+    pub fn drop_page(&self, page: usize) {
+        let drop = || {
+            let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
+        };
+        match &self.offers {
+            Some(offers) => offers.drop_pattern(page, drop),
+            None => drop(),
+        }
+    }
+
+    /// Every page poisoned before this is known to be.
+    pub fn settle_poison(&self) {
+        drop(self.poisoned());
+    }
+}

@@ -1,0 +1,323 @@
+"""VolatileCache: a mapping whose values the kernel may take when it needs memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from userfault import _core
+from userfault.errors import OptionError, RegionClosedError
+from userfault.units import format_bytes
+from userfault.volatile.arena import Arena, Extent
+from userfault.volatile.turns import Turns
+from userfault.volatile.values import Form, form_of, show, write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from typing_extensions import Buffer
+
+__all__ = ["CacheStatistics", "VolatileCache"]
+
+K = TypeVar("K", bound=Hashable)
+_NOTHING = object()
+_PURGED = 3  # as `VolatileBuffer.page_states` says it
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What happened in a cache so far.
+
+    Attributes:
+        hits: Looks that found a value.
+        misses: Looks that did not, because it never was there, was pushed out, or was taken by the kernel.
+        purges: Values that the kernel took.
+        evictions: Values pushed out by `maxsize`.
+        entries: Values there are.
+        stored_bytes: Their sizes.
+        resident_bytes: The memory they take: whole pages.
+    """
+
+    hits: int
+    misses: int
+    purges: int
+    evictions: int
+    entries: int
+    stored_bytes: int
+    resident_bytes: int
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A value. `holders` is how many read it just now; while it is above 0 the value is pinned."""
+
+    extent: Extent | None  # None: it has no bytes
+    form: Form | None
+    holders: int = 0
+    dropped: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.extent.stop - self.extent.start if self.extent else 0
+
+
+class VolatileCache(Generic[K]):
+    """A mapping from keys to bytes and arrays, kept in memory that the kernel may take.
+
+    There is no size to guess and no thread that cleans up: values stay as long as there is memory. When there is not, the
+    kernel takes those first that were not used for longest, before it would swap or kill anything. What it took is not found
+    any more; a value that lost one page is gone as a whole.
+
+    Each value takes whole pages of 4 KiB: results of a few hundred bytes are better kept in a dict.
+
+    Args:
+        maxsize: The most values there may be; the one not used for longest goes first. None: no limit.
+
+    Raises:
+        OptionError: A ValueError: maxsize below 1.
+        RefusedError: A PermissionError, by the first value: this process may not have a userfaultfd.
+
+    Threads: all methods are safe from any. Fork: a child cannot use it. Pickle: refused.
+
+    Example:
+        >>> cache = VolatileCache()
+        >>> cache["tile"] = b"pixels"
+        >>> cache.get("tile")
+        b'pixels'
+    """
+
+    def __init__(self, maxsize: int | None = None) -> None:
+        if maxsize is not None and maxsize < 1:
+            raise OptionError(f"maxsize={maxsize}: must be 1 or more, or None")
+        self.maxsize = maxsize
+        self._entries: OrderedDict[K, _Entry] = OrderedDict()
+        self._arena = Arena()
+        self._hits = self._misses = self._purges = self._evictions = 0
+        self._process = os.getpid()
+        self._closed = False
+        self._turns: Turns[_Entry] = Turns(self._let_go)
+
+    def __setitem__(self, key: K, value: Buffer | np.ndarray[Any, Any]) -> None:
+        """Keep a copy of a value; one of the same key is replaced.
+
+        Args:
+            key: Anything hashable.
+            value: A bytes-like object, which comes back as bytes; or an ndarray, which keeps its dtype, shape and order.
+
+        Raises:
+            TypeError: A value of another kind, or an array of Python objects.
+            OSError: EINVAL: all memory of the process is locked (mlockall), so none can be volatile.
+        """
+        hash(key)
+        form, length, data = form_of(value)
+        with self._turn():
+            entry = _Entry(self._arena.allocate(length) if length else None, form)
+        try:
+            if entry.extent:
+                write(entry.extent.memory, form, data)
+            with self._turn():
+                if entry.extent:
+                    entry.extent.unpin()
+                self._keep(key, entry)
+        except BaseException:
+            with self._turns:
+                self._free(entry)  # nobody knows it
+            raise
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """A copy of a value.
+
+        Args:
+            key: As given.
+            default: The answer if there is no such value, or the kernel took it.
+
+        Returns:
+            bytes or a new ndarray; or `default`.
+        """
+        entry = self._hold(key)
+        if entry is None:
+            return default
+        try:
+            return show(entry.extent.memory if entry.extent else b"", entry.form, copy=True)
+        finally:
+            self._turns.later(entry)
+
+    def __getitem__(self, key: K) -> Any:
+        """As `get`; KeyError if there is no such value or the kernel took it."""
+        value = self.get(key, _NOTHING)
+        if value is _NOTHING:
+            raise KeyError(key)
+        return value
+
+    @contextmanager
+    def borrow(self, key: K) -> Iterator[Any]:
+        """Look at a value without copying it, for the length of a block.
+
+        Args:
+            key: As given.
+
+        Yields:
+            A read-only memoryview or ndarray; **None if there is no such value** or the kernel took it. The value is pinned,
+            for the block and as long as anything of the view lives: an array kept after the block keeps its bytes, and its
+            memory. A memoryview is released by the end of the block, if nothing else uses it.
+
+        Example:
+            >>> cache = VolatileCache()
+            >>> with cache.borrow("tile") as view:
+            ...     if view is not None:
+            ...         print(len(view))
+        """
+        entry = self._hold(key)
+        if entry is None:
+            yield None
+            return
+        view = self._view(entry)
+        try:
+            yield view
+        finally:
+            if isinstance(view, memoryview):
+                with suppress(BufferError):  # something else looks through it
+                    view.release()
+            del view
+
+    def __delitem__(self, key: K) -> None:
+        """Forget a value; KeyError if there is none. Its memory is given back once nobody looks at it."""
+        with self._turn():
+            if not self._drop(key):
+                raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a value that was not found to be taken yet: `get` may miss all the same."""
+        return key in self._entries
+
+    def __len__(self) -> int:
+        """How many values there are that were not found to be taken yet."""
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[K]:
+        """The keys there are now, those not used for longest first."""
+        with self._turn():
+            return iter(list(self._entries))
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._turn():
+            for key in list(self._entries):
+                self._drop(key)
+
+    def statistics(self) -> CacheStatistics:
+        """What happened so far. Looks at the state of every page, so that each value that was taken by now is counted.
+
+        Returns:
+            A snapshot.
+
+        Cost: some 20 ns per page.
+        """
+        with self._turn():
+            states = {id(slab): found for slab, found in self._arena.states()}
+            stored = resident = 0
+            for key, entry in list(self._entries.items()):
+                found = states[id(entry.extent.slab)][entry.extent.pages] if entry.extent else b""
+                if _PURGED in found and not entry.holders:
+                    self._purges += 1
+                    self._drop(key)
+                else:
+                    stored += entry.nbytes
+                    resident += len(found) * mmap.PAGESIZE
+            counts = self._hits, self._misses, self._purges, self._evictions
+            return CacheStatistics(*counts, len(self._entries), stored, resident)
+
+    def close(self) -> None:
+        """Forget all values and give the memory back; twice is fine. Views that live keep theirs until they die."""
+        if self._process == os.getpid():
+            with self._turns:
+                self._closed = True
+                self._entries.clear()
+                self._arena.close()
+
+    def __repr__(self) -> str:
+        if self._closed or self._process != os.getpid():
+            return "<VolatileCache: closed>"
+        found = self.statistics()
+        facts = f"{found.entries} values, {format_bytes(found.stored_bytes)}, {found.hits} hits, {found.misses} misses"
+        return f"<VolatileCache: {facts}, {found.purges} taken by the kernel>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a VolatileCache cannot be pickled or copied: make another one there")
+
+    def __enter__(self) -> VolatileCache[K]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock, of an open cache of this process: in a forked child it may be taken for good."""
+        if self._process != os.getpid():
+            raise RegionClosedError("this VolatileCache belongs to the process this one was forked from; make another one here")
+        with self._turns:
+            if self._closed:
+                raise RegionClosedError("the VolatileCache is closed")
+            yield
+
+    def _hold(self, key: K) -> _Entry | None:
+        """Pin a value and count one more who looks at it; None if it is not there, or not whole any more."""
+        with self._turn():
+            entry = self._entries.get(key)
+            if entry and entry.extent and not entry.holders and not entry.extent.pin():
+                self._purges += 1
+                self._drop(key)
+                entry = None
+            if entry is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._entries.move_to_end(key)
+            entry.holders += 1
+            return entry
+
+    def _let_go(self, entry: _Entry) -> None:
+        """One looks at it no more. Called in a turn."""
+        entry.holders -= 1
+        if entry.holders or self._closed or self._process != os.getpid():
+            return
+        if entry.dropped:
+            self._free(entry)
+        elif entry.extent:
+            entry.extent.unpin()
+
+    def _view(self, entry: _Entry) -> Any:
+        """Look at a value that is held; whatever looks through this view holds it."""
+        if entry.extent is None:
+            self._turns.later(entry)
+            return show(b"", entry.form, copy=False)
+        window = _core.Window(entry.extent.slab.buffer, entry.extent.start, entry.extent.stop)
+        weakref.finalize(window, self._turns.later, entry).atexit = False
+        return show(window, entry.form, copy=False)
+
+    def _keep(self, key: K, entry: _Entry) -> None:
+        self._drop(key)
+        self._entries[key] = entry
+        while self.maxsize is not None and len(self._entries) > self.maxsize:
+            self._drop(next(iter(self._entries)))
+            self._evictions += 1
+
+    def _drop(self, key: K) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        entry.dropped = True
+        if not entry.holders:
+            self._free(entry)
+        return True
+
+    def _free(self, entry: _Entry) -> None:
+        if entry.extent:
+            self._arena.free(entry.extent)

@@ -1,1 +1,0 @@
-"""Promises that every source, store or codec keeps."""

@@ -1,0 +1,30 @@
+"""The fixture of these tests: a child that knows their kit."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+from support.child import ChildResult, source_of
+
+collect_ignore_glob = [] if find_spec("userfault.mman") else ["test_*.py"]
+
+#: What the children find imported; the test files import the same names, to be whole in themselves.
+PRELUDE = """
+import ctypes, errno, gc, hashlib, mmap, os, select, signal, struct, sys, threading, time, warnings
+import numpy as np
+from mman.kit import *
+from mman.waiting import *
+"""
+
+
+@pytest.fixture
+def act(child, tmp_path):
+    """Run a function in a child that knows the names above; it must end with status 0 and, by default, in silence."""
+
+    def run(code, *, timeout=20, args=(), silent=True, **options) -> ChildResult:
+        result = child(PRELUDE + source_of(code), timeout=timeout, args=args, cwd=tmp_path, **options).check()
+        assert not silent or not result.stderr, result.stderr
+        return result
+
+    return run

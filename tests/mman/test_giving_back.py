@@ -1,0 +1,126 @@
+"""Flagged memory in long use: direct I/O beside forks, and memory that is given back and filled again."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+DIRECT = """
+forks = int(sys.argv[1])
+warnings.simplefilter("ignore", DeprecationWarning)
+PAGES = 256
+data = known_bytes(PAGES * PAGE).tobytes()
+with open("data", "wb") as file:
+    file.write(data)
+    os.fsync(file.fileno())
+try:
+    file = os.open("data", os.O_RDONLY | os.O_DIRECT)
+    os.preadv(file, [mman.anonymous(PAGE)], 0)
+except OSError as error:
+    print("no O_DIRECT:", error)
+    os._exit(0)
+memory, done = mman.anonymous(PAGES * PAGE), []
+def read():
+    rounds = 0
+    view = memoryview(memory)
+    while not done or rounds < 3:
+        for start in range(0, PAGES * PAGE, 32 * PAGE):
+            assert os.preadv(file, [view[start : start + 32 * PAGE]], start) == 32 * PAGE
+        assert bytes(memory) == data, "other bytes"
+        mman.madvise((at(memory), PAGES // 2 * PAGE), mman.MADV_DONTNEED)
+        memory[PAGES // 2 * PAGE :] = bytes(PAGES // 2 * PAGE)
+        rounds += 1
+    print(rounds, "rounds")
+def fork():
+    try:
+        for _ in range(forks // 2):
+            process = os.fork()
+            if process == 0:
+                os._exit(0)
+            assert os.waitpid(process, 0)[1] == 0
+    finally:
+        done.append(1)
+with served(memory, lambda page: 1):
+    in_threads(read, fork, fork, seconds=float(sys.argv[2]))
+os._exit(0)
+"""
+
+
+def direct(act, forks, seconds):
+    told = act(DIRECT, args=[forks, seconds], timeout=seconds + 10).stdout
+    if told.startswith("no O_DIRECT"):
+        pytest.skip(told)
+
+
+def test_direct_reads_into_flagged_memory_while_others_fork_get_every_byte(act):
+    """The classic way to lose a page: a fork between the pin and the write. 100 forks."""
+    direct(act, 100, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_direct_reads_into_flagged_memory_while_others_fork_a_thousand_times_get_every_byte(act):
+    """The long form."""
+    direct(act, 1000, 600)
+
+
+class Group:
+    """A memory cgroup of version 1 or 2."""
+
+    def __init__(self, limit: int) -> None:
+        first, second = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+        self.old = os.path.exists(f"{first}/memory.limit_in_bytes")
+        if not self.old and "memory" not in self.text(f"{second}/cgroup.subtree_control"):
+            pytest.skip("there is no memory cgroup here")
+        self.path = f"{first if self.old else second}/userfault-test-{os.getpid()}"
+        try:
+            os.mkdir(self.path)
+        except OSError as error:
+            pytest.skip(f"no memory cgroup can be made here: {error}")
+        with open(f"{self.path}/{'memory.limit_in_bytes' if self.old else 'memory.max'}", "w") as file:
+            file.write(str(limit))
+
+    @staticmethod
+    def text(path: str) -> str:
+        try:
+            with open(path) as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def remove(self) -> None:
+        os.rmdir(self.path)
+
+
+@pytest.mark.root
+def test_balloon_rounds_in_a_small_cgroup_never_run_out(act):
+    """40 MiB filled and given back ten times where 96 MiB are allowed; each round faults again and gets its own bytes."""
+    group = Group(96 << 20)
+    try:
+        act(
+            """
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+pages, block = 10_240, 256
+memory = flagged(pages)
+staging = mman.anonymous(block * PAGE)
+for round in range(1, 11):
+    for page in range(0, pages, block):
+        staging[:] = bytes([round]) * len(staging)
+        assert mman.remap_anon_pages(at(memory, page), at(staging), block * PAGE) == block * PAGE
+    array = np.frombuffer(memory, "u1")
+    assert int(array[::PAGE].sum()) == round * pages
+    del array
+    mman.madvise(memory, mman.MADV_DONTNEED)
+    for page in (0, pages // 2, pages - 1):
+        raised(UserFault, lambda page=page: touch(at(memory, page)))
+assert resident_bytes() < 90 << 20, resident_bytes()
+""",
+            args=[group.path],
+            timeout=60,
+        )
+    finally:
+        group.remove()

@@ -1,0 +1,263 @@
+"""The flag belongs to a mapping: it goes where the mapping goes, and ends with it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import time
+
+import pytest
+
+from mman.kit import (
+    PAGE,
+    UserFault,
+    at,
+    filled,
+    flagged,
+    in_threads,
+    libc,
+    mapped,
+    mman,
+    move_mapping,
+    raised,
+    table,
+    touch,
+)
+from mman.waiting import waiting
+
+pytestmark = pytest.mark.kernel
+
+
+def test_munmap_ends_the_flag(act):
+    """A new mapping at the old address is ordinary."""
+
+    def code():
+        start = mapped(4 * PAGE)
+        mman.madvise((start, 4 * PAGE), mman.MADV_USERFAULT)
+        libc.munmap(start, 4 * PAGE)
+        mapped(4 * PAGE, address=start)
+        assert touch(start) == 0
+        assert mman.ranges() == []
+
+    act(code)
+
+
+def test_munmap_of_a_part_ends_the_flag_of_that_part(act):
+    """What remains on both sides goes on faulting."""
+
+    def code():
+        start = mapped(5 * PAGE)
+        mman.madvise((start, 5 * PAGE), mman.MADV_USERFAULT)
+        libc.munmap(start + 2 * PAGE, PAGE)
+        mapped(PAGE, address=start + 2 * PAGE)
+        assert touch(start + 2 * PAGE) == 0
+        for page in (0, 1, 3, 4):
+            raised(UserFault, lambda page=page: touch(start + page * PAGE))
+        assert sum(one.length for one in mman.ranges()) == 4 * PAGE
+
+    act(code)
+
+
+def test_mmap_close_ends_the_flag(act):
+    """The object that most people hold; a hundred times, since the address is used again."""
+
+    def code():
+        for _ in range(100):
+            memory = flagged(16)
+            raised(UserFault, lambda memory=memory: touch(at(memory, 3)))
+            memory.close()
+            assert mman.ranges() == []
+            fresh = mman.anonymous(16 * PAGE)
+            assert fresh[3 * PAGE] == 0
+
+    act(code, timeout=40)
+
+
+def test_map_fixed_over_a_flagged_range_ends_the_flag(act):
+    """The new mapping has no flag, whatever was there."""
+
+    def code():
+        memory = flagged(4)
+        mapped(PAGE, address=at(memory, 1))
+        assert touch(at(memory, 1)) == 0
+        raised(UserFault, lambda: touch(at(memory, 0)))
+        raised(UserFault, lambda: touch(at(memory, 2)))
+
+    act(code)
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["flagged", "registered"])
+def test_mremap_takes_the_flag_along(act, registered):
+    """And the registration; a new mapping at the old address is ordinary, present pages keep their bytes."""
+
+    def code():
+        start, to = mapped(4 * PAGE), mapped(4 * PAGE)
+        mman.madvise((start, 4 * PAGE), mman.MADV_USERFAULT)
+        mman.remap_anon_pages(start, filled(7), PAGE)
+        it = mman.userfaultfd()
+        if sys.argv[1] == "True":
+            it.register((start, 4 * PAGE))
+        move_mapping(start, 4 * PAGE, to)
+        mapped(4 * PAGE, address=start)
+        assert touch(start) == 0
+        assert touch(start + PAGE) == 0
+        assert touch(to) == 7
+        if sys.argv[1] == "True":
+            thread = waiting(it, to + PAGE)
+            assert it.read_fault() == to + PAGE
+            mman.remap_anon_pages(to + PAGE, filled(8), PAGE)
+            it.wake(to + PAGE)
+            assert thread.ended() == 8
+            it.close()
+        raised(UserFault, lambda: touch(to + 2 * PAGE))
+        assert [(one.start, one.length) for one in mman.ranges()] == [(to, 4 * PAGE)]
+
+    act(code, args=[str(registered)])
+
+
+def test_mmap_resize_takes_the_flag_along(act):
+    """mmap.resize keeps the GIL while the kernel tells of the move: no deadlock; the old part is flagged where it is now."""
+
+    def code():
+        memory = flagged(4)
+        table(7, 0, memory)
+        barrier = mman.anonymous(PAGE)
+        memory.resize(4096 * PAGE)
+        assert memory[0] == 7
+        for page in (1, 3):
+            raised(UserFault, lambda page=page: touch(at(memory, page)))
+        assert barrier[0] == 0
+        memory.resize(2 * PAGE)
+        raised(UserFault, lambda: touch(at(memory, 1)))
+
+    act(code)
+
+
+def test_mremap_of_a_part_takes_the_flag_of_that_part(act):
+    """The hole it leaves in the middle is ordinary once it is mapped again."""
+
+    def code():
+        start, to = mapped(5 * PAGE), mapped(PAGE)
+        mman.madvise((start, 5 * PAGE), mman.MADV_USERFAULT)
+        move_mapping(start + 2 * PAGE, PAGE, to)
+        mapped(PAGE, address=start + 2 * PAGE)
+        assert touch(start + 2 * PAGE) == 0
+        raised(UserFault, lambda: touch(to))
+        for page in (0, 1, 3, 4):
+            raised(UserFault, lambda page=page: touch(start + page * PAGE))
+
+    act(code)
+
+
+@pytest.mark.parametrize("how", ["munmap", "fixed", "mremap"])
+def test_registration_ends_with_its_mapping(act, how):
+    """Another descriptor may have the new mapping there."""
+
+    def code():
+        start, to = mapped(2 * PAGE), mapped(2 * PAGE)
+        mman.madvise((start, 2 * PAGE), mman.MADV_USERFAULT)
+        with mman.userfaultfd() as first, mman.userfaultfd() as second:
+            first.register((start, 2 * PAGE))
+            if sys.argv[1] == "munmap":
+                libc.munmap(start, 2 * PAGE)
+            elif sys.argv[1] == "mremap":
+                move_mapping(start, 2 * PAGE, to)
+            mapped(2 * PAGE, address=start)
+            second.register((start, 2 * PAGE))
+            assert touch(start) == 0
+            mman.madvise((start, 2 * PAGE), mman.MADV_USERFAULT)
+            thread = waiting(second, start + PAGE)
+            assert first.pending == 0
+        assert thread.ended() == "UserFault"
+
+    act(code, args=[how])
+
+
+def test_dontneed_and_munmap_under_the_gil_do_not_deadlock(act):
+    """mmap.madvise(DONTNEED) keeps the GIL; with flags and registrations, in six threads."""
+
+    def code():
+        shared = filled(7, 64)
+        mman.madvise(shared, mman.MADV_USERFAULT)
+        it = mman.userfaultfd()
+        it.register((at(shared, 32), 32 * PAGE))
+
+        def work():
+            for _ in range(100):
+                memory = filled(7, 16)
+                mman.madvise(memory, mman.MADV_USERFAULT)
+                memory.madvise(mmap.MADV_DONTNEED, 0, 8 * PAGE)
+                raised(UserFault, lambda memory=memory: touch(at(memory)))
+                assert memory[9 * PAGE] == 7
+                shared.madvise(mmap.MADV_DONTNEED, 32 * PAGE, 16 * PAGE)
+                memory.resize(32 * PAGE)
+                memory.close()
+
+        in_threads(*[work] * 6, seconds=30)
+        assert shared[0] == 7
+
+    act(code, timeout=40)
+
+
+@pytest.mark.parametrize("how", ["close", "resize"])
+def test_flag_survives_the_end_of_older_mappings_at_its_address(act, how):
+    """Six threads map, flag, touch, unmap: the kernel gives addresses again at once, and what ended there takes no new flag."""
+
+    def code():
+        until = time.monotonic() + 1.5
+
+        def work():
+            while time.monotonic() < until:
+                memory = mman.anonymous(16 * PAGE)
+                mman.madvise(memory, mman.MADV_USERFAULT)
+                raised(UserFault, lambda memory=memory: touch(at(memory)))
+                if sys.argv[1] == "resize":
+                    memory.resize(32 * PAGE)
+                memory.close()
+
+        in_threads(*[work] * 6, seconds=20)
+
+    act(code, args=[how])
+
+
+def test_closerange_leaves_sigbus_in_force(act):
+    """A daemon closes all descriptors it does not know: the touch is still a fault, and no page of zeros."""
+
+    def code():
+        memory = flagged(4)
+        raised(UserFault, lambda: touch(at(memory)))
+        os.closerange(3, 65536)
+        for page in (1, 2, 3):
+            raised(UserFault, lambda page=page: touch(at(memory, page)))
+        table(7, 1, memory)
+        assert memory[PAGE] == 7
+        other = flagged(2)
+        raised(UserFault, lambda: touch(at(other)))
+
+    act(code)
+
+
+def test_numbers_that_closerange_freed_are_used_by_files_unharmed(act):
+    """Files opened then have our old numbers: nothing of ours writes to them or closes them."""
+
+    def code():
+        memory = flagged(64)
+        it = mman.userfaultfd()
+        it.register((at(memory, 32), 32 * PAGE))
+        os.closerange(3, 65536)
+        files = [open(f"{number}", "w+b") for number in range(30)]  # noqa: SIM115
+        for number, file in enumerate(files):
+            file.write(b"%d" % number)
+            file.flush()
+        for page in range(4):
+            raised(UserFault, lambda page=page: touch(at(memory, page)))
+        mman.madvise(memory, mman.MADV_NOUSERFAULT)
+        mman.madvise(memory, mman.MADV_USERFAULT)
+        memory.close()
+        it.close()
+        for number, file in enumerate(files):
+            file.seek(0)
+            assert file.read() == b"%d" % number
+
+    act(code, warnings=None)

@@ -1,0 +1,51 @@
+"""Wrong values are OptionErrors that name the parameter and what it must be, before anything is opened."""
+
+import numpy as np
+import pytest
+
+import userfault as uf
+from userfault.region import Options
+from userfault.testing import Chaos
+
+ZERO = uf.Zero(4096)
+
+
+@pytest.mark.parametrize(
+    ("open_it", "words"),
+    [
+        (lambda: uf.map(b"x", unit=-1), "unit=-1: must be 0 or more"),
+        (lambda: uf.map(b"x", unit="banana"), "unit='banana': must be a size such as 64KiB"),
+        (lambda: uf.map(b"x", unit=2**63), "unit=9223372036854775808: must be at most 9223372036854775807"),
+        (lambda: uf.map(b"x", unit=1.5), "unit=1.5: must be a whole number of bytes"),
+        (lambda: uf.map(b"x", timeout="abc"), "timeout='abc': must be a time such as 250ms"),
+        (lambda: uf.map(b"x", timeout=0), "timeout=0.0: must be above zero"),
+        (lambda: uf.map(b"x", timeout=float("nan")), "timeout=nan: must be finite"),
+        (lambda: uf.map(b"x", timeout=10**400), "timeout=1000.*: must be finite"),
+        (lambda: uf.Zero(-1).open(), "length=-1: must be 0 or more"),
+        (lambda: uf.File("x", offset=-1).open(), "offset=-1: must be 0 or more"),
+        (lambda: uf.File("x", length="x").open(), "length='x': must be a size"),
+        (lambda: uf.Bytes(np.zeros((4, 4))[:, 1]).open(), "contiguous; numpy.ascontiguousarray"),
+        (lambda: uf.Retry(ZERO, attempts=0).open(), "attempts=0: must be from 1 to 4294967295"),
+        (lambda: uf.Retry(ZERO, attempts=2**40).open(), "attempts=1099511627776: must be from 1 to 4294967295"),
+        (lambda: uf.Retry(ZERO, pause="-1s").open(), "pause='-1s': must be a time"),
+        (lambda: uf.Deadline(ZERO, limit=0).open(), "limit=0: must be above zero"),
+        (lambda: uf.Deadline(ZERO, limit="soon").open(), "limit='soon': must be a time"),
+        (lambda: uf.Checksum(ZERO, 4096, [-1]).open(), r"sums\[0\]=-1: must be from 0 to 18446744073709551615"),
+        (lambda: uf.Checksum(ZERO, 2048, [0, 2**64]).open(), r"sums\[1\]=18446744073709551616: must be from 0 to"),
+        (lambda: uf.Checksum(ZERO, "-1", [0]).open(), "block='-1': must be a size"),
+        (lambda: Chaos(ZERO, delay=-1).open(), "delay=-1: must be 0 or more"),
+        (lambda: uf.Retry(b"x").open(), "source: must be a Source, .*bytes.*userfault.map takes"),
+        (lambda: uf.Deadline("path", 1).open(), "source: must be a Source, .*str"),
+        (lambda: uf.Checksum(None, 4096, []).open(), "source: must be a Source, .*NoneType"),
+        (lambda: Chaos(5).open(), "source: must be a Source, .*int"),
+        (lambda: uf.Region(b"x"), "source: must be a Source, .*bytes"),
+        (lambda: uf.Region(ZERO, {"unit": 4096}), "options: must be userfault.region.Options, .*dict"),
+        (lambda: Options(unit=-1), "unit=-1: must be 0 or more"),
+        (lambda: Options(timeout=float("nan")), "timeout=nan: must be finite"),
+        (lambda: uf.checked("x"), "checked: takes regions and was given a str"),
+    ],
+)
+def test_wrong_value_is_refused_by_name(open_it, words):
+    """What it is, where it was given, and what would do instead."""
+    with pytest.raises(uf.OptionError, match=words):
+        open_it()
