@@ -368,8 +368,13 @@ def refresh_handlers(interrupt_raises: bool) -> None:
 
 # mman
 
-def mman_flag(place: _Range, on: bool) -> None:
-    """Set or clear the flag of a range."""
+def mman_flag(place: _Range, on: bool, follow: bool) -> None:
+    """Set or clear the flag of a range; `follow`: forked children have it too, and their faults come here.
+
+    Raises:
+        RefusedError: To follow needs CAP_SYS_PTRACE.
+        UnsupportedError: This kernel cannot follow.
+    """
 
 def mman_advise(place: _Range, advice: int, name: str) -> None:
     """Give another advice, by its number in the kernel."""
@@ -408,8 +413,8 @@ def remap_anon_pages(dst: _Place, src: _Place, length: int | None = None, flags:
     Blocks: for the moment of a change of owner. Source: patch 12 of the series.
     """
 
-def mman_ranges() -> list[tuple[int, int, bool, int | None, bool, str]]:
-    """Return what is marked: start, bytes, flagged, owner, kept out of children, resolver."""
+def mman_ranges() -> list[tuple[int, int, bool, int | None, str | None, str]]:
+    """Return what is marked: start, bytes, flagged, owner, what forked children get ("deny", "follow"), resolver."""
 
 def mman_poisoned_switches() -> int:
     """Return how many changes of owner had to poison holes."""
@@ -437,6 +442,19 @@ class NativeUserfaultfd2014:
 
     def read_fault(self) -> int:
         """Return the exact address of the newest fault that nobody has read. Raises and blocks as `read` does."""
+
+    @property
+    def can_follow(self) -> bool:
+        """Whether it hears of forks: it was opened with CAP_SYS_PTRACE."""
+
+    def next_fork(self, limit_seconds: float | None = None) -> NativeForkedUserfaultfd | None:
+        """Return the userfaultfd of the next forked child; None when the time is over.
+
+        Raises:
+            ValueError: It is closed.
+
+        Blocks: until a fork, or the limit; Ctrl-C works. GIL: released.
+        """
 
     def write(self, data: bytes) -> int:
         """Write 8 bytes of protocol, or 16 bytes of command: start with the command in its low two bits, and end.
@@ -467,3 +485,40 @@ class NativeUserfaultfd2014:
 
     def close(self) -> None:
         """Close it: who waits, and who touches a hole later, gets SIGBUS. Twice is fine."""
+
+class NativeForkedUserfaultfd:
+    """The native half of `userfault.mman.ForkedUserfaultfd`."""
+
+    @property
+    def ident(self) -> int:
+        """Return a number that no other descriptor of this process has."""
+
+    def read_fault(self) -> int:
+        """Return the exact address of the newest fault that nobody has read.
+
+        Raises:
+            ProcessLookupError: The child is gone.
+            ValueError: It is closed.
+
+        Blocks: until there is a fault; Ctrl-C works. GIL: released.
+        """
+
+    def fill(self, address: int, data: bytes) -> int:
+        """Copy whole pages into the child, from the page of `address` on; return the bytes of pages that were not there.
+
+        Raises:
+            ProcessLookupError: The child is gone.
+            OSError: ENOENT: the child has nothing registered there.
+            ValueError: It is closed; no whole number of pages.
+
+        Blocks: for a copy. GIL: released.
+        """
+
+    def wake(self, address: int, length: int) -> None:
+        """Have those who wait in the range ask again. Raises as `fill` does."""
+
+    def standing(self) -> tuple[bool, bool, int]:
+        """Return whether it is closed, whether the child is gone, and how many faults nobody has read."""
+
+    def close(self) -> None:
+        """Close it: who waits in the child, and who touches a hole there later, gets SIGBUS. Twice is fine."""

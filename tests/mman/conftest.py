@@ -49,3 +49,29 @@ def act(request, child, tmp_path):
         return result
 
     return run
+
+
+PRELUDE_OF_FOLLOW = "import ctypes, os, signal, sys, threading, time\nfrom mman.following import *\n"
+
+MAY_FOLLOW = """
+from userfault import errors, mman
+try:
+    mman.madvise(mman.anonymous(4096), mman.MADV_USERFAULT, fork="follow")
+except (errors.RefusedError, errors.UnsupportedError) as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def follow(child):
+    """Run a function in a child that may follow its own children; skipped with the reason where it may not."""
+    reason = child(MAY_FOLLOW).check().stdout.strip()
+    if reason:
+        pytest.skip(reason)
+
+    def run(code, *, silent=True, **options):
+        result = child(PRELUDE_OF_FOLLOW + source_of(code), **options).check()
+        assert not silent or not result.stderr, result.stderr
+        return result
+
+    return run

@@ -54,9 +54,11 @@ unsafe extern "C" fn before() {
     let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install(), marks];
     // SAFETY: STARTING is held.
     unsafe { *HELD.0.get() = Some(locks) };
+    flagged::fork::before();
 }
 
 unsafe extern "C" fn in_parent() {
+    flagged::fork::in_parent();
     // SAFETY: this thread holds STARTING, since `before`; the locks go back after the cell was emptied.
     drop(unsafe { (*HELD.0.get()).take() });
 }
@@ -65,7 +67,8 @@ unsafe extern "C" fn in_child() {
     // SAFETY: as in `in_parent`; this thread is the copy of the one that took them.
     drop(unsafe { (*HELD.0.get()).take() });
     GENERATION.fetch_add(1, Ordering::AcqRel);
-    let Some(engine) = Engine::current() else { return };
+    flagged::fork::in_grandchild(|start, bytes| tombstone(start, bytes, libc::MAP_FIXED_NOREPLACE));
+    let Some(engine) = Engine::current() else { return view::forget(false) };
     engine.table.for_each(|region| {
         // Those of flagged memory are where their ranges were at first; the ranges have tombstones of their own.
         if region.options.kind != Kind::UserFault {

@@ -17,7 +17,7 @@ use crate::mapping::{is_poisoned, is_resident};
 use crate::region::{Delivery, Region};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
-use crate::threads::{KeepErrno, thread_id};
+use crate::threads::{KeepErrno, Root, thread_id};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,9 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let _errno = KeepErrno::new();
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    if code > 0 {
+        flagged::fork::explain_unanswered(address);
+    }
     let Some(engine) = Engine::current() else { return chain(signal, info, context) };
     if code <= 0 {
         if CHAINED.load(Ordering::Relaxed) == thread_id() {
@@ -152,6 +155,12 @@ fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_
         }
         return !again;
     };
+    if entry.follow && Root::current().is_none() {
+        // A child of a bare clone(2): no hook ran in it, and all that is known here is its parent's.
+        drop(inside);
+        flagged::fork::say_unanswered(address);
+        return false;
+    }
     let region = &*entry.resolver.region;
     let page = region.page_of(address);
     let error = SourceError::new((page * uffd::page_size()) as u64, Cause::Unresolved);

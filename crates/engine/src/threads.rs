@@ -81,6 +81,12 @@ impl Root {
         self.private_table
     }
 
+    /// Its number: of a thread that has the engine's descriptor table.
+    #[must_use]
+    pub fn thread_id(&self) -> i32 {
+        self.thread
+    }
+
     /// Run `work` on the root thread and wait for its answer; on the root thread itself: at once.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         if thread_id() == self.thread {
@@ -193,7 +199,10 @@ fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
 
 /// Start a thread that shares this thread's descriptor table, with all signals blocked. A panic in it ends the process
 /// with one line: an engine thread that is gone would leave faults without an answer.
-fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Os`] when no thread can be started.
+pub fn spawn_here(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let old = block_all_signals();
     let spawned = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
@@ -226,7 +235,7 @@ fn set_signal_mask(mask: &libc::sigset_t) {
 }
 
 /// Make this thread's descriptor table its own, and empty but for standard error. False: not permitted.
-fn own_table() -> bool {
+pub fn own_table() -> bool {
     // SAFETY: unshare(CLONE_FILES) copies this thread's table; close_range and dup2 then act on the copy alone.
     unsafe {
         if libc::unshare(libc::CLONE_FILES) != 0 {

@@ -3,6 +3,7 @@
 mod errors;
 mod image;
 mod kernel;
+mod forked;
 mod mman;
 mod raise;
 mod region;

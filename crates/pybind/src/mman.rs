@@ -3,6 +3,7 @@
 //! *GIL*: released in everything that waits; kept by small `remap_anon_pages`, which may run in the middle of a touch.
 
 use crate::errors::{closed, engine_error, os_error};
+use crate::forked::{LOOK, NativeForkedUserfaultfd};
 use crate::kernel::place::{Place, transfer_length};
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
@@ -19,13 +20,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uffd::Errno;
 
 /// How long a thread that Python does not know waits for the GIL before its touch is given up.
 const GIL_LIMIT: Duration = Duration::from_secs(10);
-/// A blocked read looks for Ctrl-C this often; a signal to its own thread wakes it at once.
-const LOOK: Duration = Duration::from_millis(50);
 /// Moves of more than this release the GIL.
 const LONG_MOVE: usize = 1 << 20;
 
@@ -67,12 +66,16 @@ fn pages(what: &str, place: &Place) -> PyResult<Range<usize>> {
     whole_pages(start, length).map_err(|failed| named(what, &(start..start.saturating_add(length)), &failed))
 }
 
-/// Set or clear the flag of `place`.
+/// Set or clear the flag of `place`; `follow`: forked children have it too.
 #[pyfunction]
-fn mman_flag(py: Python<'_>, place: Place, on: bool) -> PyResult<()> {
+fn mman_flag(py: Python<'_>, place: Place, on: bool, follow: bool) -> PyResult<()> {
     let what = if on { "madvise(MADV_USERFAULT)" } else { "madvise(MADV_NOUSERFAULT)" };
     let range = pages(what, &place)?;
-    run(py, what, range, move |mman, range| mman.set_flag(range, on))
+    if follow {
+        let mman = room(py)?;
+        py.detach(|| mman.check_follow()).map_err(|error| engine_error(py, error))?;
+    }
+    run(py, what, range, move |mman, range| mman.set_flag(range, on, follow))
 }
 
 /// Another advice, by its number in the kernel.
@@ -167,16 +170,17 @@ fn remap_anon_pages(py: Python<'_>, dst: Place, src: Place, length: Option<usize
     moved.map_err(|errno| os_error(errno, &format!("remap_anon_pages of {length} bytes from {from:#x} to {to:#x}")))
 }
 
-type RangeLine = (usize, usize, bool, Option<u64>, bool, &'static str);
+type RangeLine = (usize, usize, bool, Option<u64>, Option<&'static str>, &'static str);
 
-/// Everything that is flagged or registered: start, bytes, flagged, owner, kept out of children, resolver.
+/// Everything that is flagged or registered: start, bytes, flagged, owner, what forked children get, resolver.
 #[pyfunction]
 fn mman_ranges(py: Python<'_>) -> Vec<RangeLine> {
     let Some(mman) = mman::current() else { return vec![] };
     let lines = py.detach(|| mman.ranges());
     release_tokens();
     let line = |info: engine::mman::calls::RangeInfo| {
-        (info.range.start, info.range.len(), info.flagged, info.owner, info.denied, info.resolver)
+        let fork = if info.follow { Some("follow") } else { info.denied.then_some("deny") };
+        (info.range.start, info.range.len(), info.flagged, info.owner, fork, info.resolver)
     };
     lines.into_iter().map(line).collect()
 }
@@ -232,6 +236,32 @@ impl NativeUserfaultfd2014 {
             Written::Taken(bytes) => Ok(bytes),
             Written::Do(command) => self.obey(py, command).map(|()| 16),
         }
+    }
+
+    /// The userfaultfd of the next forked child; None when `limit_seconds` are over.
+    #[pyo3(signature = (limit_seconds=None))]
+    fn next_fork(&self, py: Python<'_>, limit_seconds: Option<f64>) -> PyResult<Option<NativeForkedUserfaultfd>> {
+        self.check("accept_fork")?;
+        let end = limit_seconds.map(|limit| Instant::now() + seconds(limit));
+        loop {
+            if self.inner.standing().0 == Phase::Closed {
+                return Err(closed());
+            }
+            let left = end.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()).min(LOOK));
+            if let Some(forked) = py.detach(|| self.inner.forks.take(left)) {
+                return Ok(Some(NativeForkedUserfaultfd::of(forked)));
+            }
+            py.check_signals()?;
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Does it hear of forks?
+    #[getter]
+    fn can_follow(&self) -> bool {
+        self.inner.can_follow
     }
 
     fn register(&self, py: Python<'_>, place: Place) -> PyResult<()> {
@@ -383,6 +413,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     flagged::set_call(call_resolver);
     handover::set_give_way(give_way);
     module.add_class::<NativeUserfaultfd2014>()?;
+    module.add_class::<NativeForkedUserfaultfd>()?;
     module.add_function(wrap_pyfunction!(mman_flag, module)?)?;
     module.add_function(wrap_pyfunction!(mman_advise, module)?)?;
     module.add_function(wrap_pyfunction!(mman_protect, module)?)?;

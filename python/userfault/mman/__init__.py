@@ -38,6 +38,7 @@ from userfault import _core
 from userfault._core import remap_anon_pages
 from userfault.errors import UserFault
 from userfault.mman.descriptor import PROTOCOL, FdInfo, Userfaultfd2014, userfaultfd
+from userfault.mman.forked import ForkedUserfaultfd
 from userfault.mman.names import (
     KERNEL_ADVICE,
     MADV_COLD,
@@ -121,6 +122,7 @@ __all__ = [
     "RAP_ALLOW_SRC_HOLES",
     "Advice",
     "FdInfo",
+    "ForkedUserfaultfd",
     "Protection",
     "RangeInfo",
     "UserFault",
@@ -166,32 +168,37 @@ def address_of(buffer: Buffer) -> int:
     return _core.range_of(buffer)[0]
 
 
-def madvise(range: Range, advice: Advice, *, fork: Literal["deny"] = "deny") -> None:
+def madvise(range: Range, advice: Advice, *, fork: Literal["deny", "follow"] = "deny") -> None:
     """Give advice about memory; `MADV_USERFAULT` is no hint: when the call returns the range is armed.
 
     Args:
         range: A writable buffer, all of it, or (address, length). A length that is no whole number of pages is rounded up.
         advice: A member of `Advice`. `MADV_USERFAULT` and `MADV_NOUSERFAULT` are ours, the others the kernel's.
         fork: With `MADV_USERFAULT`: "deny", the range is not there in a forked child (MADV_DONTFORK, and a tombstone at its
-            address); what the caller had is restored by `MADV_NOUSERFAULT`.
+            address); what the caller had is restored by `MADV_NOUSERFAULT`. "follow": a child has it, and its touches of
+            absent pages come to `Userfaultfd2014.accept_fork`, wherever the range is registered with a descriptor; elsewhere
+            it is denied all the same. Never zeros: docs, «fork».
 
     Raises:
         OSError: EINVAL: the range does not start on a page, or holds a mapping that cannot raise userfaults yet (a file,
             shared memory, hugetlbfs, the kernel's own; mappings before it are flagged, those after it are not), or
             MADV_DOFORK on a range that is denied to children. ENOMEM: there are holes; the rest was done.
             EBUSY: another userfaultfd has it. ENOMEM also for too many mappings (vm.max_map_count).
-        RefusedError: This process may not have a userfaultfd.
+        RefusedError: This process may not have a userfaultfd; "follow" without CAP_SYS_PTRACE: `.command` would change it.
+        UnsupportedError: "follow" on a kernel before Linux 6.9.
         TypeError: Not an `Advice`; a read-only buffer.
 
     Blocks: while pages of the range are being resolved. Source: patch 08 of the series «userfault v2», 3 October 2014.
     """
     if not isinstance(advice, Advice):
         raise TypeError(f"advice must be a member of mman.Advice, such as mman.MADV_USERFAULT; {advice!r} is not")
-    if fork != "deny":
-        raise ValueError(f"fork={fork!r}: must be 'deny'")
+    if fork not in ("deny", "follow"):
+        raise ValueError(f"fork={fork!r}: must be 'deny' or 'follow'")
+    if fork == "follow" and advice is not Advice.USERFAULT:
+        raise ValueError("fork='follow' goes with MADV_USERFAULT only")
     refresh_handlers()
     if advice in (Advice.USERFAULT, Advice.NOUSERFAULT):
-        _core.mman_flag(_writable(range), advice is Advice.USERFAULT)
+        _core.mman_flag(_writable(range), advice is Advice.USERFAULT, fork == "follow")
     else:
         _core.mman_advise(_writable(range), KERNEL_ADVICE[advice], f"MADV_{advice.name}")
 
@@ -275,7 +282,7 @@ class RangeInfo:
         length: Bytes.
         flagged: Has it the flag?
         owner: `ident` of the descriptor it is registered with, or None.
-        fork: "deny": it is kept out of forked children; None: it cannot fault.
+        fork: What a fork now would give a child: "deny": it is kept out; "follow": its faults come here; None: it cannot fault.
         resolver: What a SIGBUS leads to: "raise", "default", "callable" or "source"; None: it is not flagged.
     """
 
@@ -290,8 +297,8 @@ class RangeInfo:
 def ranges() -> list[RangeInfo]:
     """Return every flagged or registered range, by address."""
     return [
-        RangeInfo(start, length, flagged, owner, "deny" if denied else None, resolver if flagged else None)
-        for start, length, flagged, owner, denied, resolver in _core.mman_ranges()
+        RangeInfo(start, length, flagged, owner, fork, resolver if flagged else None)
+        for start, length, flagged, owner, fork, resolver in _core.mman_ranges()
     ]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from userfault import _core
+from userfault.mman.forked import ForkedUserfaultfd
 from userfault.region import refresh_handlers
 from userfault.units import parse_seconds
 
@@ -82,6 +83,23 @@ class Userfaultfd2014(_core.NativeUserfaultfd2014):
     def __repr__(self) -> str:
         phase, unread, unwoken, _ = self.standing()
         return f"<Userfaultfd2014 {self.ident}: {phase}, {unread} unread, {unwoken} not woken>"
+
+    def accept_fork(self, timeout: str | float | None = None) -> ForkedUserfaultfd:
+        """Return the descriptor of the next forked child that has ranges registered here with `fork="follow"`.
+
+        Args:
+            timeout: How long to wait for a fork; None: for ever. Forks that happened before are given at once, in order.
+
+        Raises:
+            TimeoutError: There was none.
+            ValueError: The descriptor is closed.
+
+        Blocks: until a fork; Ctrl-C works. GIL: released.
+        """
+        forked = self.next_fork(None if timeout is None else parse_seconds(timeout))
+        if forked is None:
+            raise TimeoutError("no child was forked in time that follows this descriptor")
+        return ForkedUserfaultfd(forked)
 
     def wake(self, address: int, length: int = mmap.PAGESIZE) -> None:
         """Wake those whose faults in the range were read.

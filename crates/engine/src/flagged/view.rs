@@ -78,6 +78,8 @@ pub struct Entry {
     pub range: Range<usize>,
     /// Who is told.
     pub armed: Armed,
+    /// A forked child has it too, and its faults go to a userfaultfd of its own.
+    pub follow: bool,
     /// The descriptor it is registered with, armed or not.
     pub descriptor: Option<Handles>,
     /// What a SIGBUS leads to.
@@ -164,9 +166,13 @@ fn bury(engine: &Engine, resolver: Resolver) {
 /// What a parent had flagged.
 static DEAD: AtomicPtr<View> = AtomicPtr::new(std::ptr::null_mut());
 
-/// In a forked child: the ranges are the parent's. The old list is leaked.
-pub fn forget() {
+/// Do the ranges of it that follow lead to the parent?
+static FOLLOWING: AtomicBool = AtomicBool::new(false);
+
+/// In a forked child: the ranges are the parent's, and those that follow are here, if so. The old list is leaked.
+pub fn forget(following: bool) {
     READERS.store(0, Ordering::SeqCst);
+    FOLLOWING.store(following, Ordering::SeqCst);
     let old = VIEW.swap(std::ptr::null_mut(), Ordering::SeqCst);
     if !old.is_null() {
         DEAD.store(old, Ordering::SeqCst);
@@ -178,6 +184,16 @@ pub fn forget() {
 pub fn was_the_parents(address: usize) -> bool {
     // SAFETY: null, or a list that was leaked in `forget`.
     let dead = unsafe { DEAD.load(Ordering::SeqCst).as_ref() };
-    let entombed = |entry: &Entry| !matches!(entry.armed, Armed::No) && entry.range.contains(&address);
+    let following = FOLLOWING.load(Ordering::SeqCst);
+    let is_here = |entry: &Entry| matches!(entry.armed, Armed::No) || (entry.follow && following);
+    let entombed = |entry: &Entry| !is_here(entry) && entry.range.contains(&address);
     dead.is_some_and(|view| view.0.iter().any(entombed))
+}
+
+/// In a forked child: visit the ranges whose faults go to the parent.
+pub fn for_each_followed(mut visit: impl FnMut(&Range<usize>)) {
+    // SAFETY: as above.
+    let dead = unsafe { DEAD.load(Ordering::SeqCst).as_ref() };
+    let Some(view) = dead.filter(|_| FOLLOWING.load(Ordering::SeqCst)) else { return };
+    view.0.iter().filter(|entry| entry.follow).for_each(|entry| visit(&entry.range));
 }

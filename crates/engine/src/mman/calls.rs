@@ -10,14 +10,14 @@ use crate::flagged::view::Act;
 use crate::mman::change::Change;
 use crate::mman::descriptor::{Descriptor, check_range};
 use crate::mman::ledger::{Marks, Owner, Policy};
-use crate::mman::{Mman, open_shared};
+use crate::mman::{Mman, share};
 use crate::source::Source;
 use crate::threads::{Root, drop_left};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
-use uffd::{Errno, Features, OpenOptions};
+use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
 
 /// An errno with what was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub struct RangeInfo {
     pub owner: Option<u64>,
     /// Kept out of forked children?
     pub denied: bool,
+    /// Do children's faults come here?
+    pub follow: bool,
     /// "raise", "default", "callable" or "source".
     pub resolver: &'static str,
 }
@@ -101,18 +103,19 @@ impl Mman {
         ended
     }
 
-    /// `madvise(MADV_USERFAULT)` or `MADV_NOUSERFAULT`.
+    /// `madvise(MADV_USERFAULT)`, with what forked children get, or `MADV_NOUSERFAULT`. What follows wants
+    /// [`Mman::check_follow`] first.
     ///
     /// # Errors
     /// EINVAL, ENOMEM for holes (the rest is done), and what the kernel refuses.
-    pub fn set_flag(&'static self, range: Range<usize>, on: bool) -> Result<(), Failed> {
+    pub fn set_flag(&'static self, range: Range<usize>, on: bool, follow: bool) -> Result<(), Failed> {
         self.act(move |change| {
             if change.book.policy != Policy::Madvise {
                 let other = "use mprotect(PROT_USERFAULT) under policy \"mprotect\"; \"register-only\" has no flag";
                 return Err(failed(libc::EINVAL, format!("the policy is not \"madvise\": {other}")));
             }
             change.absorb(range.clone())?;
-            flag(change, range, on)
+            flag(change, range, on, follow)
         })
     }
 
@@ -237,6 +240,7 @@ impl Mman {
             flagged: marks.flagged,
             owner: marks.owner.map(|owner| owner.id),
             denied: marks.denied,
+            follow: marks.is_inheritable(),
             resolver: match marks.resolver.act {
                 Act::Raise => "raise",
                 Act::Default => "default",
@@ -263,13 +267,23 @@ impl Mman {
     ) -> Result<Arc<Descriptor>, Error> {
         let options = OpenOptions { nonblocking: true, user_mode_only, ..OpenOptions::default() };
         let features = Features::EVENT_REMAP | Features::EVENT_UNMAP | Features::THREAD_ID | Features::EXACT_ADDRESS;
-        let (fd, handles) = open_shared(self.engine.root, options, features)?;
+        // Only CAP_SYS_PTRACE may hear of forks. Nobody is told of any before a range is to follow them.
+        let (fd, can_follow) = match Userfaultfd::open_with(options, features | Features::EVENT_FORK) {
+            Err(OpenError::Handshake { errno: Errno(libc::EPERM), .. }) => {
+                (Userfaultfd::open_with(options, features).map_err(Error::of_open)?, false)
+            }
+            opened => (opened.map_err(Error::of_open)?, true),
+        };
+        let (fd, handles) = share(self.engine.root, fd)?;
         keep_number(fd.as_raw_fd())?;
         crate::mman::handover::install();
         let id = self.next_id();
-        let descriptor = Arc::new(Descriptor::new(id, fd, handles, (nonblocking, user_mode_only), timeout));
+        let descriptor = Arc::new(Descriptor::new(id, fd, handles, (nonblocking, user_mode_only, can_follow), timeout));
         self.descriptors().insert(id, descriptor.clone());
         self.watch(id, handles.engine)?;
+        if can_follow {
+            self.watch_forks(id, handles.engine)?;
+        }
         Ok(descriptor)
     }
 
@@ -278,7 +292,7 @@ impl Mman {
     /// # Errors
     /// EINVAL, ERANGE, ENOMEM, EBUSY as the proposal says.
     pub fn register(&'static self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
-        let owner = Owner { id: descriptor.id, handles: descriptor.handles };
+        let owner = owner_of(descriptor);
         self.set_owner(range, owner, Some(owner))
     }
 
@@ -287,7 +301,7 @@ impl Mman {
     /// # Errors
     /// As for [`Mman::register`].
     pub fn unregister(&'static self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
-        let owner = Owner { id: descriptor.id, handles: descriptor.handles };
+        let owner = owner_of(descriptor);
         self.set_owner(range, owner, None)
     }
 
@@ -342,6 +356,7 @@ impl Mman {
             return;
         }
         let id = descriptor.id;
+        self.close_children(id);
         let given_back = self.act(move |change| {
             let mine: Vec<_> = change
                 .book
@@ -377,6 +392,10 @@ impl Mman {
     }
 }
 
+fn owner_of(descriptor: &Descriptor) -> Owner {
+    Owner { id: descriptor.id, handles: descriptor.handles, can_follow: descriptor.can_follow }
+}
+
 fn explain(errno: Errno) -> Failed {
     let why = match errno.0 {
         libc::EINVAL => CANNOT_FAULT.into(),
@@ -390,24 +409,30 @@ fn no_holes(holes: bool) -> Result<(), Failed> {
     if holes { Err(failed(libc::ENOMEM, "a part of the range is not mapped; the rest was done")) } else { Ok(()) }
 }
 
-fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool) -> Result<(), Failed> {
+fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool, follow: bool) -> Result<(), Failed> {
     let visited = change.each_mapping(range, |change, piece, anonymous| {
         if !anonymous {
             return Err(Errno(libc::EINVAL));
         }
-        change.mark(piece, anonymous, |marks| marks.flagged = on)
+        change.mark(piece, anonymous, |marks| (marks.flagged, marks.follow) = (on, follow))
     });
     visited.map_err(explain).and_then(no_holes)
 }
 
 fn meet_fork_advice(change: &mut Change<'_>, range: Range<usize>, advice: i32) -> Result<(), Failed> {
     for (piece, marks) in change.book.ledger.pieces(range) {
-        let Some(marks) = marks.filter(|marks| marks.denied) else { continue };
+        let Some(marks) = marks.filter(|marks| marks.denied || marks.follow) else { continue };
+        if advice == libc::MADV_DONTFORK && marks.is_inheritable() {
+            change.mark(piece.clone(), marks.anonymous, |marks| marks.follow = false)?;
+        }
+        if !marks.denied && advice == libc::MADV_DOFORK {
+            continue;
+        }
         if advice == libc::MADV_DOFORK {
             let why = "its holes fault: a forked child would read zeros there; MADV_NOUSERFAULT first";
             return Err(failed(libc::EINVAL, why));
         }
-        change.book.ledger.put(piece, Marks { had_dontfork: true, ..marks });
+        change.note_dontfork(piece);
     }
     Ok(())
 }

@@ -258,7 +258,8 @@ impl Change<'_> {
 
     fn register(&mut self, piece: &Range<usize>, old: &Marks, new: &mut Marks) -> Result<(), Errno> {
         let (was_armed, is_armed) = (old.kernel.is_armed(), new.kernel.is_armed());
-        if is_armed && !old.denied {
+        // While a range changes hands, and unless its new owner follows, no child may have it: it would read zeros.
+        if is_armed && !old.denied && !(was_armed && new.is_inheritable()) {
             new.had_dontfork = self.deny_fork(piece)?;
             new.denied = true;
         }
@@ -274,8 +275,8 @@ impl Change<'_> {
         if was_armed && !is_armed {
             drop_patterns(&old.resolver.region, piece, 0);
         }
-        if was_armed && !is_armed && old.denied {
-            if !old.had_dontfork {
+        if new.denied && (!is_armed || new.is_inheritable()) {
+            if !new.had_dontfork {
                 advise(piece, libc::MADV_DOFORK)?;
             }
             new.denied = false;
@@ -299,13 +300,13 @@ impl Change<'_> {
                 switched
             }
             // Zeros until now, so there is no gap to close.
-            (Some(from), Kernel::Tracked, Kernel::Signal, Some(to)) => {
+            (Some(from), Kernel::Tracked, Kernel::Signal | Kernel::Descriptor, Some(to)) => {
                 unregister(from)?;
                 register(to, RegisterModes::MISSING)
             }
             (_, _, Kernel::Signal | Kernel::Descriptor, Some(to)) => register(to, RegisterModes::MISSING),
             // Write protection that nobody asks for: the kernel only tells what becomes of the mapping.
-            (Some(from), Kernel::Signal, Kernel::Tracked, Some(to)) => {
+            (Some(from), Kernel::Signal | Kernel::Descriptor, Kernel::Tracked, Some(to)) => {
                 unregister(from)?;
                 register(to, RegisterModes::WP)
             }
@@ -329,6 +330,13 @@ impl Change<'_> {
         let now = self.maps.at(piece.start)?.map_or(piece.end, |vma| vma.end);
         advise(&(middle..piece.end), libc::MADV_DONTFORK)?;
         Ok(now == whole)
+    }
+
+    /// The caller itself keeps this out of children.
+    pub fn note_dontfork(&mut self, range: Range<usize>) {
+        for (piece, marks) in self.book.ledger.carve(range) {
+            self.book.ledger.put(piece, Marks { had_dontfork: true, ..marks });
+        }
     }
 
     /// Mappings grow in place without an event, and their new end faults as the rest does: note it. Looks at the ranges that
@@ -370,8 +378,9 @@ fn drop_patterns(region: &Region, piece: &Range<usize>, shift: usize) {
 fn fd_of(marks: &Marks, flags: Handle) -> Option<Handle> {
     match marks.kernel {
         Kernel::Nothing => None,
-        Kernel::Signal => Some(flags),
-        Kernel::Descriptor | Kernel::Tracked => marks.owner.map(|owner| owner.handles.engine),
+        // Not the owner's for a range that is only tracked: a fork would send its owner an event.
+        Kernel::Signal | Kernel::Tracked => Some(flags),
+        Kernel::Descriptor => marks.owner.map(|owner| owner.handles.engine),
     }
 }
 

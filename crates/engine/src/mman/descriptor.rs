@@ -8,6 +8,7 @@
 
 use crate::futex::Bell;
 use crate::mapping::is_resident;
+use crate::mman::follow::Unaccepted;
 use crate::mman::poll::PollPair;
 use crate::region::Handles;
 use crate::source::Table;
@@ -95,6 +96,10 @@ pub struct Descriptor {
     pub user_mode_only: bool,
     /// After so long a fault is answered by an error.
     pub timeout: Option<Duration>,
+    /// Children of forks that nobody has accepted.
+    pub forks: Unaccepted,
+    /// Does it hear of forks?
+    pub can_follow: bool,
     state: Mutex<State>,
     bell: Bell,
 }
@@ -117,7 +122,7 @@ impl Descriptor {
         id: u64,
         application: OwnedFd,
         handles: Handles,
-        (nonblocking, user_mode_only): (bool, bool),
+        (nonblocking, user_mode_only, can_follow): (bool, bool, bool),
         timeout: Option<Duration>,
     ) -> Self {
         let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, stuck: false, poll: None };
@@ -128,6 +133,8 @@ impl Descriptor {
             nonblocking,
             user_mode_only,
             timeout,
+            forks: Unaccepted::default(),
+            can_follow,
             state: Mutex::new(state),
             bell: Bell::new(),
         }
@@ -320,6 +327,7 @@ impl Descriptor {
         state.read.clear();
         drop(state);
         self.bell.ring_all();
+        self.forks.shut();
         open
     }
 }
@@ -390,7 +398,7 @@ mod tests {
     fn descriptor() -> Descriptor {
         let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let none = Handle::from_raw(-1);
-        Descriptor::new(1, file, Handles::of(none, none), (true, false), None)
+        Descriptor::new(1, file, Handles::of(none, none), (true, false, false), None)
     }
 
     fn waiting(address: usize, thread: i32) -> Waiting {

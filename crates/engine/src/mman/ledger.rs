@@ -25,6 +25,8 @@ pub struct Owner {
     pub id: u64,
     /// Its userfaultfd.
     pub handles: Handles,
+    /// Does it hear of forks?
+    pub can_follow: bool,
 }
 
 /// What the kernel was told of a range.
@@ -36,7 +38,7 @@ pub enum Kernel {
     Signal,
     /// Missing pages are messages of the owner's.
     Descriptor,
-    /// Missing pages are zeros; the owner's userfaultfd only tells when the mapping goes or moves.
+    /// Missing pages are zeros; the userfaultfd of flagged memory only tells when the mapping goes or moves.
     Tracked,
 }
 
@@ -55,6 +57,8 @@ pub struct Marks {
     pub anonymous: bool,
     /// MADV_USERFAULT or PROT_USERFAULT.
     pub flagged: bool,
+    /// `fork="follow"` was asked for.
+    pub follow: bool,
     /// Its descriptor was closed, under [`Policy::RegisterOnly`]: never zeros.
     pub orphaned: bool,
     /// Registered with.
@@ -76,6 +80,7 @@ impl Marks {
         Self {
             anonymous,
             flagged: false,
+            follow: false,
             orphaned: false,
             owner: None,
             kernel: Kernel::Nothing,
@@ -100,6 +105,13 @@ impl Marks {
         }
     }
 
+    /// May a forked child have it? Its faults reach a descriptor then that hears of forks, and the caller did not forbid it.
+    #[must_use]
+    pub fn is_inheritable(&self) -> bool {
+        let hears = self.owner.is_some_and(|owner| owner.can_follow);
+        self.follow && hears && self.kernel == Kernel::Descriptor && !self.had_dontfork
+    }
+
     /// Nothing worth remembering.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -109,6 +121,9 @@ impl Marks {
     fn same(&self, other: &Self) -> bool {
         let plain =
             |m: &Self| (m.anonymous, m.flagged, m.orphaned, m.owner.map(|o| o.id), m.kernel, m.denied, m.had_dontfork);
+        if self.follow != other.follow {
+            return false;
+        }
         plain(self) == plain(other) && Arc::ptr_eq(&self.resolver, &other.resolver)
     }
 
@@ -210,6 +225,7 @@ impl Ledger {
         let entry = |(range, marks): (Range<usize>, &Marks)| Entry {
             range,
             armed: marks.armed(),
+            follow: marks.is_inheritable(),
             descriptor: marks.owner.map(|owner| owner.handles),
             resolver: marks.resolver.clone(),
         };

@@ -9,6 +9,9 @@
 //! calls       madvise, mprotect, register, unregister, close, on_sigbus
 //! remap       remap_anon_pages
 //! handover    a thread that keeps the language's lock gives it up at its touch
+//! follow      forked children whose faults come here
+//! forked      the userfaultfd of one such child
+//! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
 //! ```
 //!
@@ -18,6 +21,9 @@
 pub mod calls;
 pub mod change;
 pub mod descriptor;
+pub mod follow;
+pub mod forked;
+pub mod forking;
 pub mod handover;
 pub mod ledger;
 pub mod poll;
@@ -79,6 +85,8 @@ pub struct Mman {
     news: Mutex<Vec<News>>,
     descriptors: Mutex<BTreeMap<u64, Arc<Descriptor>>>,
     bridge: Mutex<Option<Userfaultfd>>,
+    /// Children.
+    pub follow: follow::Follow,
     next: AtomicU64,
 }
 
@@ -111,6 +119,7 @@ pub fn get() -> Result<&'static Mman, Error> {
     let mman: &'static Mman = Box::leak(Box::new(Mman::new(engine)?));
     pump::start(mman)?;
     mman.watch(0, mman.flags.engine)?;
+    mman.watch(pump::KICK, mman.follow.kick())?;
     flagged::set_look(look);
     flagged::set_still_there(still_there);
     flagged::fork::set_forget(forget);
@@ -142,11 +151,23 @@ fn still_there(region: u64, address: usize) -> bool {
 
 /// One userfaultfd for both tables: its application copy under a high number.
 fn open_shared(root: &Root, options: OpenOptions, features: Features) -> Result<(OwnedFd, Handles), Error> {
-    let fd = Userfaultfd::open_with(options, features).map_err(Error::of_open)?;
+    share(root, Userfaultfd::open_with(options, features).map_err(Error::of_open)?)
+}
+
+fn share(root: &Root, fd: Userfaultfd) -> Result<(OwnedFd, Handles), Error> {
     let fd = fd.into_owned();
     let engine = Handle::from_raw(root.adopt(&fd)?);
     let handles = Handles::of(Handle::from_raw(fd.as_raw_fd()), engine);
     Ok((fd, handles))
+}
+
+/// Make a descriptor in the engine's table, where nobody else closes it.
+fn inside(engine: &Engine, make: impl FnOnce() -> RawFd + Send + 'static) -> Result<RawFd, Error> {
+    let made = engine.root.run(|| {
+        let number = make();
+        if number < 0 { Err(Errno::last()) } else { Ok(number) }
+    });
+    made.map_err(|errno| Error::Os { what: "making a descriptor for the pump".into(), errno })
 }
 
 fn with_high_number(fd: OwnedFd) -> OwnedFd {
@@ -165,11 +186,11 @@ impl Mman {
         let fd = with_high_number(fd);
         let flags = Handles::of(Handle::from_raw(fd.as_raw_fd()), handles.engine);
         flagged::fork::keep_number(fd.as_raw_fd())?;
-        // SAFETY: makes a descriptor in the engine's table; its number is the pump's for good.
-        let epoll = engine.root.run(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) });
-        if epoll < 0 {
-            return Err(Error::last_os("making an epoll descriptor"));
-        }
+        // SAFETY: makes a descriptor.
+        let new_epoll = || unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        // SAFETY: the same.
+        let new_kick = || unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        let (epoll, forks, kick) = (inside(engine, new_epoll)?, inside(engine, new_epoll)?, inside(engine, new_kick)?);
         Ok(Self {
             engine,
             flags,
@@ -179,6 +200,7 @@ impl Mman {
             news: Mutex::default(),
             descriptors: Mutex::default(),
             bridge: Mutex::default(),
+            follow: follow::Follow::new(forks, kick),
             next: AtomicU64::new(1),
         })
     }
@@ -195,7 +217,10 @@ impl Mman {
 
     /// Have the pump read a userfaultfd of the engine's table.
     fn watch(&self, id: u64, handle: Handle) -> Result<(), Error> {
-        let epoll = self.epoll;
+        self.add_to(self.epoll, id, handle)
+    }
+
+    fn add_to(&self, epoll: RawFd, id: u64, handle: Handle) -> Result<(), Error> {
         let result = self.engine.root.run(move || {
             let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
             // SAFETY: adds one descriptor to another, both of this table.

@@ -12,6 +12,8 @@ use crate::failure::{Failure, is_latched, record};
 use crate::flagged::{gate, view};
 use crate::interrupt;
 use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
+use crate::mman::follow::fork_of;
+use crate::mman::forked::Forked;
 use crate::mman::{Mman, News, handover};
 use crate::source::SourceError;
 use crate::thread::sigint_pending;
@@ -28,7 +30,7 @@ const BATCH: usize = 32;
 /// When no thread can be started.
 pub fn start(mman: &'static Mman) -> Result<(), Error> {
     mman.engine.root.spawn("userfault-pump", move || {
-        let mut pump = Pump { mman, deadline: None };
+        let mut pump = Pump { mman, deadline: None, look: Instant::now() };
         loop {
             pump.round();
         }
@@ -39,7 +41,15 @@ struct Pump {
     mman: &'static Mman,
     /// Nobody is late before this.
     deadline: Option<Instant>,
+    /// When to look for children that are gone.
+    look: Instant,
 }
+
+/// Not a descriptor: a child came.
+pub const KICK: u64 = u64::MAX;
+
+/// How often that is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 impl Pump {
     fn round(&mut self) {
@@ -61,19 +71,58 @@ impl Pump {
 
     /// Read what one userfaultfd has; 0: that of flagged memory, which has events only.
     fn drain(&mut self, id: u64) {
+        if id == KICK {
+            let mut count = 0u64;
+            // SAFETY: room for eight bytes.
+            unsafe { libc::read(self.mman.follow.kick().as_raw_fd(), (&raw mut count).cast(), size_of_val(&count)) };
+            self.deadline = Some(Instant::now());
+            return;
+        }
         let descriptor = self.mman.descriptor(id);
+        if let Some(forked) = self.mman.follow.child(id) {
+            return self.drain_forked(&forked);
+        }
         let handle = match (&descriptor, id) {
             (Some(descriptor), _) => descriptor.handles.engine,
             (None, 0) => self.mman.flags.engine,
-            (None, _) => return,
+            // Of a fork that is not over yet: it holds the news.
+            (None, _) => return drop(self.mman.news.lock()),
         };
         let mut messages = [UffdMsg::ZERO; BATCH];
         let mut news = self.mman.news.lock().unwrap_or_else(PoisonError::into_inner);
         let count = handle.read_messages(&mut messages).unwrap_or(0);
-        news.extend(messages[..count].iter().filter_map(news_of));
+        let mut children = Vec::new();
+        for message in &messages[..count] {
+            match fork_of(message) {
+                Some(child) => children.push(child),
+                None => news.extend(news_of(message)),
+            }
+        }
         drop(news);
+        for child in children {
+            self.mman.orphan(id, child);
+            self.deadline = Some(Instant::now());
+        }
         if let Some(descriptor) = descriptor {
             messages[..count].iter().filter_map(UffdMsg::fault).for_each(|fault| self.fault(&descriptor, &fault));
+        }
+    }
+
+    /// What a child that follows has: it changes its own mappings as it likes.
+    fn drain_forked(&mut self, forked: &Forked) {
+        let mut messages = [UffdMsg::ZERO; BATCH];
+        let count = forked.handle.read_messages(&mut messages).unwrap_or(0);
+        let now = Instant::now();
+        for message in &messages[..count] {
+            if let Some(fault) = message.fault() {
+                forked.note(Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: 0 });
+                self.deadline = self.deadline.into_iter().chain(forked.next_deadline()).min();
+            } else if let Some(grandchild) = fork_of(message) {
+                self.mman.orphan(forked.parent, grandchild);
+            } else if let Some(News::Unmapped(range)) = news_of(message) {
+                forked.forget(&range);
+                let _ = forked.handle.wake(range.start, range.len());
+            }
         }
     }
 
@@ -118,11 +167,20 @@ impl Pump {
                 fail(descriptor, &late, Cause::Timeout);
             }
         }
-        self.deadline = descriptors.iter().filter_map(|descriptor| descriptor.next_deadline()).min();
+        if self.look <= now {
+            self.mman.follow.prune();
+            self.look = now + LOOK_EVERY;
+        }
+        let children = self.mman.follow.all();
+        children.iter().for_each(|forked| forked.expire(now));
+        let faults = descriptors.iter().filter_map(|descriptor| descriptor.next_deadline());
+        let forked = children.iter().filter_map(|forked| forked.next_deadline());
+        self.deadline = faults.chain(forked).chain((!children.is_empty()).then_some(self.look)).min();
     }
 }
 
-fn news_of(message: &UffdMsg) -> Option<News> {
+/// What it says about a mapping of ours. Not for what [`fork_of`] takes.
+pub fn news_of(message: &UffdMsg) -> Option<News> {
     if message.fault().is_some() {
         return None;
     }

@@ -66,7 +66,8 @@ fn step(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outc
 fn owner(mman: &Mman, entry: &Entry) -> Option<Handles> {
     match entry.armed {
         view::Armed::Signal => Some(mman.flags),
-        view::Armed::Descriptor | view::Armed::No => entry.descriptor,
+        view::Armed::Descriptor => entry.descriptor,
+        view::Armed::No => entry.descriptor.map(|_| mman.flags),
     }
 }
 
