@@ -40,6 +40,12 @@ pub fn begin(thread: i32, page: usize) -> Option<Nested> {
     Some(Nested(stack))
 }
 
+/// Is a resolver running in this thread, the calling one?
+#[must_use]
+pub fn is_running(thread: i32) -> bool {
+    STACKS.iter().any(|stack| stack.thread.load(Ordering::Relaxed) == thread)
+}
+
 impl Drop for Nested {
     fn drop(&mut self) {
         if self.0.depth.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -4,7 +4,8 @@
 //!
 //! *Locks*: none. *Threads*: the pump sends; the handler runs in the thread that waits.
 
-use crate::threads::KeepErrno;
+use crate::flagged::nest;
+use crate::threads::{KeepErrno, thread_id};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -91,7 +92,8 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let give_way = GIVE_WAY.load(Ordering::Acquire);
     // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.
     let (code, address) = unsafe { ((*info).si_code, (*info.cast::<Queued>()).value) };
-    if code != libc::SI_QUEUE || give_way.is_null() {
+    // A resolver that runs in this thread was called for a touch: the wait that the signal was for is over.
+    if code != libc::SI_QUEUE || give_way.is_null() || nest::is_running(thread_id()) {
         return;
     }
     // SAFETY: `set_give_way` stored a `GiveWay`, and it was seen non-null.
