@@ -76,7 +76,9 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
 fn drop_exposed(region: &Region, bytes: std::ops::Range<usize>) {
     if !region.exposed.is_empty() {
         let pages = bytes.start / uffd::page_size()..bytes.end / uffd::page_size();
-        pages.filter(|page| region.exposed.remove(*page)).for_each(|page| region.drop_page(page));
+        pages.for_each(|page| {
+            region.take_pattern(page, || region.drop_page(page));
+        });
     }
 }
 
@@ -265,9 +267,9 @@ impl Fill<'_> {
                 }
                 Outcome::Exists => {
                     let there = (at + done) / page;
-                    if region.exposed.remove(there) {
-                        region.hide(there); // exposed since this fill began: a timeout, or Ctrl-C
-                    } else if is_resident(address) || !region.lift_poison(there) {
+                    // Exposed since this fill began: a timeout, or Ctrl-C. Else it is there, or poisoned.
+                    let hidden = region.take_pattern(there, || region.hide(there));
+                    if !hidden && (is_resident(address) || !region.lift_poison(there)) {
                         // There; or the pattern, of which its toucher is about to make a note.
                         let _ = region.handle(self.who.table).wake(address, page);
                         done += page;

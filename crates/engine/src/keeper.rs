@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const POISON_LIFE: Duration = Duration::from_secs(1);
 /// How soon memory is put by again while there is none to be had.
 const TOP_UP: Duration = Duration::from_millis(100);
+/// A page that cannot be hidden at once is tried so often.
+const SWEEPS: usize = 200;
 /// A region without a failure for this long starts at the first pace again.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -99,7 +101,19 @@ pub fn rearm_all(region: &Region) {
     // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
     // hole, or its toucher would read the pattern once more without an error.
     let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
-    region.exposed.sweep(|page| owning(region, page, || region.hide(page)) || hide_beside_fill(region, page));
+    for _ in 0..SWEEPS {
+        let mut kept = false;
+        region.exposed.sweep(|page| {
+            let hidden = owning(region, page, || region.hide(page)) || hide_beside_fill(region, page);
+            kept |= !hidden;
+            hidden
+        });
+        if !kept {
+            break;
+        }
+        std::thread::sleep(REARM_PACE.start); // a fill has just ended and is about to give up the unit
+    }
+    region.wait_for_hiding();
 }
 
 /// A fill that takes long must not keep the pattern in sight. With signal delivery whoever takes a page out of `exposed`

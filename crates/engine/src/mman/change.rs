@@ -368,9 +368,9 @@ fn drop_patterns(region: &Region, piece: &Range<usize>, shift: usize) {
     }
     let page_bytes = uffd::page_size();
     for address in piece.clone().step_by(page_bytes) {
-        if region.exposed.remove(region.page_of(address)) {
+        region.take_pattern(region.page_of(address), || {
             let _ = crate::mapping::advise(address.wrapping_add(shift), page_bytes, libc::MADV_DONTNEED);
-        }
+        });
     }
 }
 

@@ -116,11 +116,7 @@ fn lift(address: usize) -> bool {
     let Some(entry) = view::find(address) else { return false };
     let region = &entry.resolver.region;
     let page = region.page_of(address);
-    if region.exposed.remove(page) {
-        region.hide(page);
-        return true;
-    }
-    !is_resident(address) && region.lift_poison(page)
+    region.take_pattern(page, || region.hide(page)) || (!is_resident(address) && region.lift_poison(page))
 }
 
 /// What 2014 called the error.

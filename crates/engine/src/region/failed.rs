@@ -69,8 +69,29 @@ impl Region {
     /// May any page show the error pattern? True also while another thread is taking the last one away.
     #[must_use]
     pub fn shows_pattern(&self) -> bool {
-        // In this order: pages leave the set while `sweeping` is held, and are holes when it is given back.
-        !self.exposed.is_empty() || self.sweeping.try_lock().is_err()
+        // In this order: pages leave the set while `sweeping` is held or `hiding` is up, and are holes after that.
+        !self.exposed.is_empty() || self.hiding.load(Ordering::SeqCst) > 0 || self.sweeping.try_lock().is_err()
+    }
+
+    /// If a page shows the error pattern, turn it into a hole with `hide`; true: it did. Any thread, signal handlers too.
+    pub fn take_pattern(&self, page: usize, hide: impl FnOnce()) -> bool {
+        self.hiding.fetch_add(1, Ordering::SeqCst);
+        let showed = self.exposed.remove(page);
+        if showed {
+            hide();
+        }
+        self.hiding.fetch_sub(1, Ordering::SeqCst);
+        showed
+    }
+
+    /// Wait for those who are in [`Region::take_pattern`]: a few system calls.
+    pub fn wait_for_hiding(&self) {
+        for _ in 0..10_000 {
+            if self.hiding.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.

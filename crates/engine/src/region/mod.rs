@@ -19,7 +19,7 @@ use crate::threads::Root;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uffd::Handle;
@@ -148,6 +148,8 @@ pub struct Region {
     pub rearm: Mutex<Rearm>,
     /// Held while pages that show the pattern are turned back into holes.
     pub sweeping: Mutex<()>,
+    /// Fills that turn such a page into a hole just now.
+    pub hiding: AtomicU32,
     /// Sequential detection.
     pub readahead: crate::readahead::Readahead,
 }
@@ -279,6 +281,7 @@ impl Region {
             closing: AtomicBool::new(false),
             rearm: Mutex::default(),
             sweeping: Mutex::default(),
+            hiding: AtomicU32::new(0),
             readahead,
         }
     }
