@@ -32,8 +32,8 @@ mman.madvise = _madvise_by_mprotect
 
 
 def pytest_generate_tests(metafunc):
-    """A test file that says `POLICIES = (...)` is run under each of them."""
-    policies = getattr(metafunc.module, "POLICIES", None)
+    """A test file that says `UNDER = (...)` is run under each of them."""
+    policies = getattr(metafunc.module, "UNDER", None)
     if policies and "act" in metafunc.fixturenames:
         metafunc.parametrize("act", policies, indirect=True)
 

@@ -27,7 +27,7 @@ from mman.kit import (
 from mman.waiting import waiting
 
 #: The rules here are those of options 3 and 1 alike.
-POLICIES = ("madvise", "mprotect")
+UNDER = ("madvise", "mprotect")
 pytestmark = pytest.mark.kernel
 
 

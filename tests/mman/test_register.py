@@ -30,7 +30,7 @@ from mman.kit import (
 from mman.waiting import Touching, command, owner_of_pages, waiting
 
 #: The rules here are those of options 3 and 1 alike.
-POLICIES = ("madvise", "mprotect")
+UNDER = ("madvise", "mprotect")
 pytestmark = pytest.mark.kernel
 
 # Register and unregister

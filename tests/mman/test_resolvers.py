@@ -9,7 +9,7 @@ import pytest
 from mman.touches import PREPARE, READS, WRITES
 
 #: The rules here are those of options 3 and 1 alike.
-POLICIES = ("madvise", "mprotect")
+UNDER = ("madvise", "mprotect")
 pytestmark = pytest.mark.kernel
 
 #: A flagged range whose callable fills page n with the byte n + 1.

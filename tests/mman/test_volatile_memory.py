@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 pytestmark = pytest.mark.kernel
-POLICIES = ("madvise", "mprotect")
+UNDER = ("madvise", "mprotect")
 
 PURGE = """
 from userfault.testing import purge

@@ -283,6 +283,9 @@ impl NativeUserfaultfd2014 {
 
     /// Phase, unread faults, faults read and not woken, faults that ended by the timeout.
     fn standing(&self) -> (&'static str, usize, usize, u64) {
+        if !self.is_ours() {
+            return ("closed", 0, 0, 0);
+        }
         let (phase, unread, read, timeouts) = self.inner.standing();
         let name = match phase {
             Phase::Ask => "ask",

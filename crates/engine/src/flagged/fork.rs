@@ -13,6 +13,13 @@ const NUMBERS: usize = 4096;
 static OURS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(-1) }; NUMBERS];
 static FORGET: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
+static SETTLE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Tell what brings the view up to date.
+pub fn set_settle(settle: fn()) {
+    SETTLE.store(settle as *mut (), Ordering::Release);
+}
+
 /// Tell what else is to be forgotten in a child.
 pub fn set_forget(forget: fn()) {
     FORGET.store(forget as *mut (), Ordering::Release);
@@ -37,6 +44,12 @@ pub fn set_follow(hooks: Hooks) {
 
 /// A fork is about to happen; nobody changes marks.
 pub fn before() {
+    // What was unmapped must not be given a tombstone: something else may stand there.
+    let settle = SETTLE.load(Ordering::Acquire);
+    if !settle.is_null() {
+        // SAFETY: `set_settle` stored a `fn()`, and it was seen non-null.
+        unsafe { std::mem::transmute::<*mut (), fn()>(settle)() };
+    }
     FOLLOW.get().inspect(|hooks| (hooks.before)());
 }
 

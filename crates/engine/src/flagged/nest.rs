@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 /// Threads with a resolver running.
-const THREADS: usize = 256;
+const THREADS: usize = 4096;
 /// Resolvers within resolvers.
 const DEPTH: usize = 8;
 
@@ -20,6 +20,9 @@ static STACKS: [Stack; THREADS] = [const {
     Stack { thread: AtomicI32::new(0), depth: AtomicUsize::new(0), pages: [const { AtomicUsize::new(0) }; DEPTH] }
 }; THREADS];
 
+/// Threads in it: nobody searches while it is 0.
+static USED: AtomicUsize = AtomicUsize::new(0);
+
 /// One resolver is running in this thread as long as this lives.
 pub struct Nested(&'static Stack);
 
@@ -27,9 +30,7 @@ pub struct Nested(&'static Stack);
 /// nesting is too deep.
 #[must_use]
 pub fn begin(thread: i32, page: usize) -> Option<Nested> {
-    let mine = |stack: &&Stack| stack.thread.load(Ordering::Relaxed) == thread;
-    let free = |stack: &&Stack| stack.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    let stack = STACKS.iter().find(mine).or_else(|| STACKS.iter().find(free))?;
+    let stack = find(thread).or_else(|| claim(thread))?;
     let depth = stack.depth.load(Ordering::Relaxed);
     let known = stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) == page);
     if known || depth == DEPTH {
@@ -40,16 +41,32 @@ pub fn begin(thread: i32, page: usize) -> Option<Nested> {
     Some(Nested(stack))
 }
 
+fn find(thread: i32) -> Option<&'static Stack> {
+    let used = USED.load(Ordering::Acquire) > 0;
+    if used { STACKS.iter().find(|stack| stack.thread.load(Ordering::Relaxed) == thread) } else { None }
+}
+
+fn claim(thread: i32) -> Option<&'static Stack> {
+    let free = |stack: &&Stack| {
+        stack.thread.load(Ordering::Relaxed) == 0
+            && stack.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    let stack = STACKS.iter().find(free)?;
+    USED.fetch_add(1, Ordering::AcqRel);
+    Some(stack)
+}
+
 /// Is a resolver running in this thread, the calling one?
 #[must_use]
 pub fn is_running(thread: i32) -> bool {
-    STACKS.iter().any(|stack| stack.thread.load(Ordering::Relaxed) == thread)
+    find(thread).is_some()
 }
 
 impl Drop for Nested {
     fn drop(&mut self) {
         if self.0.depth.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.thread.store(0, Ordering::Release);
+            USED.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

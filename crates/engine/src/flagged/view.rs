@@ -26,6 +26,7 @@ static RELEASED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 /// Numbers of tokens that nothing can call any more.
 #[must_use]
 pub fn take_released() -> Vec<usize> {
+    let _no_fork = super::gate::hold(); // a child must not find the lock below taken
     std::mem::take(&mut *RELEASED.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -10,6 +10,8 @@ use crate::flagged::view::Act;
 use crate::mman::change::Change;
 use crate::mman::descriptor::{Descriptor, check_range};
 use crate::mman::ledger::{Marks, Owner, Policy};
+use crate::mman::outcome::failed;
+pub use crate::mman::outcome::{Ended, Failed};
 use crate::mman::{Mman, share};
 use crate::source::Source;
 use crate::threads::{Root, drop_left};
@@ -18,40 +20,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
-
-/// An errno with what was wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
-    /// As the proposal says.
-    pub errno: Errno,
-    /// For people.
-    pub why: String,
-}
-
-/// How a change ended.
-pub struct Ended(pub Result<(), Failed>);
-
-impl From<Errno> for Failed {
-    fn from(errno: Errno) -> Self {
-        Self { errno, why: errno.text() }
-    }
-}
-
-impl From<Errno> for Ended {
-    fn from(errno: Errno) -> Self {
-        Self(Err(errno.into()))
-    }
-}
-
-impl From<Result<(), Errno>> for Ended {
-    fn from(result: Result<(), Errno>) -> Self {
-        Self(result.map_err(Failed::from))
-    }
-}
-
-fn failed(errno: i32, why: impl Into<String>) -> Failed {
-    Failed { errno: Errno(errno), why: why.into() }
-}
 
 /// What cannot fault, and what to use instead.
 const CANNOT_FAULT: &str = "this mapping cannot raise userfaults yet: only private anonymous memory can (not files, shared memory, \
@@ -155,6 +123,7 @@ impl Mman {
     /// EBUSY.
     pub fn set_policy(&'static self, policy: Policy) -> Result<(), Failed> {
         self.act(move |change| {
+            change.absorb(0..usize::MAX)?;
             if !change.book.ledger.is_empty() {
                 return Err(failed(libc::EBUSY, "ranges are flagged or registered: mman.ranges() shows them"));
             }
@@ -318,7 +287,11 @@ impl Mman {
             let result = change.each_mapping(range, |change, piece, anonymous| {
                 let pieces = change.book.ledger.pieces(piece.clone());
                 let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
-                if pieces.iter().any(|(_, marks)| marks.as_ref().is_some_and(foreign)) {
+                let there = |range: &Range<usize>, marks: &Marks| change.is_current(marks, range.start, anonymous);
+                let taken = |(range, marks): &(Range<usize>, Option<Marks>)| {
+                    marks.as_ref().is_some_and(|marks| foreign(marks) && there(range, marks))
+                };
+                if pieces.iter().any(taken) {
                     return Err(Errno(libc::EBUSY));
                 }
                 if strict && !anonymous {

@@ -108,7 +108,9 @@ impl Mman {
                     self.nobody_waits(&marks, &piece);
                     // The news may be older than a mapping that somebody has put there since, and marked.
                     for kept in self.registered(&piece) {
-                        ledger.put(kept, marks.clone());
+                        if self.has_registered(&marks, kept.start) {
+                            ledger.put(kept, marks.clone());
+                        }
                     }
                 }
             }
@@ -156,6 +158,16 @@ impl Mman {
                 outcome => return outcome != Outcome::Failed(Errno(libc::ENOENT)),
             }
         }
+    }
+
+    /// Is the page at `address` registered as these marks say? Registering again what is registered is no change, and what is
+    /// somebody else's is EBUSY.
+    fn has_registered(&self, marks: &Marks, address: usize) -> bool {
+        let modes = if marks.kernel == Kernel::Tracked { RegisterModes::WP } else { RegisterModes::MISSING };
+        let fd = fd_of(marks, self.flags.engine);
+        // SAFETY: no change, as said: the page was seen to be registered, and the gate is closed.
+        let again = |fd: Handle| unsafe { fd.register(address, uffd::page_size(), modes) };
+        self.is_registered(address) && fd.is_some_and(|fd| again(fd).is_ok())
     }
 
     /// Whoever waits there asks again, and is told by the mapping that is there now.
@@ -242,8 +254,7 @@ impl Change<'_> {
         let mut fresh: Option<Arc<Resolver>> = None;
         for (piece, marks) in self.book.ledger.pieces(range.clone()) {
             // A mapping that is new here: news of the end of the old one is on its way.
-            let current = |marks: &Marks| marks.kernel == Kernel::Nothing || self.mman.is_registered(piece.start);
-            let old = marks.filter(current).unwrap_or_else(|| {
+            let old = marks.filter(|marks| self.is_current(marks, piece.start, anonymous)).unwrap_or_else(|| {
                 let resolver = fresh.get_or_insert_with(|| self.mman.resolver(Act::Raise, &range)).clone();
                 Marks::none(anonymous, resolver)
             });
@@ -254,6 +265,12 @@ impl Change<'_> {
             self.book.ledger.put(piece, new);
         }
         Ok(())
+    }
+
+    /// Are these the marks of the mapping that is at `address` now, which is `anonymous` or not?
+    pub(super) fn is_current(&self, marks: &Marks, address: usize, anonymous: bool) -> bool {
+        let same_kind = marks.anonymous == anonymous;
+        same_kind && (marks.kernel == Kernel::Nothing || self.mman.has_registered(marks, address))
     }
 
     fn register(&mut self, piece: &Range<usize>, old: &Marks, new: &mut Marks) -> Result<(), Errno> {
@@ -310,7 +327,7 @@ impl Change<'_> {
                 unregister(from)?;
                 register(to, RegisterModes::WP)
             }
-            (_, _, Kernel::Tracked, Some(to)) => register(to, RegisterModes::WP).or(Ok(())),
+            (_, _, Kernel::Tracked, Some(to)) => register(to, RegisterModes::WP),
             (Some(from), _, Kernel::Nothing, _) => unregister(from),
             _ => Ok(()),
         }
@@ -343,6 +360,13 @@ impl Change<'_> {
     /// end in `near`.
     pub fn absorb(&mut self, near: Range<usize>) -> Result<(), Errno> {
         let grown: Vec<_> = self.book.ledger.iter().map(|(range, marks)| (range, marks.clone())).collect();
+        for (range, marks) in grown.iter().filter(|(_, marks)| marks.kernel == Kernel::Nothing) {
+            // Nobody tells when such a mapping goes.
+            let there = self.maps.at(range.start)?.is_some_and(|vma| vma.is_private_anonymous() == marks.anonymous);
+            if !there {
+                self.book.ledger.carve(range.clone());
+            }
+        }
         for (index, (range, marks)) in grown.iter().enumerate() {
             if marks.kernel == Kernel::Nothing || !(near.start..=near.end).contains(&range.end) {
                 continue;

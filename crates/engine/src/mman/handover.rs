@@ -6,15 +6,14 @@
 
 use crate::flagged::nest;
 use crate::threads::{KeepErrno, thread_id};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// If this thread holds the language's lock: give it up, call `touch`, take it back.
 pub type GiveWay = fn(touch: fn(usize), address: usize);
 static GIVE_WAY: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 /// The signal in use; 0: none is free.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
-static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// The language above tells how it gives way.
 pub fn set_give_way(give_way: GiveWay) {
@@ -23,7 +22,7 @@ pub fn set_give_way(give_way: GiveWay) {
 
 /// Take a real-time signal that nobody uses, from the top.
 pub fn install() {
-    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _installing = crate::fork::STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     let signal = SIGNAL.load(Ordering::Acquire);
     if signal != 0 && action_of(signal) == handler as *const () as usize {
         return;
@@ -87,7 +86,7 @@ pub fn ask(thread: i32, address: usize) {
     }
 }
 
-extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C-unwind" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let _errno = KeepErrno::new();
     let give_way = GIVE_WAY.load(Ordering::Acquire);
     // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.

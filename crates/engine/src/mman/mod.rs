@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ledger      which range has which marks: pure bookkeeping
+//! outcome     an errno, and what was wrong in words
 //! poll        a descriptor number with chosen poll bits
 //! descriptor  the state machine of the descriptor, and who waits
 //! switch      changing who gets the faults of a range, without a gap
@@ -26,6 +27,7 @@ pub mod forked;
 pub mod forking;
 pub mod handover;
 pub mod ledger;
+pub mod outcome;
 pub mod poll;
 pub mod pump;
 pub mod remap;
@@ -91,7 +93,6 @@ pub struct Mman {
 }
 
 static CURRENT: AtomicPtr<Mman> = AtomicPtr::new(std::ptr::null_mut());
-static STARTING: Mutex<()> = Mutex::new(());
 
 /// Numbers like these are rarely given out, so the application seldom opens a file under one that it closed by mistake.
 const HIGH_NUMBER: RawFd = 500;
@@ -112,7 +113,7 @@ pub fn get() -> Result<&'static Mman, Error> {
         return Ok(mman);
     }
     let engine = crate::open::engine()?;
-    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _starting = crate::fork::STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(mman) = current() {
         return Ok(mman);
     }
@@ -123,9 +124,17 @@ pub fn get() -> Result<&'static Mman, Error> {
     flagged::set_look(look);
     flagged::set_still_there(still_there);
     flagged::fork::set_forget(forget);
+    flagged::fork::set_settle(settle);
     crate::signal::ensure_front();
     CURRENT.store(std::ptr::from_ref(mman).cast_mut(), Ordering::Release);
     Ok(mman)
+}
+
+/// Before a fork, which keeps everybody from changing anything: note what has happened so far.
+fn settle() {
+    if let Some(mman) = current().filter(|mman| mman.has_news()) {
+        mman.publish(&mman.book());
+    }
 }
 
 /// In a forked child: all of it is the parent's.
@@ -146,7 +155,7 @@ fn still_there(region: u64, address: usize) -> bool {
     mman.note_news();
     let same = view::find(address)
         .is_some_and(|entry| entry.resolver.region.id == region && !matches!(entry.armed, view::Armed::No));
-    same && mman.is_registered(address)
+    same && mman.is_registered(address) // by whom, its marks say, and they are up to date
 }
 
 /// One userfaultfd for both tables: its application copy under a high number.

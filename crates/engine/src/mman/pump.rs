@@ -232,7 +232,8 @@ fn is_in_user_code(thread: i32) -> bool {
 }
 
 impl Mman {
-    fn has_news(&self) -> bool {
+    /// Has anything happened that is not noted yet?
+    pub(super) fn has_news(&self) -> bool {
         !self.news.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 

@@ -30,7 +30,7 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
     let mut done = 0;
-    let mut tries = 0;
+    let (mut tries, mut looked) = (0, false);
     while done < len {
         match step(mman, dst + done, src + done, len - done, mode) {
             Outcome::Done => return Ok(len),
@@ -41,6 +41,11 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
             }
             Outcome::Failed(Errno(libc::EBUSY)) if tries < TRIES && make_exclusive(src + done) => tries = TRIES,
             Outcome::Exists if lift(dst + done) => {}
+            // Perhaps of a mapping that was flagged and is gone.
+            Outcome::Failed(Errno(libc::EINVAL | libc::ENOENT)) if !looked => {
+                looked = true;
+                mman.note_news();
+            }
             outcome if done == 0 => return Err(explain(outcome, dst, src, len)),
             _ => return Ok(done),
         }
