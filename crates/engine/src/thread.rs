@@ -50,7 +50,9 @@ fn read_faults(engine: &'static Engine, lane: &'static Lane) -> ! {
         match lane.handle.read_messages(&mut messages) {
             Ok(count) => {
                 for fault in messages[..count].iter().filter_map(UffdMsg::fault) {
-                    place.follow(fault.tid, lane);
+                    if let Some(cpu) = place.follow(fault.tid) {
+                        lane.cpu.store(cpu as u32, Ordering::Relaxed);
+                    }
                     serve(engine, &fault);
                 }
             }
@@ -186,7 +188,7 @@ pub fn sigint_pending(thread: i32) -> bool {
 
 /// Where the toucher runs, asked every few faults, and this reader's own place.
 #[derive(Default)]
-struct Place {
+pub struct Place {
     thread: i32,
     stat: Option<OwnedFd>,
     faults: u32,
@@ -197,22 +199,24 @@ struct Place {
 const LOOK_EVERY: u32 = 16;
 
 impl Place {
-    fn follow(&mut self, thread: i32, lane: &Lane) {
+    /// Move the calling thread to where `thread` runs; answers the CPU if it is a new one.
+    pub fn follow(&mut self, thread: i32) -> Option<usize> {
         if thread == 0 {
-            return;
+            return None;
         }
         self.faults += 1;
         if thread != self.thread {
             self.stat = proc::open(format_args!("/proc/self/task/{thread}/stat"));
             self.thread = thread;
         } else if !self.faults.is_multiple_of(LOOK_EVERY) {
-            return;
+            return None;
         }
-        let Some(cpu) = self.stat.as_ref().and_then(cpu_of) else { return };
-        if self.cpu != Some(cpu) && pin_to(cpu) {
-            self.cpu = Some(cpu);
-            lane.cpu.store(cpu as u32, Ordering::Relaxed);
+        let cpu = self.stat.as_ref().and_then(cpu_of)?;
+        if self.cpu == Some(cpu) || !pin_to(cpu) {
+            return None;
         }
+        self.cpu = Some(cpu);
+        self.cpu
     }
 }
 

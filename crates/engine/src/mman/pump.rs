@@ -16,7 +16,7 @@ use crate::mman::follow::fork_of;
 use crate::mman::forked::Forked;
 use crate::mman::{Mman, News, handover};
 use crate::source::SourceError;
-use crate::thread::sigint_pending;
+use crate::thread::{Place, sigint_pending};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::{Event, Fault, UffdMsg};
@@ -30,7 +30,7 @@ const BATCH: usize = 32;
 /// When no thread can be started.
 pub fn start(mman: &'static Mman) -> Result<(), Error> {
     mman.engine.root.spawn("userfault-pump", move || {
-        let mut pump = Pump { mman, deadline: None, look: Instant::now() };
+        let mut pump = Pump { mman, deadline: None, look: Instant::now(), place: Place::default() };
         loop {
             pump.round();
         }
@@ -43,6 +43,8 @@ struct Pump {
     deadline: Option<Instant>,
     /// When to look for children that are gone.
     look: Instant,
+    /// On the CPU of whoever faults: waking a thread on another costs ten times as much.
+    place: Place,
 }
 
 /// Not a descriptor: a child came.
@@ -146,6 +148,7 @@ impl Pump {
                 if descriptor.user_mode_only || is_in_user_code(fault.tid) {
                     handover::ask(fault.tid, fault.address);
                 }
+                let _ = self.place.follow(fault.tid); // last: it is for the next fault
             }
             Noted::Answered => {
                 let _ = descriptor.handles.engine.wake(page, uffd::page_size());
