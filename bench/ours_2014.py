@@ -29,7 +29,7 @@ Round = Callable[[], dict[str, Any]]
 class Given(NamedTuple):
     """What the command line says."""
 
-    library: str
+    toucher: str
     length: int
     cpu: int
     calls: int
@@ -49,7 +49,7 @@ def touching(given: Given, *, gil: bool) -> tuple[Any, int, Round]:
     """Flagged memory, its address, and a round that touches each page of it in random order and then empties it."""
     view, address = memory(given.length)
     mman.madvise(view, mman.MADV_USERFAULT)
-    touch = toucher(given.library, gil=gil)
+    touch = toucher(given.toucher, gil=gil)
     count = given.length // PAGE
     where, total = positions(count, PAGE, "random"), ctypes.c_uint64()
 
@@ -175,9 +175,9 @@ CASES: dict[str, Callable[[Given], Round]] = {
 }
 
 
-def main(library: str, case: str, length: str, cpu: str, calls: str, huge: str) -> None:
+def main(toucher_file: str, case: str, length: str, cpu: str, calls: str, huge: str) -> None:
     """Prepare, then play a round per line of input."""
-    given = Given(library, int(length), int(cpu), int(calls), huge == "1")
+    given = Given(toucher_file, int(length), int(cpu), int(calls), huge == "1")
     play = CASES[case](given)
     os.sched_setaffinity(0, {given.cpu})  # this thread only
     print(json.dumps({"ready": True}), flush=True)
