@@ -85,6 +85,7 @@ class Statistics:
         exposed_pages: Pages that showed the error pattern to their toucher.
         dispatched: Faults handed to the worker pool.
         readaheads: Requests of sequential detection.
+        helped_units: Units filled ahead by a toucher that would have had to wait for another one.
         units: Units in all.
         present_units: Units filled now.
         failure_epoch: Rises with each exposed page.
@@ -114,6 +115,7 @@ class Statistics:
     exposed_pages: int = 0
     dispatched: int = 0
     readaheads: int = 0
+    helped_units: int = 0
     units: int = 0
     present_units: int = 0
     failure_epoch: int = 0

@@ -100,6 +100,8 @@ counters! {
     dispatched,
     /// Readahead requests made by sequential detection.
     readaheads,
+    /// Units filled ahead by touchers that would have had to wait for another one.
+    helped_units,
 }
 
 /// Add to a counter.
