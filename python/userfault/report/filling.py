@@ -46,7 +46,7 @@ def filling_costs(unit: int, threads: int = 1) -> Costs:
 
     Blocks: some 100 ms. GIL: released while it scans.
     """
-    with map_source(Bytes(bytes(SPAN)), delivery="signal", unit=unit, resident=SPAN // 4) as region:
+    with map_source(Bytes(bytes(SPAN)), unit=unit, resident=SPAN // 4) as region:
         parts = [memoryview(region)[SPAN * part // threads : SPAN * (part + 1) // threads] for part in range(threads)]
         scans = [threading.Thread(target=zlib.crc32, args=(part,)) for part in parts]
         for scan in scans:
