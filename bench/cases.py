@@ -78,6 +78,20 @@ def think(given: Given) -> Round:
     return play
 
 
+def once(given: Given) -> Round:
+    """Each round touches pages that were never touched: nothing is done but that. All rounds see the same bytes."""
+    (rounds,), touch, total = given.numbers, given.loop("timed_touch"), ctypes.c_uint64()
+    length, where = given.count * PAGE, positions(given.count, PAGE, "random")
+    region = uf.map(uf.Bytes(numbered_bytes(length) * rounds), delivery=given.delivery, unit=PAGE)
+    starts = iter(range(0, len(region), length))
+
+    def play() -> dict[str, Any]:
+        spent = touch(size(region.address + next(starts)), size(where.ctypes.data), size(given.count), ctypes.byref(total))
+        return given.answer(spent, total)
+
+    return play
+
+
 def several(given: Given) -> Round:
     """Threads with a region each."""
     touchers, touch = given.numbers[0], given.loop("timed_several")
@@ -269,6 +283,7 @@ def aligned_huge(length: int) -> np.ndarray:
 
 CASES: dict[str, Callable[[Given], Round]] = {
     "think": think,
+    "once": once,
     "several": several,
     "recycle": recycle,
     "together": together,

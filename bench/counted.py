@@ -28,7 +28,7 @@ class Straced:
         calls, touches, total = {}, {}, 0
         for rounds in ROUNDS:
             calls[rounds], answers = self._run(rounds)
-            touches[rounds] = sum(answer["touches"] for answer in answers)
+            touches[rounds] = sum(answer.get("touches", answer.get("calls")) for answer in answers)
             total = answers[-1]["sum"]
         few, many = ROUNDS
         return {"value": (calls[many] - calls[few]) / (touches[many] - touches[few]), "sum": total}
@@ -67,7 +67,7 @@ class Wheel:
 def built(folder: Path) -> Path:
     """The wheel that users get."""
     subprocess.run(
-        [sys.executable, "-m", "maturin", "-q", "build", "--release", "--strip", "-o", str(folder)], cwd=ROOT, check=True
+        [sys.executable, "-m", "maturin", "build", "-q", "--release", "--strip", "-o", str(folder)], cwd=ROOT, check=True
     )
     return next(folder.glob("*.whl"))
 

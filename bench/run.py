@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from bench.counted import Straced, Wheel, missing
+from bench.counted import ROUNDS, Straced, Wheel, missing
 from bench.data import made
 from bench.pairs import Against, KernelCalls, Pair, WheelSize
 from bench.peers import ROOT, FreshImport, Peer, build_decoders, build_floor
@@ -66,8 +66,17 @@ def sides(scenario: Scenario, built: Path, cpu: int) -> tuple[list[Side], Side]:
         return [Peer(floor)], Peer([sys.executable, "-m", "bench.volatile", str(scenario.units), str(cpu), str(scenario.repeats)])
     ours = [sys.executable, "-m", "bench.ours", str(built / "toucher.so"), scenario.delivery]
     if isinstance(scenario, KernelCalls):
-        return [Straced(floor)], Straced([*ours, "4KiB", "random", str(scenario.units), str(cpu), "1"])
+        case = case_command(built, scenario.units, cpu, "once", (max(ROUNDS),), (scenario.delivery,))
+        return [Straced(floor)], Straced(case)
     return [Peer(floor)], Peer([*ours, scenario.unit, scenario.order, str(scenario.units), str(cpu), str(scenario.repeats)])
+
+
+def case_command(
+    built: Path, count: int, cpu: int, case: str, numbers: tuple[int, ...], words: tuple[str, ...], path: object = ""
+) -> list[str]:
+    """How a case of `bench.cases` is started."""
+    given = {"toucher": built / "toucher.so", "count": count, "cpu": cpu, "numbers": numbers, "words": words, "path": path}
+    return [sys.executable, "-m", "bench.cases", case, json.dumps(given, default=str)]
 
 
 def sides_of_pair(pair: Pair, built: Path, cpu: int) -> tuple[list[Side], Side]:
@@ -77,9 +86,7 @@ def sides_of_pair(pair: Pair, built: Path, cpu: int) -> tuple[list[Side], Side]:
         build_decoders()
 
     def case(numbers: tuple[int, ...]) -> Peer:
-        given = {"toucher": built / "toucher.so", "count": pair.count, "cpu": cpu, "path": path}
-        text = json.dumps({**given, "numbers": numbers, "words": pair.words}, default=str)
-        return Peer([sys.executable, "-m", "bench.cases", pair.case, text])
+        return Peer(case_command(built, pair.count, cpu, pair.case, numbers, pair.words, path))
 
     def other(against: Against) -> Peer:
         numbers = pair.numbers if against.numbers is None else against.numbers
