@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -38,12 +39,14 @@ class Peer:
         line = self.process.stdout.readline() if ready else ""
         if not line:
             self.process.kill()
+            self.close()
             raise RuntimeError(f"{' '.join(self.command)}: {'ended' if ready else 'hangs'}")
         return json.loads(line)
 
     def close(self) -> None:
         """Let it end by itself."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

@@ -142,6 +142,7 @@ class Report:
         rounds = len(self.rows[0].ours) if self.rows else 0
         lines.append(f"\nmedian (quartiles) of {rounds} paired rounds; ratio: median of the pairs")
         lines.append(f"{machine['cpus']} CPUs, {machine['cpu']}, Linux {machine['kernel']}, revision {self.revision}")
+        lines.append(f"load average {machine.get('load', '?')}, this bench included")
         return "\n".join(lines)
 
 
@@ -183,6 +184,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),

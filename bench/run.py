@@ -94,7 +94,16 @@ def sides_of_pair(pair: Pair, built: Path, cpu: int) -> tuple[list[Side], Side]:
             return case(numbers)
         return Peer([str(part) for part in (built / against.name, pair.count, cpu, *numbers, path) if part != ""])
 
-    return [] if pair.single else [other(one) for one in pair.against], case(pair.numbers)
+    started: list[Side] = []
+    try:
+        started.append(case(pair.numbers))
+        for one in () if pair.single else pair.against:
+            started.append(other(one))
+    except BaseException:
+        for side in started:
+            side.close()
+        raise
+    return started[1:], started[0]
 
 
 def sides_2014(scenario: Calls2014, built: Path, cpu: int) -> tuple[Peer, Peer]:
