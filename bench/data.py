@@ -22,8 +22,8 @@ def numbered_bytes(length: int) -> bytes:
 def noisy_wave(length: int) -> np.ndarray:
     """Measured numbers as they look: a wave of 32-bit integers, the low bits of which are noise."""
     places = np.arange(length // 4)
-    noise = np.random.default_rng(1).integers(0, 1000, places.size)
-    return (np.sin(places / 500) * 1e6 + noise).astype(np.int32)
+    noise = np.random.default_rng(1).integers(0, 16, places.size)
+    return (np.sin(places / 500) * 1e4 + noise).astype(np.int32)
 
 
 def made(folder: Path, name: str, count: int, bytes_each: int) -> Path:
@@ -36,7 +36,7 @@ def made(folder: Path, name: str, count: int, bytes_each: int) -> Path:
     kind, length = name.split(".")[0].split("-")[0], count * bytes_each
     if kind == "numbered":
         new.write_bytes(numbered_bytes(length))
-    elif kind == "noisy":
+    elif kind == "wave":
         image.pack(memoryview(noisy_wave(length)).cast("B"), new, frame=bytes_each, level=1)
     else:
         image.pack(bytes(length), new)

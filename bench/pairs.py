@@ -181,14 +181,14 @@ def scan(frame: int, count: int, *, one_cpu: bool) -> Pair:
     against = (Against("decode_scan", at_least=0.90 if one_cpu else 1.4),)
     name = f"scan-{frame // KIB}KiB-{'one-cpu' if one_cpu else 'ahead'}"
     words = ("one-cpu",) if one_cpu else ()
-    data = f"noisy-{frame}.zst"
+    data = f"wave-{frame}.zst"
     return Pair(name, "scan", count, (frame,), words, against, data=data, needs="zstd", bytes_each=frame)
 
 
 def image_touch(delivery: str) -> Pair:
     """Touch a page of each frame."""
     numbers, against = (64 * KIB, int(delivery == "signal")), (Against("decode_touch", at_most=1.25),)
-    data = f"noisy-{64 * KIB}.zst"
+    data = f"wave-{64 * KIB}.zst"
     return Pair(f"image-64KiB-random-{delivery}", "image_touch", 1024, numbers, (delivery,), against, data=data, needs="zstd")
 
 

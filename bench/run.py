@@ -138,24 +138,28 @@ def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run; the status is 1 if a bar was missed."""
+    """Run; the status is 1 if a bar was missed or a row could not be played to its end."""
     options = arguments(argv)
     scenarios = [one.scaled(options.scale) for one in chosen(options.names)]
     if options.list or not scenarios:
         print("\n".join(one.name for one in scenarios or SCENARIOS))
         return 0 if options.list else 2
     built = build_floor()
-    rows = []
+    rows, failed = [], False
     for scenario in scenarios:
         if reason := missing(getattr(scenario, "needs", "")):
             print(f"{scenario.name}: skipped: {reason}", file=sys.stderr)
             continue
         print(f"{scenario.name} ...", file=sys.stderr)
-        rows.append(measure(scenario, built, rounds=options.rounds, cpu=options.cpu))
+        try:
+            rows.append(measure(scenario, built, rounds=options.rounds, cpu=options.cpu))
+        except RuntimeError as error:
+            failed = True
+            print(f"{scenario.name}: failed: {error}", file=sys.stderr)
     report = Report(rows)
     print(report.table())
     print(f"samples: {os.path.relpath(report.save(options.out))}", file=sys.stderr)
-    return 0 if all(row.within_bar for row in rows) else 1
+    return 0 if all(row.within_bar for row in rows) and not failed else 1
 
 
 if __name__ == "__main__":

@@ -151,6 +151,22 @@ def test_run_skips_what_cannot_be_played_and_says_why(monkeypatch, capsys, tmp_p
 
 
 @needs_compiler
+def test_run_keeps_the_rows_beside_one_that_fails(monkeypatch, capsys, tmp_path):
+    """A side that ends early costs its own row and the status, not what was measured in an hour before."""
+
+    def measure(scenario, *_, **__):
+        if scenario.name == "remap-64KiB":
+            raise RuntimeError("it ended")
+        return report.Row(scenario, [1.0] * 3, [1.0] * 3)
+
+    monkeypatch.setattr(run, "measure", measure)
+    assert run.main(["--out", str(tmp_path), "remap-"]) == 1
+    assert "remap-64KiB: failed: it ended" in capsys.readouterr().err
+    rows = json.loads(next(tmp_path.iterdir()).read_text())["rows"]
+    assert [row["scenario"]["name"] for row in rows] == ["remap-2MiB", "remap-2MiB-thp"]
+
+
+@needs_compiler
 @pytest.mark.kernel
 def test_run_saves_the_rows_of_the_calls_of_2014(tmp_path):
     """The file has each side's samples, and all that the name was made of."""
