@@ -241,6 +241,7 @@ class NativeRegion:
         delivery: str,
         unit: int,
         huge: bool,
+        resident: int,
         mode: str,
         on_error: str,
         timeout_seconds: float,

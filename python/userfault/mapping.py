@@ -26,6 +26,7 @@ def map(
     delivery: Literal["thread", "signal"] = "thread",
     unit: int | str | None = None,
     huge: bool = False,
+    resident: int | str | None = None,
     mode: Literal["r", "c"] = "r",
     on_error: Literal["raise", "abort"] = "raise",
     timeout: float | str = "30s",
@@ -42,6 +43,9 @@ def map(
         unit: Bytes filled per fault, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: what suits
             the source.
         huge: Units of 2 MiB in whole huge pages: for scans.
+        resident: Bytes kept in memory at most (and one unit more for each thread that fills one), or a string such as "512MiB";
+            the unit that came first leaves first, and comes back when touched. At least 8 units; None: all stay. Views stay
+            valid. Needs mode="r".
         mode: "r": read-only views. "c": writes stay in memory.
         on_error: What happens when a page cannot be had. "raise": PageError in the touching thread. "abort": the process
             dies by SIGBUS with one line on stderr; also what "raise" means on kernels before 6.6.
@@ -70,10 +74,13 @@ def map(
         raise OptionError(f"fork={fork!r}: must be 'deny'")
     if fallback not in (None, "eager"):
         raise OptionError(f"fallback={fallback!r}: must be None or 'eager'")
+    if resident is not None and parse_bytes(resident, "resident") == 0:
+        raise OptionError("resident=0: at least 8 units have to stay; None keeps all")
     options = Options(
         delivery=delivery,
         unit=0 if unit is None else parse_bytes(unit, "unit"),
         huge=huge,
+        resident=0 if resident is None else parse_bytes(resident, "resident"),
         mode=mode,
         on_error=on_error,
         timeout=parse_seconds(timeout, "timeout"),

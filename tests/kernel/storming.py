@@ -17,6 +17,7 @@ import userfault as uf
 from userfault import image
 
 KIB = 1024
+BOTH = ("thread", "signal")
 
 
 @dataclass
@@ -52,11 +53,13 @@ def subjects(folder: Path, unit: int | None, length: int, seed: int) -> list[Sub
     options = {"huge": True} if unit is None else {"unit": unit}
     found = []
     for kind, (source, expected) in sources(folder, length, seed).items():
-        for delivery in ("thread", "signal"):
+        for delivery in BOTH:
             found.append(subject(f"{kind} by {delivery}", source, expected, delivery=delivery, **options))
     plain, expected = sources(folder, length, seed + 10)["file"]
     found.append(subject("file to write", plain, expected.copy(), mode="c", **options))
     if unit is not None:
+        budget = max(length // 4, 8 * unit)
+        found += [subject(f"budget by {how}", plain, expected, delivery=how, resident=budget, **options) for how in BOTH]
         found.append(subject("shared", plain, expected, shared=True, on_error="abort", **options))
     return found
 
@@ -123,9 +126,14 @@ class Toucher:
         elif step == 8:
             same(subject, start, stop, ctypes.string_at(subject.address + start, stop - start))
         elif self.steps:
-            where = slice(start, min(size, start + self.random.choice([1, 1 << 16, 1 << 21, 1 << 23])))
+            where = slice(start, min(size, start + self.random.choice(self.steps_of(subject))))
             self.random.choice([subject.region.prefetch, subject.region.evict, subject.region.populate])(where)
         return None
+
+    @staticmethod
+    def steps_of(subject: Subject) -> list[int]:
+        budget = subject.region.options.resident
+        return [size for size in (1, 1 << 16, 1 << 21, 1 << 23) if not budget or size <= budget // 2]
 
     def write_stripe(self, subject: Subject, start: int) -> None:
         start = start // (4 * KIB * self.of) * (4 * KIB * self.of) + 4 * KIB * self.number

@@ -5,12 +5,13 @@
 
 use crate::counters::add;
 use crate::mapping::is_resident;
-use crate::policy::{Choice, Method, choose};
+use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::Loan;
 use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 use uffd::{ContinueMode, CopyMode, Errno, MoveMode, Outcome, Wake};
 
 /// Why a unit is not filled (yet).
@@ -56,10 +57,12 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     };
     let range = region.unit_range(unit);
     drop_exposed(region, range.clone());
-    let mut fill = Fill { region, who, scratch: &mut scratch };
+    let watched = region.policy.is_watching().then(Instant::now);
+    let mut fill = Fill { region, who, scratch: &mut scratch, used: Method::Copy };
     let outcome = fill.range(range.start, range.len()).map(|()| true);
     let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
     if outcome.is_ok() {
+        region.policy.filled(fill.used, watched.map(|start| start.elapsed()));
         region.forget_poison(pages);
         return outcome;
     }
@@ -86,6 +89,8 @@ struct Fill<'a> {
     region: &'a Region,
     who: Who,
     scratch: &'a mut Scratch,
+    /// How the bytes got there, of those ways that are measured.
+    used: Method,
 }
 
 impl Fill<'_> {
@@ -135,14 +140,12 @@ impl Fill<'_> {
         Ok(bytes)
     }
 
+    /// MOVE needs the whole unit: a short last one is copied.
     fn method(&self, bytes: usize) -> Method {
-        choose(&Choice {
-            bytes,
-            unit: self.region.unit,
-            huge: self.region.options.huge,
-            shared: self.region.file.is_some(),
-            can_move: self.region.stock.is_some(),
-        })
+        match self.region.policy.method() {
+            Method::Move if bytes != self.region.unit => Method::Copy,
+            method => method,
+        }
     }
 
     /// Read bytes into staging or a buffer and install them; a last page that the source does not fill ends in zeros.
@@ -175,6 +178,7 @@ impl Fill<'_> {
             stock.put_populated(slot);
             return Err(stop);
         }
+        self.used = Method::Move;
         let moved = self.install_by_move(at, from, bytes);
         stock.put_back(slot, moved == Ok(true));
         moved.map(|_| ())

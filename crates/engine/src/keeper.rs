@@ -11,7 +11,7 @@ use crate::flagged::is_still_there;
 use crate::futex::ATTENTION;
 use crate::region::{Delivery, REARM_PACE, Region};
 use crate::reserve;
-use crate::serve::{refuse, settle};
+use crate::serve::refuse;
 use crate::source::{Cause, SourceError};
 use crate::states::State;
 use std::sync::PoisonError;
@@ -138,6 +138,6 @@ fn owning(region: &Region, page: usize, work: impl FnOnce()) -> bool {
         return false;
     }
     work();
-    settle(region, unit, state);
+    region.settle(unit, state);
     true
 }

@@ -17,12 +17,14 @@
 //! table      address -> region, without a lock
 //! mapping    fresh address space of our own
 //! policy     COPY or MOVE
+//! residence  which units came when
 //! readahead  sequential detection
 //! reserve    memory put by for answering faults by errors
 //! stock      staging pages, recycled
 //! region     one range we mapped
 //! failure    a page that cannot be had: record, latch, expose
 //! fill       one unit, from source to page
+//! evict      units leave: on request, or under a resident budget
 //! interrupt  Ctrl-C while a page is awaited
 //! queue      work for the worker pool
 //! engine     everything there is one of
@@ -52,12 +54,14 @@ pub mod states;
 pub mod table;
 pub mod mapping;
 pub mod policy;
+pub mod residence;
 pub mod readahead;
 pub mod reserve;
 pub mod stock;
 pub mod region;
 pub mod failure;
 pub mod fill;
+pub mod evict;
 pub mod interrupt;
 pub mod queue;
 pub mod engine;

@@ -9,12 +9,11 @@ use crate::error::Error;
 use crate::mapping;
 use crate::queue::Bulk;
 use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
-use crate::serve::settle;
+use crate::residence::{FEWEST_UNITS, Residence};
 use crate::source::{Reading, Source, Table};
-use crate::states::State;
 use crate::table::{CHUNK, Pin};
 use crate::threads::{Root, drop_left, leave};
-use crate::{fork, keeper, signal, thread, volatile, workers};
+use crate::{evict, fork, keeper, signal, thread, volatile, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
@@ -26,6 +25,8 @@ use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
 const LANES: usize = 4;
 /// Workers that fill one range ahead, at most: a prefetch never has them all.
 const BULK_WORKERS: usize = 4;
+/// From this unit on evicted pages are kept for the next fill even without a resident budget.
+const STAGED_FROM: usize = 256 << 10;
 /// The unit when neither caller nor source has a wish.
 pub const DEFAULT_UNIT: usize = 64 << 10;
 
@@ -125,8 +126,12 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         mapping::unmap(base, bytes);
         return Err(Error::Os { what: format!("registering {bytes} bytes with userfaultfd"), errno });
     }
-    let moves = engine.abilities.can_move && !options.shared && (options.huge || unit >= 256 << 10);
-    let stock = if moves { engine.stock(handles.engine, unit, options.huge).ok() } else { None };
+    let recycles = options.resident > 0 || options.huge || unit >= STAGED_FROM;
+    let stock = if recycles && engine.abilities.can_move && !options.shared {
+        engine.stock(handles.engine, unit, options.huge).ok()
+    } else {
+        None
+    };
     let scratch = engine.pool(unit, source.needs());
     signal::ensure_front();
     let id = engine.next_region();
@@ -167,6 +172,7 @@ fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<
             source.signal_unsafe_reason()
         ));
     }
+    check_budget(options, unit)?;
     if options.shared && options.on_error == OnError::Raise {
         return invalid(
             "a shared region shows its pages to other processes, and an error pattern must not get there; \
@@ -178,6 +184,22 @@ fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<
         options.on_error = OnError::Abort;
     }
     Ok(unit)
+}
+
+fn check_budget(options: &Options, unit: usize) -> Result<(), Error> {
+    let fewest = FEWEST_UNITS * unit;
+    let problem = match options.resident {
+        0 => return Ok(()),
+        _ if options.mode == Mode::Change => {
+            "needs mode=\"r\": a page that may have been modified is never dropped".into()
+        }
+        _ if options.shared => "needs shared=False: pages of a memory file are not ours to drop".into(),
+        bytes if bytes < fewest => {
+            format!("{bytes} bytes are less than {} units of {unit} bytes: at least {fewest} are needed", FEWEST_UNITS)
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Invalid(format!("resident: {problem}")))
 }
 
 fn map(engine: &Engine, bytes: usize, options: &Options) -> Result<(usize, Option<SharedFile>), Error> {
@@ -218,7 +240,7 @@ impl Owned {
     /// [`Error::Closed`].
     pub fn fill(&self, bytes: Range<usize>, awaited: bool) -> Result<Arc<Bulk>, Error> {
         let region = self.get()?;
-        let units = region.units_touching(bytes);
+        let units = within_budget(region, region.units_touching(bytes), awaited)?;
         let bulk = Bulk::new(region.clone(), units.clone(), awaited);
         let shares = units.len().clamp(1, BULK_WORKERS);
         if self.engine.queue.push_bulk(&bulk, shares) {
@@ -241,8 +263,8 @@ impl Owned {
         let start = bytes.start.div_ceil(region.unit);
         let stop = if bytes.end >= region.len { region.states.len() } else { bytes.end / region.unit };
         Ok(self.engine.root.run(move || {
-            let patience = Instant::now() + SETTLING;
-            (start..stop.max(start)).filter(|unit| evict_unit(&region, *unit, patience)).count()
+            let patience = Instant::now() + evict::SETTLING;
+            (start..stop.max(start)).filter(|unit| evict::evict(&region, *unit, patience)).count()
         }))
     }
 
@@ -288,6 +310,20 @@ impl Owned {
     }
 }
 
+/// What can be there at once: more of a prefetch would only push out its beginning, and a populate cannot be had.
+fn within_budget(region: &Region, units: Range<usize>, awaited: bool) -> Result<Range<usize>, Error> {
+    let most = region.residence.as_ref().map_or(usize::MAX, Residence::units);
+    if awaited && units.len() > most {
+        return Err(Error::Invalid(format!(
+            "{} units of {} bytes cannot all be there: resident={} keeps {most}; populate or read less at a time",
+            units.len(),
+            region.unit,
+            region.options.resident
+        )));
+    }
+    Ok(units.start..units.end.min(units.start.saturating_add(most)))
+}
+
 /// What is said of a region of the parent.
 #[must_use]
 pub fn foreign() -> Error {
@@ -314,30 +350,6 @@ fn merge(into: &Counters, from: &Snapshot) {
     add(&into.coalesced, n(from.coalesced));
     add(&into.poisoned, n(from.poisoned));
     add(&into.torn_down, n(from.torn_down));
-}
-
-/// How long one eviction waits in all for units that are being filled: a toucher goes on a moment before its reader has
-/// settled the unit, while a slow source may hold one for long.
-const SETTLING: Duration = Duration::from_millis(100);
-
-fn evict_unit(region: &Region, unit: usize, patience: Instant) -> bool {
-    while region.states.get(unit) == State::Filling && Instant::now() < patience {
-        region.states.wait_while_filling(unit, SETTLING);
-    }
-    if !region.states.claim(unit, State::Present) {
-        return false;
-    }
-    let range = region.unit_range(unit);
-    let start = region.base + range.start;
-    // SAFETY: the unit is claimed by us and its pages are clean copies of the source (mode "r").
-    let moved = range.len() == region.unit && region.stock.is_some_and(|stock| unsafe { stock.move_out(start) });
-    if !moved {
-        let advice = if region.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        let _ = mapping::advise(start, range.len(), advice);
-    }
-    settle(region, unit, State::Absent);
-    add(&region.counters.evicted_units, 1);
-    true
 }
 
 /// Everything at once into ordinary memory, for machines without userfaultfd. The caller owns the mapping.

@@ -1,4 +1,13 @@
-//! COPY or MOVE: one small function, meant to be replaced by one that measures.
+//! COPY or MOVE, by measuring here and now: which is cheaper depends on the kernel, on the unit, and on how many threads of
+//! this process run (a MOVE interrupts every CPU that runs one, docs/facts.md, Filling).
+//!
+//! Under a resident budget both ways are tried: the cost of a unit is its fill and its release. The cheaper one stays for a
+//! while, the other is tried again ever more rarely, and at once when the chosen one has become dearer.
+//!
+//! *Locks*: none; races make a guess worse and nothing else. *Threads*: any, handlers too.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// How the bytes of a unit get to their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,46 +20,239 @@ pub enum Method {
     Continue,
 }
 
+/// Until something was measured: from this size on a MOVE's saved copy outweighs its TLB flush on another CPU (docs/facts.md,
+/// Filling).
+const MOVE_FROM: usize = 256 << 10;
+/// Fills between two looks at the other way: this often at first, and at last this rarely.
+const FIRST_STAY: i64 = 256;
+const LONGEST_STAY: i64 = 1 << 14;
+/// MOVEs of one trial: few, they may cost many times as much as a COPY.
+const MOVE_TRIAL: i64 = 8;
+/// A choice that costs this much more than when it was made is looked at again, in percent.
+const DEARER_PERCENT: u64 = 150;
+/// While a choice stays, each so-manieth fill is timed.
+const SAMPLE_EVERY: i64 = 8;
+
+/// The running mean of what one way costs, nanoseconds per unit; 0: not known.
+#[derive(Default)]
+struct Cost {
+    fill: AtomicU64,
+    release: AtomicU64,
+}
+
+impl Cost {
+    fn known(&self) -> Option<u64> {
+        let (fill, release) = (self.fill.load(Relaxed), self.release.load(Relaxed));
+        (fill > 0 && release > 0).then_some(fill + release)
+    }
+}
+
+fn take_in(mean: &AtomicU64, sample: Duration) {
+    let sample = u64::try_from(sample.as_nanos()).unwrap_or(u64::MAX).clamp(1, 1 << 40);
+    let old = mean.load(Relaxed);
+    // A thread that lost its CPU in the middle says nothing about the cost: no sample counts for more than twice the mean.
+    mean.store(if old == 0 { sample } else { (old * 7 + sample.min(2 * old)) / 8 }, Relaxed);
+}
+
+/// One region's choice.
+pub struct Policy {
+    fixed: Option<Method>,
+    batch: i64,
+    copy: Cost,
+    r#move: Cost,
+    moves: AtomicBool,
+    trying: AtomicBool,
+    /// Fills left of this stay or trial.
+    left: AtomicI64,
+    stay: AtomicI64,
+    /// What the chosen way cost when it was chosen.
+    price: AtomicU64,
+}
+
 /// What the choice may depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice {
-    /// Bytes to be filled.
-    pub bytes: usize,
     /// The region's unit, bytes.
     pub unit: usize,
     /// Are huge pages wanted?
     pub huge: bool,
     /// Is the region a memory file that others may map?
     pub shared: bool,
-    /// Does the kernel have MOVE?
+    /// Is there staging to move from?
     pub can_move: bool,
+    /// Units released in one call after COPYs; 0: there is no budget, and nothing to measure.
+    pub batch: usize,
 }
 
-/// From this size on MOVE wins even when its TLB flush has to reach another CPU (docs/facts.md, Filling).
-const MOVE_FROM: usize = 256 << 10;
-
-/// Choose. MOVE needs the whole unit, so a short last unit is copied.
-#[must_use]
-pub fn choose(choice: &Choice) -> Method {
-    if choice.shared {
-        return Method::Continue;
+impl Policy {
+    /// Nothing measured yet.
+    #[must_use]
+    pub fn new(choice: &Choice) -> Self {
+        let moves = choice.huge || choice.unit >= MOVE_FROM;
+        let fixed = match choice {
+            Choice { shared: true, .. } => Some(Method::Continue),
+            Choice { can_move: false, .. } => Some(Method::Copy),
+            Choice { huge: true, .. } => Some(Method::Move), // a COPY makes small pages
+            Choice { batch: 0, .. } => Some(if moves { Method::Move } else { Method::Copy }),
+            _ => None,
+        };
+        let first_is_move = fixed.map_or(moves, |method| method == Method::Move);
+        let policy = Self {
+            fixed,
+            batch: choice.batch as i64,
+            copy: Cost::default(),
+            r#move: Cost::default(),
+            moves: AtomicBool::new(first_is_move),
+            trying: AtomicBool::new(true),
+            left: AtomicI64::new(0),
+            stay: AtomicI64::new(FIRST_STAY),
+            price: AtomicU64::new(0),
+        };
+        policy.left.store(policy.trial(), Relaxed);
+        policy
     }
-    let whole = choice.bytes == choice.unit;
-    if choice.can_move && whole && (choice.huge || choice.unit >= MOVE_FROM) { Method::Move } else { Method::Copy }
+
+    /// The way of the next whole unit.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        let measured = || if self.moves.load(Relaxed) { Method::Move } else { Method::Copy };
+        self.fixed.unwrap_or_else(measured)
+    }
+
+    /// Is the next fill or release worth timing?
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.fixed.is_none() && (self.trying.load(Relaxed) || self.left.load(Relaxed) % SAMPLE_EVERY == 0)
+    }
+
+    /// A unit was filled this way, in this time if it was timed.
+    pub fn filled(&self, method: Method, spent: Option<Duration>) {
+        if self.fixed.is_some() || method != self.method() {
+            return; // no staged pages yet: says nothing about this way
+        }
+        let cost = self.cost(method);
+        if let Some(spent) = spent {
+            take_in(&cost.fill, spent);
+        }
+        let known = cost.known();
+        let dearer = !self.trying.load(Relaxed)
+            && known.is_some_and(|now| now * 100 > self.price.load(Relaxed) * DEARER_PERCENT)
+            && self.price.load(Relaxed) > 0;
+        if dearer {
+            self.stay.store(FIRST_STAY, Relaxed);
+            self.left.store(1, Relaxed);
+        }
+        if self.left.fetch_sub(1, Relaxed) == 1 {
+            self.turn();
+        }
+    }
+
+    /// So many units left by one call, after fills this way.
+    pub fn released(&self, method: Method, units: usize, spent: Duration) {
+        if units > 0 && self.fixed.is_none() {
+            take_in(&self.cost(method).release, spent / u32::try_from(units).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn cost(&self, method: Method) -> &Cost {
+        if method == Method::Move { &self.r#move } else { &self.copy }
+    }
+
+    fn trial(&self) -> i64 {
+        // A trial of COPY has to see a whole batch leave.
+        if self.moves.load(Relaxed) { MOVE_TRIAL } else { 2 * self.batch + 2 }
+    }
+
+    /// A stay or a trial is over.
+    fn turn(&self) {
+        let here = self.moves.load(Relaxed);
+        match (self.copy.known(), self.r#move.known()) {
+            (Some(copy), Some(r#move)) if self.trying.load(Relaxed) => self.settle(r#move < copy, copy.min(r#move)),
+            // A stay is over, or only one way is known: try the other, if this one is known.
+            (copy, r#move) => {
+                let known = if here { r#move } else { copy }.is_some();
+                self.moves.store(here != known, Relaxed);
+                self.trying.store(true, Relaxed);
+                self.left.store(self.trial(), Relaxed);
+            }
+        }
+    }
+
+    fn settle(&self, moves: bool, price: u64) {
+        let stay = self.stay.load(Relaxed);
+        self.moves.store(moves, Relaxed);
+        self.price.store(price, Relaxed);
+        self.left.store(stay, Relaxed);
+        self.stay.store((stay * 2).min(LONGEST_STAY), Relaxed);
+        self.trying.store(false, Relaxed);
+    }
+
+    /// What was measured, nanoseconds per unit, by COPY and by MOVE; 0: not measured.
+    #[must_use]
+    pub fn costs(&self) -> [u64; 2] {
+        [&self.copy, &self.r#move].map(|cost| cost.known().unwrap_or(0))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PLAIN: Choice = Choice { unit: 65536, huge: false, shared: false, can_move: true, batch: 0 };
+
     #[test]
-    fn small_units_are_copied_large_ones_moved_shared_ones_continued() {
-        let choice = Choice { bytes: 65536, unit: 65536, huge: false, shared: false, can_move: true };
-        assert_eq!(choose(&choice), Method::Copy);
-        let large = Choice { bytes: 1 << 20, unit: 1 << 20, ..choice };
-        assert_eq!(choose(&large), Method::Move);
-        assert_eq!(choose(&Choice { bytes: 4096, ..large }), Method::Copy);
-        assert_eq!(choose(&Choice { can_move: false, ..large }), Method::Copy);
-        assert_eq!(choose(&Choice { shared: true, ..large }), Method::Continue);
+    fn without_a_budget_small_units_are_copied_large_ones_moved_shared_ones_continued() {
+        let method = |choice| Policy::new(&choice).method();
+        assert_eq!(method(PLAIN), Method::Copy);
+        let large = Choice { unit: 1 << 20, ..PLAIN };
+        assert_eq!(method(large), Method::Move);
+        assert_eq!(method(Choice { can_move: false, ..large }), Method::Copy);
+        assert_eq!(method(Choice { shared: true, ..large }), Method::Continue);
+        assert_eq!(method(Choice { huge: true, unit: 2 << 20, batch: 2, ..PLAIN }), Method::Move);
+    }
+
+    /// Fill `count` units at these costs; how many of them were moved.
+    fn play(policy: &Policy, count: usize, copy: Duration, moved: Duration) -> usize {
+        let mut moves = 0;
+        for _ in 0..count {
+            let method = policy.method();
+            let cost = if method == Method::Move { moved } else { copy };
+            moves += usize::from(method == Method::Move);
+            let watched = policy.is_watching();
+            policy.filled(method, watched.then_some(cost));
+            if watched {
+                policy.released(method, 1, cost);
+            }
+        }
+        moves
+    }
+
+    #[test]
+    fn the_cheaper_way_is_found_whichever_it_is_and_the_other_is_tried_ever_more_rarely() {
+        let (cheap, dear) = (Duration::from_micros(5), Duration::from_micros(20));
+        let budget = Choice { batch: 16, ..PLAIN };
+        let policy = Policy::new(&budget);
+        assert!(play(&policy, 100_000, cheap, dear) < 300);
+        let policy = Policy::new(&budget);
+        assert!(play(&policy, 100_000, dear, cheap) > 99_000);
+        assert_eq!(policy.costs(), [40_000, 10_000]);
+    }
+
+    #[test]
+    fn a_choice_that_becomes_dear_is_made_again_soon() {
+        let (cheap, dear) = (Duration::from_micros(5), Duration::from_micros(20));
+        let policy = Policy::new(&Choice { batch: 16, ..PLAIN });
+        play(&policy, 100_000, dear, cheap);
+        assert_eq!(policy.method(), Method::Move);
+        assert!(play(&policy, 10_000, cheap, 4 * dear) < 500);
+    }
+
+    #[test]
+    fn fills_that_found_no_staged_pages_decide_nothing() {
+        let policy = Policy::new(&Choice { unit: 1 << 20, batch: 4, ..PLAIN });
+        for _ in 0..100 {
+            policy.filled(Method::Copy, Some(Duration::from_nanos(1)));
+        }
+        assert_eq!((policy.method(), policy.costs()), (Method::Move, [0, 0]));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::counters::{Ending, add};
 use crate::engine::Engine;
+use crate::evict;
 use crate::failure::{Failure, record};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::queue::FaultJob;
@@ -17,21 +18,6 @@ pub fn engine_thread(patience: Patience) -> Who {
     Who { table: Table::Engine, patience }
 }
 
-/// The unit was filled, or cannot be: settle it and answer everybody who waited for it.
-pub fn settle(region: &Region, unit: usize, state: State) {
-    region.states.settle(unit, state);
-    forget_waits(region, unit);
-    if state == State::Absent {
-        region.wake_unit(unit); // those who were told to wait ask again
-    }
-}
-
-fn forget_waits(region: &Region, unit: usize) {
-    let range = region.unit_range(unit);
-    let page = uffd::page_size();
-    region.waits.over(range.start / page..range.end / page);
-}
-
 /// Fill the claimed unit of `page` for a demand fault and end it. `Err`: it has to wait, and the unit stays claimed.
 ///
 /// # Errors
@@ -41,11 +27,12 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
     match fill_unit(region, unit, Some(page), who) {
         Ok(whole) => {
             add(&region.counters.demand_units, 1);
-            settle(region, unit, if whole { State::Present } else { State::Absent });
+            region.settle(unit, if whole { State::Present } else { State::Absent });
+            evict::arrived(region, unit, Table::Engine);
             Ok(Ending::Resolved)
         }
         Err(Stop::Gone) => {
-            settle(region, unit, State::Absent);
+            region.settle(unit, State::Absent);
             Ok(Ending::TornDown)
         }
         Err(Stop::Failed(error)) => {
@@ -53,7 +40,7 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
             // Ownership goes first: the toucher, once poisoned, may want the page re-armed before we run again. Its
             // neighbours are woken last: woken before the poison, the toucher would only ask again.
             region.states.settle(unit, State::Absent);
-            forget_waits(region, unit);
+            region.forget_waits(unit);
             let ending = refuse(region, page, error);
             region.wake_unit(unit);
             Ok(ending)

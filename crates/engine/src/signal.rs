@@ -9,6 +9,7 @@
 
 use crate::counters::{Ending, add};
 use crate::engine::Engine;
+use crate::evict;
 use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::flagged::view::{self, Act, Armed};
@@ -275,6 +276,7 @@ fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> R
     let who = Who { table: Table::Application, patience: Patience::Wait };
     let outcome = fill_unit(region, unit, Some(page), who);
     region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+    evict::arrived(region, unit, Table::Application);
     match outcome {
         Ok(_) => {
             add(&region.counters.demand_units, 1);

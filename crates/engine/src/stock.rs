@@ -14,7 +14,6 @@ use uffd::{Handle, MoveMode, Outcome, RegisterModes};
 pub struct Stock {
     base: usize,
     unit: usize,
-    handle: Handle,
     huge: bool,
     populated: AtomicU64,
     holes: AtomicU64,
@@ -43,7 +42,7 @@ impl Stock {
             Error::Os { what: "registering staging pages".into(), errno }
         })?;
         let holes = if slots == 64 { u64::MAX } else { (1 << slots) - 1 };
-        Ok(Self { base, unit, handle, huge, populated: AtomicU64::new(0), holes: AtomicU64::new(holes) })
+        Ok(Self { base, unit, huge, populated: AtomicU64::new(0), holes: AtomicU64::new(holes) })
     }
 
     /// The shape regions ask for.
@@ -116,15 +115,16 @@ impl Stock {
         None
     }
 
-    /// Move a unit of a region in here; false: it stays where it is, whole or in part. Engine threads only.
+    /// Move a unit of a region in here; false: it stays where it is, whole or in part. `handle` is the stock's descriptor as
+    /// the calling thread numbers it.
     ///
     /// # Safety
     /// The caller owns the unit at `from` and wants its pages gone from there.
     #[must_use]
-    pub unsafe fn move_out(&self, from: usize) -> bool {
+    pub unsafe fn move_out(&self, from: usize, handle: Handle) -> bool {
         let Some(slot) = self.take_hole() else { return false };
         // SAFETY: by the contract of this function.
-        let moved = unsafe { self.handle.move_pages(self.address(&slot), from, self.unit, MoveMode::DONTWAKE) };
+        let moved = unsafe { handle.move_pages(self.address(&slot), from, self.unit, MoveMode::DONTWAKE) };
         if moved == Outcome::Done {
             self.put_populated(slot);
             return true;

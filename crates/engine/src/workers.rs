@@ -6,11 +6,12 @@
 use crate::counters::add;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::evict;
 use crate::fill::{Stop, fill_unit};
 use crate::queue::{Bulk, FaultJob, Job};
 use crate::region::Region;
-use crate::serve::{demand, dispatch, engine_thread, settle};
-use crate::source::{Cause, Patience, SourceError};
+use crate::serve::{demand, dispatch, engine_thread};
+use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -46,7 +47,7 @@ fn work(engine: &'static Engine) -> ! {
 fn fault(engine: &'static Engine, job: FaultJob) {
     let region = job.region;
     if region.is_closing() {
-        settle(&region, region.unit_of_page(job.page), State::Absent);
+        region.settle(region.unit_of_page(job.page), State::Absent);
         return region.counters.end(crate::counters::Ending::TornDown);
     }
     match demand(&region, job.page, engine_thread(Patience::Wait)) {
@@ -106,7 +107,8 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
             continue;
         }
         let outcome = fill_unit(region, unit, None, engine_thread(Patience::Wait));
-        settle(region, unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+        region.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+        evict::arrived(region, unit, Table::Engine);
         match outcome {
             Ok(_) => {
                 add(&region.counters.prefetched_units, 1);

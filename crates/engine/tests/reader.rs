@@ -54,6 +54,7 @@ fn faults_of_ever_other_threads_are_served_without_an_allocation_by_their_reader
         delivery: Delivery::Thread,
         unit: 4096,
         huge: false,
+        resident: 0,
         mode: Mode::Read,
         on_error: OnError::Abort,
         timeout: Duration::from_secs(10),

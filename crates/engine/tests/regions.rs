@@ -20,6 +20,7 @@ fn options() -> Options {
         delivery: Delivery::Thread,
         unit: 0,
         huge: false,
+        resident: 0,
         mode: Mode::Read,
         on_error: OnError::Abort,
         timeout: LIMIT,

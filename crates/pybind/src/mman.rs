@@ -13,7 +13,7 @@ use engine::mman::calls::{Failed, whole_pages};
 use engine::mman::descriptor::{Command, Descriptor, Phase, Written};
 use engine::mman::ledger::Policy;
 use engine::mman::remap::remap_anon_pages as remap;
-use engine::mman::{self, Mman, handover};
+use engine::mman::{self, Mman, handover, why};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -37,7 +37,12 @@ fn room(py: Python<'_>) -> PyResult<&'static Mman> {
 }
 
 fn named(what: &str, range: &Range<usize>, failed: &Failed) -> PyErr {
-    os_error(failed.errno, &format!("{what} of {} bytes at {:#x}: {}", range.len(), range.start, failed.why))
+    let what = format!("{what} of {} bytes at {:#x}", range.len(), range.start);
+    os_error(failed.errno, &because(what, &failed.why))
+}
+
+fn because(what: String, why: &str) -> String {
+    if why.is_empty() { what } else { format!("{what}: {why}") }
 }
 
 /// Give up the references of resolvers that nothing can call any more.
@@ -167,7 +172,10 @@ fn remap_anon_pages(py: Python<'_>, dst: Place, src: Place, length: Option<usize
     } else {
         remap(mman, to, from, length, flags)
     };
-    moved.map_err(|errno| os_error(errno, &format!("remap_anon_pages of {length} bytes from {from:#x} to {to:#x}")))
+    moved.map_err(|errno| {
+        let what = format!("remap_anon_pages of {length} bytes from {from:#x} to {to:#x}");
+        os_error(errno, &because(what, &why::of_move(errno, to, from, length, flags)))
+    })
 }
 
 type RangeLine = (usize, usize, bool, Option<u64>, Option<&'static str>, &'static str);
@@ -225,14 +233,15 @@ impl NativeUserfaultfd2014 {
     /// The next address, as a number.
     fn read_fault(&self, py: Python<'_>) -> PyResult<u64> {
         self.check("read")?;
-        self.inner.check_running().map_err(|errno| refused("read", errno))?;
+        self.check_running("read")?;
         self.next_word(py, 8)
     }
 
     /// Write a protocol or a command.
     fn write(&self, py: Python<'_>, data: &[u8]) -> PyResult<usize> {
         self.check("write")?;
-        match self.inner.write(data).map_err(|errno| refused("write", errno))? {
+        let phase = self.inner.standing().0; // before a write that changes it
+        match self.inner.write(data).map_err(|errno| refused("write", errno, &why::of_write(data, phase)))? {
             Written::Taken(bytes) => Ok(bytes),
             Written::Do(command) => self.obey(py, command).map(|()| 16),
         }
@@ -318,13 +327,18 @@ impl NativeUserfaultfd2014 {
         Err(PyValueError::new_err(format!("{what} on a userfaultfd of the process this one was forked from")))
     }
 
+    fn check_running(&self, what: &str) -> PyResult<()> {
+        let why = "the handshake comes first: write 8 bytes of mman.PROTOCOL, read 8 back";
+        self.inner.check_running().map_err(|errno| refused(what, errno, why))
+    }
+
     fn next_word(&self, py: Python<'_>, room: usize) -> PyResult<u64> {
         self.check("read")?;
         loop {
             let rung = self.inner.rung();
             match self.inner.read(room) {
                 Err(Errno(libc::EAGAIN)) if !self.inner.nonblocking => {}
-                answer => return answer.map_err(|errno| refused("read", errno)),
+                answer => return answer.map_err(|errno| refused("read", errno, &why::of_read(errno, room))),
             }
             py.detach(|| self.inner.wait(rung, LOOK));
             py.check_signals()?;
@@ -333,7 +347,7 @@ impl NativeUserfaultfd2014 {
 
     fn command(&self, py: Python<'_>, place: &Place, command: fn(Range<usize>) -> Command) -> PyResult<()> {
         self.check("write")?;
-        self.inner.check_running().map_err(|errno| refused("write", errno))?;
+        self.check_running("write")?;
         let (start, length) = place.range()?;
         self.obey(py, command(start..start.saturating_add(length)))
     }
@@ -367,10 +381,10 @@ impl Drop for NativeUserfaultfd2014 {
     }
 }
 
-fn refused(what: &str, errno: Errno) -> PyErr {
+fn refused(what: &str, errno: Errno, why: &str) -> PyErr {
     match errno {
         Errno(libc::EBADF) => closed(),
-        errno => os_error(errno, &format!("{what} of a userfaultfd")),
+        errno => os_error(errno, &because(format!("{what} of a userfaultfd"), why)),
     }
 }
 

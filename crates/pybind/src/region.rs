@@ -61,7 +61,7 @@ fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)])
 #[pymethods]
 impl NativeRegion {
     #[new]
-    #[pyo3(signature = (source, *, delivery, unit, huge, mode, on_error, timeout_seconds, shared, eager))]
+    #[pyo3(signature = (source, *, delivery, unit, huge, resident, mode, on_error, timeout_seconds, shared, eager))]
     #[expect(clippy::too_many_arguments, reason = "mirrors the keywords of map()")]
     fn new(
         py: Python<'_>,
@@ -69,6 +69,7 @@ impl NativeRegion {
         delivery: &str,
         unit: usize,
         huge: bool,
+        resident: usize,
         mode: &str,
         on_error: &str,
         timeout_seconds: f64,
@@ -79,6 +80,7 @@ impl NativeRegion {
             delivery: choice(py, "delivery", delivery, &[("thread", Delivery::Thread), ("signal", Delivery::Signal)])?,
             unit,
             huge,
+            resident,
             mode: choice(py, "mode", mode, &[("r", Mode::Read), ("c", Mode::Change)])?,
             on_error: choice(py, "on_error", on_error, &[("raise", OnError::Raise), ("abort", OnError::Abort)])?,
             timeout: seconds(timeout_seconds),
@@ -350,6 +352,8 @@ impl NativeRegion {
                 fields.push(("present_units", region.states.count_present() as i64));
                 fields.push(("units", region.states.len() as i64));
                 fields.push(("failure_epoch", region.epoch.load(Ordering::Relaxed) as i64));
+                let [copy, moved] = region.policy.costs().map(|cost| i64::try_from(cost).unwrap_or(i64::MAX));
+                fields.extend([("copy_nanoseconds", copy), ("move_nanoseconds", moved)]);
                 fields.push(("staging_slots", region.stock.map_or(0, |stock| i64::from(stock.populated_slots()))));
                 Ok(fields)
             }

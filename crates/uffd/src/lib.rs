@@ -29,7 +29,7 @@ pub use fdinfo::FdInfo;
 pub use features::{Features, Ioctls, RegisterModes};
 pub use ops::{ContinueMode, CopyMode, MoveMode, Outcome, ProtectMode, RwProtectMode, Wake};
 pub use pagemap::{Categories, PagemapRegion, PagemapScan, ScanFlags, ScanQuery, Scanned};
-pub use vma::{Maps, Vma, VmaKind};
+pub use vma::{Details, Maps, Vma, VmaKind};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

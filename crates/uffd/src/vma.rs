@@ -5,7 +5,7 @@
 use crate::Errno;
 use crate::abi::{PROCMAP_QUERY, ProcmapQuery};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
 
 /// What stands behind a mapping.
@@ -43,6 +43,25 @@ impl Vma {
     }
 }
 
+/// More of one mapping, in the kernel's words: what a person is told after a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// The mapping.
+    pub vma: Vma,
+    /// The last column of /proc/self/maps: a path, or such as `[heap]`.
+    pub name: String,
+    /// The line `VmFlags` of /proc/self/smaps: two letters each.
+    pub flags: String,
+}
+
+impl Details {
+    /// Is one of these two-letter flags set?
+    #[must_use]
+    pub fn has(&self, wanted: &[&str]) -> bool {
+        self.flags.split_ascii_whitespace().any(|flag| wanted.contains(&flag))
+    }
+}
+
 /// The mappings of this process.
 #[derive(Debug)]
 pub struct Maps(File);
@@ -73,6 +92,19 @@ impl Maps {
     /// As [`Maps::at_or_above`].
     pub fn at(&self, address: usize) -> Result<Option<Vma>, Errno> {
         Ok(self.at_or_above(address)?.filter(|vma| vma.start <= address))
+    }
+
+    /// All that the kernel tells of the mapping at `address`, if there is one. Slow: it walks the pages of every mapping below.
+    #[must_use]
+    pub fn details(address: usize) -> Option<Details> {
+        let mut lines = BufReader::new(File::open("/proc/self/smaps").ok()?).lines().map_while(Result::ok);
+        let (vma, line) = lines.find_map(|line| Some((parse(&line).filter(|vma| vma.end > address)?, line)))?;
+        let mut name = line.as_str();
+        for _ in 0..5 {
+            name = name.trim_start().split_once(' ')?.1;
+        }
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:").map(str::to_owned)).unwrap_or_default();
+        (vma.start <= address).then(|| Details { vma, name: name.trim().to_owned(), flags })
     }
 
     fn query(&self, address: usize) -> Result<Option<Vma>, Errno> {
@@ -158,6 +190,12 @@ mod tests {
         }
         assert!(maps.at(&raw const here as usize).unwrap().unwrap().is_private_anonymous());
         assert_eq!(maps.at(0).unwrap(), None);
+        assert_eq!(Maps::details(0), None);
+        let details = Maps::details(&raw const here as usize).unwrap();
+        assert_eq!(Some(details.vma), maps.at(&raw const here as usize).unwrap());
+        assert!(details.has(&["rd"]) && !details.has(&["ex"]), "{details:?}");
+        let code = Maps::details(Maps::open as *const () as usize).unwrap();
+        assert!(code.name.starts_with('/') && code.has(&["ex"]), "{code:?}");
     }
 
     #[test]

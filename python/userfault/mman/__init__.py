@@ -28,6 +28,7 @@ Threads: everything may be called from any. GIL: released in all calls but moves
 
 from __future__ import annotations
 
+import errno
 import mmap
 import signal
 from collections.abc import Callable
@@ -160,7 +161,12 @@ def anonymous(length: int) -> mmap.mmap:
     """
     if length <= 0:
         raise ValueError(f"length {length}: must be above zero")
-    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    try:
+        return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", errno.ENOMEM)
+        why = "no room in the address space, or too many mappings (sysctl vm.max_map_count): ask for less, or close some"
+        raise OSError(number, f"mman.anonymous of {length} bytes: {why}") from None
 
 
 def address_of(buffer: Buffer) -> int:

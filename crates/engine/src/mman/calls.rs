@@ -12,6 +12,7 @@ use crate::mman::descriptor::{Descriptor, check_range};
 use crate::mman::ledger::{Marks, Owner, Policy};
 use crate::mman::outcome::failed;
 pub use crate::mman::outcome::{Ended, Failed};
+use crate::mman::why::{Wanted, bad_range};
 use crate::mman::{Mman, share};
 use crate::source::Source;
 use crate::threads::{Root, drop_left};
@@ -20,10 +21,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
-
-/// What cannot fault, and what to use instead.
-const CANNOT_FAULT: &str = "this mapping cannot raise userfaults yet: only private anonymous memory can (not files, shared memory, \
-                            hugetlbfs or the kernel's own pages); mman.anonymous(length) gives some";
 
 /// One line of `ranges()`.
 #[derive(Clone, Debug)]
@@ -77,6 +74,7 @@ impl Mman {
     /// # Errors
     /// EINVAL, ENOMEM for holes (the rest is done), and what the kernel refuses.
     pub fn set_flag(&'static self, range: Range<usize>, on: bool, follow: bool) -> Result<(), Failed> {
+        let given = range.clone();
         self.act(move |change| {
             if change.book.policy != Policy::Madvise {
                 let other = "use mprotect(PROT_USERFAULT) under policy \"mprotect\"; \"register-only\" has no flag";
@@ -85,6 +83,7 @@ impl Mman {
             change.absorb(range.clone())?;
             flag(change, range, on, follow)
         })
+        .map_err(|failed| failed.looked_up(Wanted::Flag, &given))
     }
 
     /// `mprotect`, with or without PROT_USERFAULT.
@@ -92,6 +91,7 @@ impl Mman {
     /// # Errors
     /// As mprotect(2); EINVAL for the flag where memory cannot fault, or under another policy.
     pub fn protect(&'static self, range: Range<usize>, protection: i32, on: bool) -> Result<(), Failed> {
+        let given = range.clone();
         self.act(move |change| {
             let flags = change.book.policy == Policy::Mprotect;
             if on && !flags {
@@ -112,9 +112,10 @@ impl Mman {
                     let done = unsafe { libc::mprotect(piece.start as *mut libc::c_void, piece.len(), protection) };
                     if done == 0 { Ok(()) } else { Err(Errno::last()) }
                 })
-                .map_err(explain)
+                .map_err(Failed::from)
                 .and_then(no_holes)
         })
+        .map_err(|failed| failed.looked_up(Wanted::Protection { flag: on }, &given))
     }
 
     /// Choose the policy, while nothing is marked.
@@ -124,8 +125,14 @@ impl Mman {
     pub fn set_policy(&'static self, policy: Policy) -> Result<(), Failed> {
         self.act(move |change| {
             change.absorb(0..usize::MAX)?;
-            if !change.book.ledger.is_empty() {
-                return Err(failed(libc::EBUSY, "ranges are flagged or registered: mman.ranges() shows them"));
+            if let Some((first, _)) = change.book.ledger.iter().next() {
+                let why = format!(
+                    "memory is flagged or registered (mman.ranges() shows it; the first is {} bytes at {:#x}): clear flags and \
+                     close descriptors before",
+                    first.len(),
+                    first.start
+                );
+                return Err(failed(libc::EBUSY, why));
             }
             change.book.policy = policy;
             Ok(())
@@ -160,11 +167,12 @@ impl Mman {
             }
             change.absorb(range.clone())?;
             let pieces = change.book.ledger.pieces(range.clone());
-            if pieces.is_empty() || !pieces.iter().all(|(_, marks)| marks.as_ref().is_some_and(|marks| marks.flagged)) {
-                return Err(failed(
-                    libc::EINVAL,
-                    "on_sigbus needs memory that is flagged, all of it: call madvise first",
-                ));
+            let unflagged = |marks: &Option<Marks>| !marks.as_ref().is_some_and(|marks| marks.flagged);
+            let first = pieces.iter().find(|(_, marks)| unflagged(marks)).map(|(piece, _)| piece.start);
+            if let Some(at) = first.or(pieces.is_empty().then_some(range.start)) {
+                let why =
+                    format!("{at:#x} is not flagged, and all of the range has to be: madvise(MADV_USERFAULT) first");
+                return Err(failed(libc::EINVAL, why));
             }
             let resolver = match source {
                 Some(source) => change.mman.resolver_at(act, range.start, source),
@@ -190,10 +198,12 @@ impl Mman {
         // Advice that waits for pages must not keep a change waiting; all other must not meet one: dropping pages would take
         // away the marks that a change of owner puts into holes for its time.
         let waits = matches!(advice, libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE | libc::MADV_WILLNEED);
-        let _inside = (!waits).then(gate::enter);
+        let inside = (!waits).then(gate::enter);
         // SAFETY: what the caller asked for, on memory that it named.
         let done = unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
-        if done == 0 { Ok(()) } else { Err(Errno::last().into()) }
+        let errno = Errno::last();
+        drop(inside);
+        if done == 0 { Ok(()) } else { Err(Failed::from(errno).looked_up(Wanted::Advice, &range)) }
     }
 
     /// Everything that is flagged or registered.
@@ -275,15 +285,19 @@ impl Mman {
     }
 
     fn set_owner(&'static self, range: Range<usize>, mine: Owner, new: Option<Owner>) -> Result<(), Failed> {
-        let range = check_range(range.start, range.end)?;
+        let range = checked(range)?;
+        let given = range.clone();
         self.act(move |change| {
             change.absorb(range.clone())?;
             match change.maps.at_or_above(range.start)? {
-                None => return Err(failed(libc::ENOMEM, "nothing is mapped there or above")),
-                Some(vma) if vma.start >= range.end => return Err(failed(libc::EINVAL, "nothing is mapped there")),
+                None => return Err(failed(libc::ENOMEM, "nothing is mapped there or above: map it first")),
+                Some(vma) if vma.start >= range.end => {
+                    return Err(failed(libc::EINVAL, "nothing is mapped there: map it first"));
+                }
                 Some(_) => {}
             }
             let strict = change.book.policy == Policy::RegisterOnly;
+            let mut taken_by = None;
             let result = change.each_mapping(range, |change, piece, anonymous| {
                 let pieces = change.book.ledger.pieces(piece.clone());
                 let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
@@ -291,7 +305,9 @@ impl Mman {
                 let taken = |(range, marks): &(Range<usize>, Option<Marks>)| {
                     marks.as_ref().is_some_and(|marks| foreign(marks) && there(range, marks))
                 };
-                if pieces.iter().any(taken) {
+                if let Some((range, marks)) = pieces.iter().find(|piece| taken(piece)) {
+                    taken_by =
+                        Some((range.start, marks.as_ref().and_then(|marks| marks.owner).map_or(0, |owner| owner.id)));
                     return Err(Errno(libc::EBUSY));
                 }
                 if strict && !anonymous {
@@ -302,8 +318,15 @@ impl Mman {
                     marks.orphaned = false;
                 })
             });
-            result.map(|_| ()).map_err(explain)
+            match (result, taken_by) {
+                (Err(errno), Some((at, id))) => Err(failed(
+                    errno.0,
+                    format!("{at:#x} is registered with descriptor {id}: unregister it there first"),
+                )),
+                (result, _) => result.map(|_| ()).map_err(Failed::from),
+            }
         })
+        .map_err(|failed| failed.looked_up(Wanted::Registration, &given))
     }
 
     /// Command 0: wake those in `range` whose faults were read.
@@ -311,9 +334,9 @@ impl Mman {
     /// # Errors
     /// ENOENT: there are none; ERANGE, ENOMEM, EINVAL for the range.
     pub fn wake(&self, descriptor: &Descriptor, range: Range<usize>) -> Result<(), Failed> {
-        let range = check_range(range.start, range.end)?;
+        let range = checked(range)?;
         if !descriptor.forget_read(&range) {
-            return Err(failed(libc::ENOENT, "no fault in the range was read and not woken"));
+            return Err(failed(libc::ENOENT, "no fault in the range was read and not woken yet"));
         }
         loop {
             match descriptor.handles.application.wake(range.start, range.len()) {
@@ -365,21 +388,16 @@ impl Mman {
     }
 }
 
+fn checked(range: Range<usize>) -> Result<Range<usize>, Failed> {
+    check_range(range.start, range.end).map_err(|errno| failed(errno.0, bad_range(range.start, range.end)))
+}
+
 fn owner_of(descriptor: &Descriptor) -> Owner {
     Owner { id: descriptor.id, handles: descriptor.handles, can_follow: descriptor.can_follow }
 }
 
-fn explain(errno: Errno) -> Failed {
-    let why = match errno.0 {
-        libc::EINVAL => CANNOT_FAULT.into(),
-        libc::EBUSY => "another userfaultfd has a part of the range".into(),
-        _ => errno.text(),
-    };
-    Failed { errno, why }
-}
-
 fn no_holes(holes: bool) -> Result<(), Failed> {
-    if holes { Err(failed(libc::ENOMEM, "a part of the range is not mapped; the rest was done")) } else { Ok(()) }
+    if holes { Err(Errno(libc::ENOMEM).into()) } else { Ok(()) }
 }
 
 fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool, follow: bool) -> Result<(), Failed> {
@@ -389,7 +407,7 @@ fn flag(change: &mut Change<'_>, range: Range<usize>, on: bool, follow: bool) ->
         }
         change.mark(piece, anonymous, |marks| (marks.flagged, marks.follow) = (on, follow))
     });
-    visited.map_err(explain).and_then(no_holes)
+    visited.map_err(Failed::from).and_then(no_holes)
 }
 
 fn meet_fork_advice(change: &mut Change<'_>, range: Range<usize>, advice: i32) -> Result<(), Failed> {

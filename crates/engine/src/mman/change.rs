@@ -200,6 +200,7 @@ impl Mman {
             delivery: Delivery::Signal,
             unit,
             huge: false,
+            resident: 0,
             mode: Mode::Change,
             on_error: OnError::Raise,
             timeout: TIMEOUT,

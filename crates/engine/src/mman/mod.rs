@@ -14,6 +14,7 @@
 //! forked      the userfaultfd of one such child
 //! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
+//! why         which rule a failed call broke
 //! ```
 //!
 //! *Locks*, in this order: the gate (`flagged::gate`), `book`, `news`, `descriptors`, a descriptor's state.
@@ -32,6 +33,7 @@ pub mod poll;
 pub mod pump;
 pub mod remap;
 pub mod switch;
+pub mod why;
 
 use crate::engine::Engine;
 use crate::error::Error;

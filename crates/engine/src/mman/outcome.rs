@@ -7,7 +7,7 @@ use uffd::Errno;
 pub struct Failed {
     /// As the proposal says.
     pub errno: Errno,
-    /// For people.
+    /// For people. Empty where there is only the errno; `Failed::looked_up` then looks.
     pub why: String,
 }
 
@@ -16,7 +16,7 @@ pub struct Ended(pub Result<(), Failed>);
 
 impl From<Errno> for Failed {
     fn from(errno: Errno) -> Self {
-        Self { errno, why: errno.text() }
+        Self { errno, why: String::new() }
     }
 }
 

@@ -107,7 +107,7 @@ fn make_exclusive(address: usize) -> bool {
     unsafe { libc::madvise(address as *mut libc::c_void, page, libc::MADV_POPULATE_WRITE) == 0 }
 }
 
-fn pagemap_entry(address: usize) -> Option<u64> {
+pub(super) fn pagemap_entry(address: usize) -> Option<u64> {
     use std::os::unix::fs::FileExt;
     let mut entry = [0u8; 8];
     let at = (address / uffd::page_size() * entry.len()) as u64;

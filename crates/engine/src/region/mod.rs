@@ -10,10 +10,12 @@ use crate::bits::PageBits;
 use crate::cause::Kind;
 use crate::counters::Counters;
 use crate::mapping;
+use crate::policy::{Choice, Policy};
+use crate::residence::Residence;
 use crate::scratch::ScratchPool;
 use crate::source::volatile::Offers;
 use crate::source::{Source, Table};
-use crate::states::UnitStates;
+use crate::states::{State, UnitStates};
 use crate::stock::Stock;
 use crate::threads::Root;
 use std::collections::BTreeMap;
@@ -60,6 +62,8 @@ pub struct Options {
     pub unit: usize,
     /// 2 MiB units of whole huge pages.
     pub huge: bool,
+    /// Bytes kept, the oldest leaving as others come; 0: all.
+    pub resident: usize,
     /// May it be changed?
     pub mode: Mode,
     /// What if a page cannot be had?
@@ -126,6 +130,10 @@ pub struct Region {
     pub lane: usize,
     /// Staging for MOVE, where the unit is large enough.
     pub stock: Option<&'static Stock>,
+    /// COPY or MOVE.
+    pub policy: Policy,
+    /// The resident budget, if there is one.
+    pub residence: Option<Residence>,
     /// Working memory for fills.
     pub scratch: Arc<ScratchPool>,
     /// Absent, filling, present.
@@ -256,6 +264,15 @@ impl Region {
         let pages = mapped / uffd::page_size();
         let offers = parts.source.offers().cloned();
         let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit);
+        let resident = parts.options.resident;
+        let residence = (1..mapped).contains(&resident).then(|| Residence::new(resident, parts.unit));
+        let policy = Policy::new(&Choice {
+            unit: parts.unit,
+            huge: parts.options.huge,
+            shared: parts.file.is_some(),
+            can_move: parts.stock.is_some(),
+            batch: residence.as_ref().map_or(0, Residence::batch),
+        });
         Self {
             id: parts.id,
             base: parts.base,
@@ -269,6 +286,8 @@ impl Region {
             handles: parts.handles,
             lane: parts.lane,
             stock: parts.stock,
+            policy,
+            residence,
             scratch: parts.scratch,
             states: UnitStates::new(mapped.div_ceil(parts.unit)),
             counters: Counters::default(),
@@ -339,6 +358,21 @@ impl Region {
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// The unit was filled or emptied, or cannot be filled: give up its ownership and answer everybody who waited for it.
+    /// Engine threads only.
+    pub fn settle(&self, unit: usize, state: State) {
+        self.states.settle(unit, state);
+        if self.forget_waits(unit) && state == State::Absent {
+            self.wake_unit(unit); // those who were told to wait ask again
+        }
+    }
+
+    /// Nobody waits for this unit any more; true: somebody did.
+    pub fn forget_waits(&self, unit: usize) -> bool {
+        let range = self.unit_range(unit);
+        self.waits.over(range.start / uffd::page_size()..range.end / uffd::page_size())
     }
 
     /// Make all waiters of a unit fault again; errors do not matter: then nobody can be waiting there.

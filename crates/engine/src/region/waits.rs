@@ -42,7 +42,7 @@ impl Waits {
         // A thread waits for one page at a time: what it waited for before is over.
         list.retain(|known| known.thread != wait.thread);
         list.push(wait);
-        self.count.store(list.len(), Ordering::Release);
+        self.count.store(list.len(), Ordering::SeqCst);
         if list.len() == 1 {
             ATTENTION.ring();
         }
@@ -57,32 +57,35 @@ impl Waits {
         }
     }
 
-    /// Nobody waits for these pages any more.
-    pub fn over(&self, pages: Range<usize>) {
-        if self.count.load(Ordering::Acquire) > 0 {
-            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-            list.retain(|wait| !pages.contains(&wait.page));
-            self.count.store(list.len(), Ordering::Release);
+    /// Nobody waits for these pages any more; true: somebody did.
+    pub fn over(&self, pages: Range<usize>) -> bool {
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return false;
         }
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = list.len();
+        list.retain(|wait| !pages.contains(&wait.page));
+        self.count.store(list.len(), Ordering::SeqCst);
+        list.len() < before
     }
 
     /// Take out the waits that are due.
     #[must_use]
     pub fn take_due(&self, now: Instant) -> Vec<Wait> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::SeqCst) == 0 {
             return vec![];
         }
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let due = list.iter().copied().filter(|wait| wait.deadline <= now).collect();
         list.retain(|wait| wait.deadline > now);
-        self.count.store(list.len(), Ordering::Release);
+        self.count.store(list.len(), Ordering::SeqCst);
         due
     }
 
     /// The next deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::SeqCst) == 0 {
             return None;
         }
         self.list.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|wait| wait.deadline).min()

@@ -1,0 +1,143 @@
+//! Units leave: because a caller says so, or because the oldest make room under a resident budget.
+//!
+//! A unit leaves by MOVE into staging, where the next fill finds its pages ready to be written; or, when copying is cheaper
+//! (see `policy`), in batches by one process_madvise(MADV_DONTNEED), because each call interrupts every CPU that runs a
+//! thread of this process.
+//!
+//! *Locks*: none. *Threads*: any, handlers too.
+
+use crate::counters::add;
+use crate::mapping;
+use crate::policy::Method;
+use crate::region::Region;
+use crate::residence::{BATCH_UNITS, Residence};
+use crate::source::Table;
+use crate::states::State;
+use std::time::Instant;
+
+/// `unit` was filled and settled by the caller: the oldest leaves if the budget is used up.
+pub fn arrived(region: &Region, unit: usize, table: Table) {
+    let Some(residence) = &region.residence else { return };
+    let (turn, Some(oldest)) = residence.enter(unit) else { return };
+    let timed = region.policy.is_watching().then(Instant::now);
+    let (method, count) = match region.policy.method() {
+        Method::Copy if residence.batch() > 1 => (Method::Copy, release_batch(region, residence, turn, oldest, table)),
+        method => (method, usize::from(release(region, oldest, method, table))),
+    };
+    if let Some(start) = timed {
+        region.policy.released(method, count, start.elapsed());
+    }
+}
+
+/// Claim a unit that is to leave; false: somebody fills it just now, and will put it in the ring again.
+fn claim(region: &Region, unit: usize) -> bool {
+    let state = region.states.get(unit);
+    state != State::Filling && region.states.claim(unit, state)
+}
+
+fn release(region: &Region, unit: usize, method: Method, table: Table) -> bool {
+    let ours = claim(region, unit);
+    if ours {
+        empty(region, unit, method == Method::Move, table);
+        left(region, unit, table);
+    }
+    ours
+}
+
+/// Drop the pages of a unit that the caller owns, or recycle them.
+fn empty(region: &Region, unit: usize, recycle: bool, table: Table) {
+    let range = region.unit_range(unit);
+    let start = region.base + range.start;
+    let stock = region.stock.filter(|_| recycle && range.len() == region.unit);
+    // SAFETY: the unit is claimed by the caller and its pages are clean copies of the source (mode "r").
+    if !stock.is_some_and(|stock| unsafe { stock.move_out(start, region.handle(table)) }) {
+        let advice = if region.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        let _ = mapping::advise(start, range.len(), advice);
+    }
+}
+
+fn left(region: &Region, unit: usize, table: Table) {
+    match table {
+        Table::Engine => region.settle(unit, State::Absent),
+        Table::Application => region.states.settle(unit, State::Absent),
+    }
+    add(&region.counters.evicted_units, 1);
+}
+
+/// The oldest unit and those after it, in one call; returns how many left.
+fn release_batch(region: &Region, residence: &Residence, turn: usize, oldest: usize, table: Table) -> usize {
+    let mut units = [0; BATCH_UNITS];
+    let mut count = 0;
+    let next = (1..residence.batch()).filter_map(|after| residence.swap(turn + after, 0));
+    for unit in std::iter::once(oldest).chain(next).filter(|unit| claim(region, *unit)) {
+        units[count] = unit;
+        count += 1;
+    }
+    let units = &mut units[..count];
+    units.sort_unstable();
+    drop_all(region, units);
+    for unit in units.iter() {
+        left(region, *unit, table);
+    }
+    count
+}
+
+/// Drop the pages of sorted units that the caller owns.
+fn drop_all(region: &Region, units: &[usize]) {
+    let mut ranges = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH_UNITS];
+    let mut count = 0;
+    for unit in units {
+        let range = region.unit_range(*unit);
+        let start = region.base + range.start;
+        if count > 0 && ranges[count - 1].iov_base as usize + ranges[count - 1].iov_len == start {
+            ranges[count - 1].iov_len += range.len();
+        } else {
+            ranges[count] = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: range.len() };
+            count += 1;
+        }
+    }
+    let ranges = &ranges[..count];
+    if !drop_at_once(ranges) {
+        for range in ranges {
+            let _ = mapping::advise(range.iov_base as usize, range.iov_len, libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// Several ranges in one call (docs/facts.md, Filling); false: the kernel cannot (before 6.15), or did not do all.
+fn drop_at_once(ranges: &[libc::iovec]) -> bool {
+    const PIDFD_SELF_PROCESS: libc::c_int = -10001;
+    if ranges.len() < 2 {
+        return false;
+    }
+    let bytes: usize = ranges.iter().map(|range| range.iov_len).sum();
+    // SAFETY: the ranges are units of a region of ours whose pages their owner wants gone.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            PIDFD_SELF_PROCESS,
+            ranges.as_ptr(),
+            ranges.len(),
+            libc::MADV_DONTNEED,
+            0,
+        )
+    };
+    usize::try_from(done) == Ok(bytes)
+}
+
+/// How long one eviction waits in all for units that are being filled: a toucher goes on a moment before its reader has
+/// settled the unit, while a slow source may hold one for long.
+pub const SETTLING: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// A caller wants the unit gone; false: it is not there. Engine threads.
+pub fn evict(region: &Region, unit: usize, patience: Instant) -> bool {
+    while region.states.get(unit) == State::Filling && Instant::now() < patience {
+        region.states.wait_while_filling(unit, SETTLING);
+    }
+    let ours = region.states.claim(unit, State::Present);
+    if ours {
+        empty(region, unit, true, Table::Engine);
+        left(region, unit, Table::Engine);
+    }
+    ours
+}
