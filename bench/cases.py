@@ -111,10 +111,10 @@ def several(given: Given) -> Round:
 
 
 def quarter(given: Given, unit: int, *, huge: bool = False) -> uf.Region:
-    """A region of which a quarter may be there; its last quarter is there to begin with, as a round leaves it."""
+    """A region of which a quarter may be there."""
     length = given.count * unit
     source = uf.Bytes(numbered_bytes(length))
-    return uf.map(source, delivery=given.delivery, unit=unit, huge=huge, resident=max(length // 4, unit))
+    return uf.map(source, delivery=given.delivery, unit=unit, huge=huge, resident=length // 4)
 
 
 def recycle(given: Given) -> Round:
@@ -135,9 +135,9 @@ def together(given: Given) -> Round:
     unit, touchers = given.numbers
     region, touch, total = quarter(given, unit), given.loop("timed_several"), ctypes.c_uint64()
     where, each = positions(given.count, unit, "random"), given.count // touchers
-    bases = (ctypes.c_size_t * touchers)(*[region.address] * touchers)
 
     def play() -> dict[str, Any]:
+        bases = (ctypes.c_size_t * touchers)(*[region.address] * touchers)
         orders = (ctypes.c_size_t * touchers)(*(where[i * each :].ctypes.data for i in range(touchers)))
         spent = touch(size(touchers), bases, orders, size(each), ctypes.byref(total))
         return given.answer(spent, total, each * touchers)
@@ -170,7 +170,7 @@ def scan(given: Given) -> Round:
     (frame,) = given.numbers
     length = given.count * frame
     huge = frame == HUGE_PAGE
-    region = uf.map(given.path, unit=frame, huge=huge, resident=max(length // 4, frame))
+    region = uf.map(given.path, unit=frame, huge=huge, resident=length // 4)
     touch, total = given.loop("timed_all"), ctypes.c_uint64()
 
     def play() -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Pair:
         numbers: further arguments of both sides.
         words: further arguments of userfault's side.
         against: programs; their rounds and ours take turns.
+        least: the count of a short form, at least: a quarter of 32 units is the smallest budget of a region.
         short: the numbers of a short form, where they are sizes.
         data: a file of `bench.data` that both sides read; the count is put in its name.
         needs: "zstd": the C library's header is needed.
@@ -57,6 +58,7 @@ class Pair:
     numbers: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
     against: tuple[Against, ...] = ()
+    least: int = 4
     short: tuple[int, ...] | None = None
     data: str = ""
     needs: str = ""
@@ -71,7 +73,7 @@ class Pair:
     def scaled(self, share: float) -> Pair:
         """The same with fewer touches."""
         numbers = self.short if self.short is not None and share < 1 else self.numbers
-        return replace(self, count=max(4, int(self.count * share)), numbers=numbers)
+        return replace(self, count=max(self.least, int(self.count * share)), numbers=numbers)
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
@@ -151,7 +153,7 @@ def recycling(unit: str, delivery: str) -> Pair:
     signal = int(delivery == "signal")
     if unit == "64KiB":
         against = Against("recycle", at_most=1.15)
-        return Pair(f"recycle-64KiB-random-{delivery}", "recycle", 1024, (64 * KIB, 0, signal), (delivery,), (against,))
+        return Pair(f"recycle-64KiB-random-{delivery}", "recycle", 1024, (64 * KIB, 0, signal), (delivery,), (against,), least=32)
     against = Against("recycle", at_least=0.95)
     return Pair(
         f"recycle-2MiB-sequential-{delivery}",
@@ -160,6 +162,7 @@ def recycling(unit: str, delivery: str) -> Pair:
         (2 * MIB, 1, signal),
         (delivery,),
         (against,),
+        least=32,
         bytes_each=2 * MIB,
     )
 
@@ -173,7 +176,7 @@ def together(unit_bytes: int, count: int, delivery: str) -> Pair:
         Against("batched", numbers=(unit_bytes, 1)),
     )
     name = f"two-threads-{unit_bytes // KIB}KiB-{delivery}"
-    return Pair(name, "together", count, (unit_bytes, 2), (delivery,), against, bytes_each=unit_bytes)
+    return Pair(name, "together", count, (unit_bytes, 2), (delivery,), against, least=32, bytes_each=unit_bytes)
 
 
 def scan(frame: int, count: int, *, one_cpu: bool) -> Pair:
@@ -182,7 +185,7 @@ def scan(frame: int, count: int, *, one_cpu: bool) -> Pair:
     name = f"scan-{frame // KIB}KiB-{'one-cpu' if one_cpu else 'ahead'}"
     words = ("one-cpu",) if one_cpu else ()
     data = f"wave-{frame}.zst"
-    return Pair(name, "scan", count, (frame,), words, against, data=data, needs="zstd", bytes_each=frame)
+    return Pair(name, "scan", count, (frame,), words, against, least=32, data=data, needs="zstd", bytes_each=frame)
 
 
 def image_touch(delivery: str) -> Pair:
