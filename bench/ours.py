@@ -13,13 +13,8 @@ import sys
 import numpy as np
 
 import userfault as uf
+from bench.data import numbered_bytes
 from bench.scenarios import UNITS_OF
-
-
-def numbered_bytes(length: int) -> bytes:
-    """The same bytes as `numbered_memory` of floor.h."""
-    mixed = np.arange(length // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (mixed ^ (mixed >> np.uint64(32))).tobytes()
 
 
 def positions(units: int, step: int, order: str) -> np.ndarray:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import userfault as uf
-from bench.ours import numbered_bytes, positions, toucher
+from bench.data import numbered_bytes
+from bench.ours import positions, toucher
 from userfault import mman
 
 PAGE = mman.PAGE_SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -13,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "target" / "floor"
 TOUCHING = ("touch_signal", "touch_thread", "touch_move", "sequential_2m", "volatile_pin")
 CALLING = ("remap", "watch")
-PROGRAMS = TOUCHING + CALLING
+PAIRED = ("think_follow", "think_poll", "several", "recycle", "batched", "pread_mapped", "zeros")
+DECODING = ("decode_scan", "decode_touch")
+PROGRAMS = TOUCHING + CALLING + PAIRED
 PATIENCE_SECONDS = 120.0
 
 
@@ -36,12 +39,14 @@ class Peer:
         line = self.process.stdout.readline() if ready else ""
         if not line:
             self.process.kill()
+            self.close()
             raise RuntimeError(f"{' '.join(self.command)}: {'ended' if ready else 'hangs'}")
         return json.loads(line)
 
     def close(self) -> None:
         """Let it end by itself."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -72,14 +77,22 @@ def build_floor() -> Path:
     sources = ROOT / "bench" / "floor"
     newest = max(path.stat().st_mtime for path in sources.iterdir())
     for name in PROGRAMS:
-        compile_if_old(newest, sources / f"{name}.c", BUILT / name, ["-pthread"])
-    compile_if_old(newest, sources / "toucher.c", BUILT / "toucher.so", ["-shared", "-fPIC"])
+        compile_if_old(newest, sources / f"{name}.c", BUILT / name)
+    compile_if_old(newest, sources / "toucher.c", BUILT / "toucher.so", "-shared", "-fPIC")
     return BUILT
 
 
-def compile_if_old(newest: float, source: Path, target: Path, options: list[str]) -> None:
+def build_decoders() -> None:
+    """The same for those that need libzstd."""
+    sources = ROOT / "bench" / "floor"
+    newest = max(path.stat().st_mtime for path in sources.iterdir())
+    for name in DECODING:
+        compile_if_old(newest, sources / f"{name}.c", BUILT / name, "-lzstd")
+
+
+def compile_if_old(newest: float, source: Path, target: Path, *options: str) -> None:
     """One call of the C compiler."""
     if target.exists() and target.stat().st_mtime > newest:
         return
-    command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", *options, "-o", str(target), str(source)]
+    command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(target), str(source), *options]
     subprocess.run(command, check=True)

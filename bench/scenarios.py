@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.pairs import PAIRS, KernelCalls, Pair, WheelSize
+
 UNITS_OF = {"4KiB": 4096, "2MiB": 2 << 20}
 SIZES_OF = UNITS_OF | {"64KiB": 64 << 10, "64MiB": 64 << 20, "1GiB": 1 << 30, "64GiB": 64 << 30}
 
@@ -138,11 +140,11 @@ class Calls2014:
         return replace(self, calls=calls, size=max(smaller or ["4KiB"], key=SIZES_OF.__getitem__))
 
 
-Scenario = Touches | Pins | Imports | Calls2014
+Scenario = Touches | Pins | Imports | Calls2014 | Pair | KernelCalls | WheelSize
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Touches("signal", "4KiB", "random", 16384, 1, "touch_signal", bar=1.5),
-    Touches("thread", "4KiB", "random", 16384, 1, "touch_thread", bar=1.5),
+    Touches("signal", "4KiB", "random", 16384, 1, "touch_signal", bar=1.15),
+    Touches("thread", "4KiB", "random", 16384, 1, "touch_thread", bar=1.20),
     Touches("signal", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
     Touches("thread", "2MiB", "sequential", 12, 8, "sequential_2m", bar=1.5),
     Pins(16384, 4, "volatile_pin", bar=1.2),
@@ -155,6 +157,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Calls2014("remap", "2MiB", "remap", calls=2000, huge=True, bar=1.15),
     Calls2014("flag", "1GiB", "watch", calls=2, full=True, bar_us=1000),
     Calls2014("switch", "64GiB", "watch", calls=20, bar_us=1000),
+    *PAIRS,
 )
 
 
@@ -166,4 +169,6 @@ def to_data(scenario: Scenario) -> dict[str, Any]:
 def from_data(data: dict[str, Any]) -> Scenario:
     """The opposite of `to_data`."""
     fields = {key: value for key, value in data.items() if key not in ("kind", "name")}
-    return {one.kind: one for one in (Touches, Pins, Imports, Calls2014)}[data["kind"]](**fields)
+    if data["kind"] == Pair.kind:
+        return Pair.of({**fields, "name": data["name"]})
+    return {one.kind: one for one in (Touches, Pins, Imports, Calls2014, KernelCalls, WheelSize)}[data["kind"]](**fields)

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from bench import peers, report, run, scenarios
+from bench import counted, pairs, peers, report, run, scenarios
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 
@@ -37,7 +37,7 @@ def test_scenario_survives_json():
 
 def test_report_survives_json_and_file(tmp_path):
     """What is saved is what was measured."""
-    rows = [report.Row(one, [1e3, 2e3, 3e3], [2e3, 4e3, 6e3]) for one in scenarios.SCENARIOS]
+    rows = [report.Row(one, [1e3, 2e3, 3e3], [2e3, 4e3, 6e3], [[3e3] * 3]) for one in scenarios.SCENARIOS]
     made = report.Report(rows)
     path = made.save(tmp_path)
     assert report.Report.from_data(json.loads(path.read_text())) == made
@@ -89,10 +89,15 @@ def test_floor_program_makes_calls(program, special):
 @pytest.mark.kernel
 @pytest.mark.parametrize("one", scenarios.SCENARIOS, ids=lambda one: one.name)
 def test_scenario_plays_both_sides(one):
-    """Both sides are played equally often, and see the same bytes (`measure` compares them)."""
+    """All sides are played equally often, and see the same bytes (`measure` compares them)."""
+    if reason := counted.missing(getattr(one, "needs", "")):
+        pytest.skip(reason)
     row = run.measure(one.scaled(0.001), peers.build_floor(), rounds=2, cpu=0)
-    assert len(row.floor) == len(row.ours) == 2
-    assert min(row.floor + row.ours) > 0
+    baselines = [row.floor, *row.others] if row.floor else []
+    assert [len(samples) for samples in (row.ours, *baselines)] == [2] * (1 + len(baselines))
+    assert len(baselines) == len(getattr(one, "against", [row.floor] if row.floor else []))
+    assert one.name == "idle-10000" or min(map(min, (row.ours, *baselines))) > 0
+    assert report.Report([row]).table()
 
 
 @pytest.mark.parametrize(("median_us", "verdict"), [(14.9, ""), (15.1, "MISSED")])
@@ -105,6 +110,60 @@ def test_report_table_judges_an_absolute_bar(median_us, verdict):
     assert ("MISSED" in table) == bool(verdict)
     assert f"{median_us:.2f}x" in table
     assert "<= 15 us" in table
+
+
+def test_report_table_has_a_line_for_each_baseline_and_for_a_speed():
+    """Two baselines are two bars, and one that is missed marks its own line; speeds are compared the other way round."""
+    pair = pairs.Pair(
+        "made-up",
+        "think",
+        4,
+        against=(pairs.Against("near", at_most=1.3), pairs.Against("far", at_least=3.0), pairs.Against("beside")),
+        bytes_each=2000,
+        least_gbps=5,
+    )
+    row = report.Row(pair, [1000.0] * 3, [1200.0] * 3, [[2400.0] * 3, [1.0] * 3])
+    near, far, beside, speed = report.lines_of(row)
+    assert near.startswith("made-up")
+    assert "1.20x" in near
+    assert "MISSED" not in near + beside
+    assert "2.00x" in far
+    assert far.endswith(">= 3.0x speed  MISSED")
+    assert speed.endswith(">= 5 GB/s  MISSED")
+    assert not row.within_bar
+    assert report.Row(pair, [1000.0] * 3, [300.0] * 3, [[900.0] * 3, [1.0] * 3]).within_bar
+
+
+def test_counts_are_judged_as_counts():
+    """A wheel weighs so much, or more; one more system call per touch is one too many."""
+    assert report.Row(pairs.WheelSize(6.0), [], [5.9]).within_bar
+    assert not report.Row(pairs.WheelSize(6.0), [], [6.1]).within_bar
+    calls = pairs.KernelCalls("thread", 64, "touch_thread")
+    assert report.Row(calls, [2.0], [2.001]).within_bar
+    assert not report.Row(calls, [2.0], [2.06]).within_bar
+
+
+def test_run_skips_what_cannot_be_played_and_says_why(monkeypatch, capsys, tmp_path):
+    """A missing tool is no failure, and no row."""
+    monkeypatch.setattr(run, "missing", lambda tool: f"no {tool} here" if tool else None)
+    assert run.main(["--out", str(tmp_path), "wheel-size"]) == 0
+    assert "wheel-size: skipped: no maturin here" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_run_keeps_the_rows_beside_one_that_fails(monkeypatch, capsys, tmp_path):
+    """A side that ends early costs its own row and the status, not what was measured in an hour before."""
+
+    def measure(scenario, *_, **__):
+        if scenario.name == "remap-64KiB":
+            raise RuntimeError("it ended")
+        return report.Row(scenario, [1.0] * 3, [1.0] * 3)
+
+    monkeypatch.setattr(run, "measure", measure)
+    assert run.main(["--out", str(tmp_path), "remap-"]) == 1
+    assert "remap-64KiB: failed: it ended" in capsys.readouterr().err
+    rows = json.loads(next(tmp_path.iterdir()).read_text())["rows"]
+    assert [row["scenario"]["name"] for row in rows] == ["remap-2MiB", "remap-2MiB-thp"]
 
 
 @needs_compiler
