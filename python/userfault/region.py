@@ -82,6 +82,8 @@ class Statistics:
         exposed_pages: Pages that showed the error pattern to their toucher.
         dispatched: Faults handed to the worker pool.
         readaheads: Requests of sequential detection.
+        frames_decoded: Frames of an image decoded to fill units.
+        frames_found: Times a frame larger than the unit was there, decoded before for this region or another of the image.
         units: Units in all.
         present_units: Units filled now.
         failure_epoch: Rises with each exposed page.
@@ -109,6 +111,8 @@ class Statistics:
     exposed_pages: int = 0
     dispatched: int = 0
     readaheads: int = 0
+    frames_decoded: int = 0
+    frames_found: int = 0
     units: int = 0
     present_units: int = 0
     failure_epoch: int = 0

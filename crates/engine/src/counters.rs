@@ -100,6 +100,10 @@ counters! {
     dispatched,
     /// Readahead requests made by sequential detection.
     readaheads,
+    /// Frames of an image decoded for it.
+    frames_decoded,
+    /// Parts of frames that were decoded already.
+    frames_found,
 }
 
 /// Add to a counter.
