@@ -142,7 +142,8 @@ class Report:
         rounds = len(self.rows[0].ours) if self.rows else 0
         lines.append(f"\nmedian (quartiles) of {rounds} paired rounds; ratio: median of the pairs")
         lines.append(f"{machine['cpus']} CPUs, {machine['cpu']}, Linux {machine['kernel']}, revision {self.revision}")
-        lines.append(f"load average {machine.get('load', '?')}, this bench included")
+        how = ", all at real-time priority" if machine.get("realtime") else ""
+        lines.append(f"load average {machine.get('load', '?')}, this bench included{how}")
         return "\n".join(lines)
 
 
@@ -184,6 +185,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
+        "realtime": os.sched_getscheduler(0) == os.SCHED_RR,
         "load": round(os.getloadavg()[0], 1),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
