@@ -112,7 +112,7 @@ class Report:
     """All rows of one run, and where they were measured."""
 
     rows: list[Row]
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine() | describe_moment())
     revision: str = field(default_factory=lambda: describe_revision())
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -185,13 +185,16 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
-        "realtime": os.sched_getscheduler(0) == os.SCHED_RR,
-        "load": round(os.getloadavg()[0], 1),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "transparent_hugepages": thp.read_text().strip() if thp.exists() else None,
     }
+
+
+def describe_moment() -> dict[str, Any]:
+    """What else the machine did meanwhile, and who came first."""
+    return {"realtime": os.sched_getscheduler(0) == os.SCHED_RR, "load": round(os.getloadavg()[0], 1)}
 
 
 def describe_revision() -> str:
