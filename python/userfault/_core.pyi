@@ -103,6 +103,8 @@ def pagemap_scan(
 ZSTD_LEVELS: tuple[int, int]
 MAX_FRAME_BYTES: int
 FRAME_ENTRY_BYTES: int
+MAX_ITEM_BYTES: int
+MAX_BLOCK_BYTES: int
 
 class ImageIndex:
     """The seek table of an image file, checked; `userfault.image.inspect` is its public face.
@@ -141,6 +143,10 @@ class ImageIndex:
     def largest_frame_bytes(self) -> int:
         """The most that a frame decompresses to, frames of the size of zeros aside."""
 
+    @property
+    def filter(self) -> tuple[int, int, int] | None:
+        """How its bytes were shuffled: bytes of an item, bytes of a block, where items begin; None if they were not."""
+
     def __len__(self) -> int:
         """How many frames there are."""
 
@@ -159,17 +165,20 @@ class ImageIndex:
 class FrameEncoders:
     """Makes frames, in as many threads at once as call it."""
 
-    def __new__(cls, frame_bytes: int, level: int) -> FrameEncoders:
-        """Check the frame size and the level."""
+    def __new__(cls, frame_bytes: int, level: int, filter: tuple[int, int, int] | None = None) -> FrameEncoders:
+        """Check the frame size, the level, and the filter: as `ImageIndex.filter`."""
 
-    def encode(self, data: bytes) -> list[tuple[bytes, bytes] | int]:
-        """Cut into frames; in order, an int is that many zeros, a pair is frames and their table entries."""
+    def encode(self, data: bytes, at: int) -> list[tuple[bytes, bytes] | int]:
+        """Cut the bytes from `at` on into frames; in order, an int is that many zeros, a pair is frames and their entries."""
 
 def zero_frame(decoded_bytes: int) -> tuple[bytes, bytes]:
     """Return the frame of so many zeros, and its table entry."""
 
-def seek_table(entries: bytes) -> bytes:
-    """Return what follows the last frame: the guard of the table, and the table."""
+def unshuffle(data: bytes, filter: tuple[int, int, int], at: int) -> bytes:
+    """Return `data` as it was before the filter; it lies at byte `at` of the whole, a multiple of the block. No GIL."""
+
+def seek_table(entries: bytes, filter: tuple[int, int, int] | None = None) -> bytes:
+    """Return what follows the last frame: the filter's record, the guard of the table, and the table."""
 
 # sources
 

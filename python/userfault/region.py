@@ -85,6 +85,9 @@ class Statistics:
         exposed_pages: Pages that showed the error pattern to their toucher.
         dispatched: Faults handed to the worker pool.
         readaheads: Requests of sequential detection.
+        helped_units: Units filled ahead by a toucher that would have had to wait for another one.
+        frames_decoded: Frames of an image decoded to fill units.
+        frames_found: Times a frame larger than the unit was there, decoded before for this region or another of the image.
         units: Units in all.
         present_units: Units filled now.
         failure_epoch: Rises with each exposed page.
@@ -114,6 +117,9 @@ class Statistics:
     exposed_pages: int = 0
     dispatched: int = 0
     readaheads: int = 0
+    helped_units: int = 0
+    frames_decoded: int = 0
+    frames_found: int = 0
     units: int = 0
     present_units: int = 0
     failure_epoch: int = 0

@@ -88,7 +88,16 @@ def test_doctor_as_root_prints_every_check(child):
     result = child(DOCTOR, args=["doctor"])
     assert result.returncode == (0 if uk.capabilities().userfaultfd else 3)
     assert result.stderr == ""
-    for thing in ("faults of system calls", "CAP_SYS_PTRACE", "MOVE", "POISON", "PAGEMAP_SCAN", "seccomp", "/dev/kvm"):
+    for thing in (
+        "faults of system calls",
+        "CAP_SYS_PTRACE",
+        "MOVE",
+        "POISON",
+        "PAGEMAP_SCAN",
+        "seccomp",
+        "/dev/kvm",
+        "filling units of 64 KiB",
+    ):
         assert thing in result.stdout
 
 

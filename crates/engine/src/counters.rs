@@ -100,6 +100,12 @@ counters! {
     dispatched,
     /// Readahead requests made by sequential detection.
     readaheads,
+    /// Units filled ahead by touchers that would have had to wait for another one.
+    helped_units,
+    /// Frames of an image decoded for it.
+    frames_decoded,
+    /// Parts of frames that were decoded already.
+    frames_found,
 }
 
 /// Add to a counter.

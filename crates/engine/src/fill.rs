@@ -7,7 +7,7 @@ use crate::counters::add;
 use crate::mapping::is_resident;
 use crate::policy::Method;
 use crate::region::Region;
-use crate::scratch::Loan;
+use crate::scratch::{Loan, Tally};
 use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::sync::atomic::AtomicU64;
@@ -191,7 +191,13 @@ impl Fill<'_> {
         // fresh anonymous memory, and reached by nobody else meanwhile.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
         let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
-        self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading)?;
+        let outcome = self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading);
+        let tally = std::mem::take(&mut self.scratch.tally);
+        if tally != Tally::default() {
+            add(&self.region.counters.frames_decoded, tally.decoded);
+            add(&self.region.counters.frames_found, tally.found);
+        }
+        outcome?;
         out[bytes..].fill(0);
         Ok(())
     }

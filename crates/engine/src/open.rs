@@ -21,8 +21,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
 
-/// Fault descriptors with a reader each, at most; regions are spread over them.
-const LANES: usize = 4;
+/// Fault descriptors; regions are spread over them. Each has a reader from its first region on, which follows its toucher: as
+/// many touchers as lanes have one to themselves.
+const LANES: usize = 16;
 /// Workers that fill one range ahead, at most: a prefetch never has them all.
 const BULK_WORKERS: usize = 4;
 /// From this unit on evicted pages are kept for the next fill even without a resident budget.
@@ -82,13 +83,12 @@ fn signal_descriptor() -> Result<(Userfaultfd, bool, Features), Error> {
 
 /// On the root thread, so that the descriptors are in the engine's table only.
 fn open_lanes(user_mode_only: bool) -> Result<Vec<Handle>, Error> {
-    let count = std::thread::available_parallelism().map_or(1, usize::from).min(LANES);
     let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
     let lane = || {
         let fd = Userfaultfd::open_with(options, Features::THREAD_ID).map_err(Error::of_open)?;
         Ok(Handle::from_raw(fd.into_owned().into_raw_fd()))
     };
-    (0..count).map(|_| lane()).collect()
+    (0..LANES).map(|_| lane()).collect()
 }
 
 /// A region as its owner holds it.

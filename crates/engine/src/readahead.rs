@@ -1,96 +1,64 @@
-//! Sequential detection: three neighbouring units in a row start it, a window that was used up grows it, a window that
-//! came too late shrinks it, and after enough of those it stops for a while.
+//! Sequential detection: three neighbouring units in a row start it, a window that was used up grows it, windows that the
+//! toucher left stop it for a while. Several threads may scan one region: each scan is a stream of its own.
 //!
 //! *Locks*: none; races between touchers make a guess worse and nothing else. *Threads*: any, handlers too.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The memory of one region's access pattern.
 pub struct Readahead {
     enabled: bool,
     most: usize,
+    streams: [Stream; STREAMS],
+    oldest: AtomicUsize,
+    /// Windows in a row that were left before their end.
+    wasted: AtomicUsize,
+    resting: AtomicUsize,
+}
+
+/// One scan: where it was last, for how long, and what is being read ahead for it.
+struct Stream {
     last: AtomicUsize,
     streak: AtomicUsize,
     window: AtomicUsize,
     ahead_end: AtomicUsize,
-    /// A unit of the present window was touched before it had been filled.
-    was_late: AtomicBool,
-    /// Windows in a row that were late.
-    late: AtomicUsize,
-    resting: AtomicUsize,
 }
 
+/// Scans told apart in one region.
+const STREAMS: usize = 4;
 /// Never more than this ahead of the toucher.
 const AHEAD_BYTES: usize = 8 << 20;
 /// Neighbours in a row before anything is read ahead.
 const STREAK: usize = 3;
-/// Late windows in a row before it rests, and for how many faults.
-const LATE: usize = 4;
+/// Wasted windows in a row before it rests, and for how many faults.
+const WASTED: usize = 4;
 const REST: usize = 256;
 
-impl Readahead {
-    /// For a region whose source gains from it (`helps`).
-    #[must_use]
-    pub fn new(helps: bool, unit: usize) -> Self {
+impl Stream {
+    const fn new() -> Self {
         Self {
-            enabled: helps,
-            most: (AHEAD_BYTES / unit).clamp(2, 64),
             last: AtomicUsize::new(usize::MAX - 1),
             streak: AtomicUsize::new(0),
             window: AtomicUsize::new(0),
-            ahead_end: AtomicUsize::new(usize::MAX),
-            was_late: AtomicBool::new(false),
-            late: AtomicUsize::new(0),
-            resting: AtomicUsize::new(0),
+            ahead_end: AtomicUsize::new(0),
         }
     }
 
-    /// A demand fault on `unit` of `units`: what should be read ahead now, if anything.
-    pub fn note(&self, unit: usize, units: usize) -> Option<Range<usize>> {
-        if !self.enabled || self.rests() {
-            return None;
-        }
-        let last = self.last.swap(unit, Relaxed);
-        let window = self.window.load(Relaxed);
-        let ahead_end = self.ahead_end.load(Relaxed);
-        if window > 0 && unit == ahead_end {
-            return self.end_of_window(window, unit, units);
-        }
-        if window > 0 && unit < ahead_end && unit + window >= ahead_end {
-            self.was_late.store(true, Relaxed);
-            return None;
-        }
-        if unit != last.wrapping_add(1) {
-            self.streak.store(0, Relaxed);
-            self.window.store(0, Relaxed);
-            return None;
-        }
-        if self.streak.fetch_add(1, Relaxed) + 1 < STREAK { None } else { self.open(2, unit, units) }
+    /// Is `unit` what comes next here: the neighbour of the last one, or a part or the end of what was read ahead?
+    fn expects(&self, unit: usize) -> bool {
+        let last = self.last.load(Relaxed);
+        unit == last.wrapping_add(1) || unit > last && self.is_open() && unit <= self.ahead_end.load(Relaxed)
     }
 
-    fn rests(&self) -> bool {
-        let left = self.resting.load(Relaxed);
-        if left > 0 {
-            self.resting.store(left - 1, Relaxed);
-        }
-        left > 0
+    fn is_open(&self) -> bool {
+        self.window.load(Relaxed) > 0
     }
 
-    /// The toucher has passed the window: was it of use?
-    fn end_of_window(&self, window: usize, unit: usize, units: usize) -> Option<Range<usize>> {
-        if !self.was_late.swap(false, Relaxed) {
-            self.late.store(0, Relaxed);
-            return self.open((window * 2).min(self.most), unit, units);
-        }
-        if self.late.fetch_add(1, Relaxed) + 1 < LATE {
-            return self.open((window / 2).max(1), unit, units);
-        }
-        self.late.store(0, Relaxed);
-        self.window.store(0, Relaxed);
+    fn begin(&self, unit: usize) {
+        self.last.store(unit, Relaxed);
         self.streak.store(0, Relaxed);
-        self.resting.store(REST, Relaxed);
-        None
+        self.window.store(0, Relaxed);
     }
 
     fn open(&self, window: usize, unit: usize, units: usize) -> Option<Range<usize>> {
@@ -101,36 +69,113 @@ impl Readahead {
     }
 }
 
+impl Readahead {
+    /// For a region whose source gains from it (`helps`); `units_kept`: no window is longer than half of what may stay.
+    #[must_use]
+    pub fn new(helps: bool, unit: usize, units_kept: usize) -> Self {
+        let most = (AHEAD_BYTES / unit).clamp(2, 64).min(units_kept / 2);
+        Self {
+            enabled: helps && most > 0,
+            most,
+            streams: [const { Stream::new() }; STREAMS],
+            oldest: AtomicUsize::new(0),
+            wasted: AtomicUsize::new(0),
+            resting: AtomicUsize::new(0),
+        }
+    }
+
+    /// A demand fault on `unit` of `units`: what should be read ahead now, if anything.
+    pub fn note(&self, unit: usize, units: usize) -> Option<Range<usize>> {
+        if !self.enabled || self.rests() {
+            return None;
+        }
+        let Some(stream) = self.streams.iter().find(|stream| stream.expects(unit)) else {
+            self.replace_oldest(unit);
+            return None;
+        };
+        stream.last.store(unit, Relaxed);
+        if !stream.is_open() {
+            let long = stream.streak.fetch_add(1, Relaxed) + 1 >= STREAK;
+            return if long { stream.open(2.min(self.most), unit, units) } else { None };
+        }
+        if unit < stream.ahead_end.load(Relaxed) {
+            return None; // the toucher was faster: it has filled this one itself
+        }
+        self.wasted.store(0, Relaxed);
+        stream.open((stream.window.load(Relaxed) * 2).min(self.most), unit, units)
+    }
+
+    /// The units read ahead behind `unit`: what a toucher that would have to wait for `unit` may fill meanwhile.
+    #[must_use]
+    pub fn behind(&self, unit: usize) -> Range<usize> {
+        let open = |stream: &&Stream| stream.is_open() && stream.expects(unit);
+        let end = self.streams.iter().find(open).map_or(0, |stream| stream.ahead_end.load(Relaxed));
+        unit + 1..end.max(unit + 1)
+    }
+
+    fn replace_oldest(&self, unit: usize) {
+        let stream = &self.streams[self.oldest.fetch_add(1, Relaxed) % STREAMS];
+        let left = stream.is_open();
+        stream.begin(unit);
+        if left && self.wasted.fetch_add(1, Relaxed) + 1 >= WASTED {
+            self.wasted.store(0, Relaxed);
+            self.resting.store(REST, Relaxed);
+        }
+    }
+
+    fn rests(&self) -> bool {
+        let left = self.resting.load(Relaxed);
+        if left > 0 {
+            self.resting.store(left - 1, Relaxed);
+        }
+        left > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MANY: usize = usize::MAX;
+
     #[test]
     fn a_scan_opens_a_window_that_grows_while_it_is_used_up() {
-        let ahead = Readahead::new(true, 65536);
+        let ahead = Readahead::new(true, 65536, MANY);
         assert_eq!((0..3).filter_map(|unit| ahead.note(unit, 1000)).next(), None);
         assert_eq!(ahead.note(3, 1000), Some(4..6));
+        assert_eq!(ahead.behind(4), 5..6);
         assert_eq!(ahead.note(6, 1000), Some(7..11));
+        assert_eq!(ahead.note(8, 1000), None);
         assert_eq!(ahead.note(11, 1000), Some(12..20));
         assert_eq!(ahead.note(20, 24), Some(21..24));
     }
 
     #[test]
+    fn two_scans_of_one_region_are_both_seen() {
+        let ahead = Readahead::new(true, 65536, MANY);
+        let asked: Vec<_> = (0..4).flat_map(|at| [at, 500 + at]).filter_map(|unit| ahead.note(unit, 1000)).collect();
+        assert_eq!(asked, [4..6, 504..506]);
+    }
+
+    #[test]
     fn random_access_reads_nothing_ahead() {
-        let ahead = Readahead::new(true, 65536);
-        assert!([5, 900, 6, 7, 300, 301, 2, 90].iter().all(|unit| ahead.note(*unit, 1000).is_none()));
+        let ahead = Readahead::new(true, 65536, MANY);
+        assert!([5, 900, 6, 70, 300, 301, 2, 90].iter().all(|unit| ahead.note(*unit, 1000).is_none()));
     }
 
     #[test]
-    fn a_window_that_is_always_late_makes_it_rest() {
-        let ahead = Readahead::new(true, 65536);
-        let asked: usize = (0..400).filter_map(|unit| ahead.note(unit, 1000)).count();
-        assert!(asked < 12, "asked {asked} times");
+    fn windows_that_are_left_make_it_rest() {
+        let ahead = Readahead::new(true, 65536, MANY);
+        let runs = (0..500).flat_map(|run| (0..5).map(move |at| run * 100 + at));
+        let asked: usize = runs.filter_map(|unit| ahead.note(unit, 100_000)).count();
+        assert!((4..100).contains(&asked), "asked {asked} times");
     }
 
     #[test]
-    fn memory_sources_never_ask() {
-        let ahead = Readahead::new(false, 65536);
+    fn memory_sources_never_ask_and_small_budgets_get_small_windows() {
+        let ahead = Readahead::new(false, 65536, MANY);
         assert!((0..50).all(|unit| ahead.note(unit, 1000).is_none()));
+        let ahead = Readahead::new(true, 65536, 8);
+        assert!((0..200).filter_map(|unit| ahead.note(unit, 1000)).all(|range| range.len() <= 4));
     }
 }

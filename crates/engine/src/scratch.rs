@@ -1,5 +1,5 @@
 //! Memory that a fill works in, allocated before any fault: an aligned buffer of one unit, room for compressed bytes,
-//! a decoder, and the last frame decoded when frames are larger than units.
+//! a decoder, and a frame decoded when frames are larger than units.
 //!
 //! *Locks*: none. [`ScratchPool`] hands out its scratches by compare-and-swap, so a signal handler may take one.
 //! *Threads*: a scratch belongs to one thread between `take` and drop of the guard.
@@ -24,12 +24,23 @@ pub struct Scratch {
     pub unit: AlignedBuffer,
     /// Compressed bytes as read from the file.
     pub compressed: Vec<u8>,
-    /// The last frame decoded, when frames are larger than units.
+    /// Where a frame is decoded that is not wanted whole, or not as it is, and that no cache has room for.
     pub frame: Vec<u8>,
     /// Which (source id, frame number) `frame` holds; `None` when nothing useful.
     pub frame_tag: Option<(u64, u64)>,
     /// The decoder, if the needs asked for one.
     pub decoder: Option<zstd_safe::DCtx<'static>>,
+    /// What became of frames since somebody last looked.
+    pub tally: Tally,
+}
+
+/// Frames of an image, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Decoded.
+    pub decoded: usize,
+    /// Found decoded.
+    pub found: usize,
 }
 
 impl Scratch {
@@ -42,6 +53,7 @@ impl Scratch {
             frame: vec![0; needs.frame_bytes],
             frame_tag: None,
             decoder: needs.decoder.then(zstd_safe::DCtx::create),
+            tally: Tally::default(),
         }
     }
 }
@@ -56,6 +68,15 @@ impl AlignedBuffer {
     /// Map `bytes` (rounded up to pages; at least one page). Aborts the process when even that is not to be had.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
+        Self::try_new(bytes).unwrap_or_else(|| {
+            let layout = std::alloc::Layout::from_size_align(bytes, 4096);
+            std::alloc::handle_alloc_error(layout.unwrap_or(std::alloc::Layout::new::<u8>()))
+        })
+    }
+
+    /// The same for who can do without.
+    #[must_use]
+    pub fn try_new(bytes: usize) -> Option<Self> {
         let bytes = bytes.max(1).next_multiple_of(uffd::page_size());
         // SAFETY: a fresh anonymous mapping; nothing else is touched.
         let address = unsafe {
@@ -68,10 +89,7 @@ impl AlignedBuffer {
                 0,
             )
         };
-        if address == libc::MAP_FAILED {
-            std::alloc::handle_alloc_error(std::alloc::Layout::from_size_align(bytes, 4096).expect("page aligned"));
-        }
-        Self { address: address as usize, bytes }
+        (address != libc::MAP_FAILED).then_some(Self { address: address as usize, bytes })
     }
 
     /// Where it is.

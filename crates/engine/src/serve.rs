@@ -49,6 +49,22 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
     }
 }
 
+/// Somebody else fills `unit`, which was read ahead: fill one behind it meanwhile. A scan then has as many threads decoding
+/// as there are; one that only waited would gain nothing by reading ahead. False: there is none.
+pub fn help(region: &Region, unit: usize, who: Who) -> bool {
+    let free = |unit: &usize| region.states.get(*unit) == State::Absent && region.states.claim(*unit, State::Absent);
+    let Some(unit) = region.readahead.behind(unit).find(free) else { return false };
+    let outcome = fill_unit(region, unit, None, who);
+    let state = if outcome == Ok(true) { State::Present } else { State::Absent };
+    match who.table {
+        Table::Engine => region.settle(unit, state),
+        Table::Application => region.states.settle(unit, state),
+    }
+    evict::arrived(region, unit, who.table);
+    add(&region.counters.helped_units, usize::from(outcome.is_ok()));
+    outcome.is_ok()
+}
+
 /// Answer a fault by an error.
 pub fn refuse(region: &Region, page: usize, error: SourceError) -> Ending {
     if error.cause != Cause::Latched {

@@ -16,6 +16,7 @@ use crate::flagged::view::{self, Act, Armed};
 use crate::flagged::{self, Called, gate, is_repeated, nest};
 use crate::mapping::{is_poisoned, is_resident};
 use crate::region::{Delivery, Region};
+use crate::serve::help;
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::threads::{KeepErrno, Root, thread_id};
@@ -240,6 +241,8 @@ fn with_mask_of<T>(context: *mut libc::c_void, work: impl FnOnce() -> T) -> T {
 /// How long one sleep in the handler lasts before it looks around.
 const SLICE: Duration = Duration::from_millis(5);
 
+const IN_HANDLER: Who = Who { table: Table::Application, patience: Patience::Wait };
+
 fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Ending, SourceError> {
     let unit = region.unit_of_page(page);
     let here = (page * uffd::page_size()) as u64;
@@ -251,6 +254,9 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
     loop {
         let state = region.states.get(unit);
         if state == State::Filling {
+            if help(region, unit, IN_HANDLER) {
+                continue;
+            }
             let began = *started.get_or_insert_with(Instant::now);
             if region.states.wait_while_filling(unit, SLICE) != State::Filling {
                 return Ok(Ending::Coalesced); // the instruction asks again if the page is not there after all
@@ -273,8 +279,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
 }
 
 fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
-    let who = Who { table: Table::Application, patience: Patience::Wait };
-    let outcome = fill_unit(region, unit, Some(page), who);
+    let outcome = fill_unit(region, unit, Some(page), IN_HANDLER);
     region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
     evict::arrived(region, unit, Table::Application);
     match outcome {

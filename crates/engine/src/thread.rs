@@ -15,7 +15,7 @@ use crate::interrupt;
 use crate::mapping::is_resident;
 use crate::proc;
 use crate::region::{Region, waits::Wait};
-use crate::serve::{demand, dispatch, engine_thread, refuse};
+use crate::serve::{demand, dispatch, engine_thread, help, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};
 use crate::states::State;
 use crate::table::Pin;
@@ -89,7 +89,12 @@ fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Optio
         let state = region.states.get(unit);
         match state {
             State::Filling => match wait_for_other(region, page, unit, fault.tid) {
-                Some(ending) => return Some(ending),
+                Some(ending) => {
+                    if region.source.latency() == Latency::Fast {
+                        help(region, unit, engine_thread(Patience::NoWait));
+                    }
+                    return Some(ending);
+                }
                 None => continue,
             },
             State::Present if is_resident(region.page_address(page)) => {
@@ -204,10 +209,14 @@ impl Place {
         if thread == 0 {
             return None;
         }
-        self.faults += 1;
         if thread != self.thread {
+            // Between touchers that take turns it stays where it is: moving costs more than waking it from afar.
+            (self.thread, self.stat, self.faults) = (thread, None, 0);
+            return None;
+        }
+        self.faults += 1;
+        if self.stat.is_none() {
             self.stat = proc::open(format_args!("/proc/self/task/{thread}/stat"));
-            self.thread = thread;
         } else if !self.faults.is_multiple_of(LOOK_EVERY) {
             return None;
         }

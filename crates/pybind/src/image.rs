@@ -1,7 +1,8 @@
 //! Images for Python: reading a seek table, checking frames, making frames. The verbs are in `userfault.image`.
 
+use engine::image::chunk::Cut;
 use engine::image::chunk::{self, Piece};
-use engine::image::{FrameEncoder, ImageError, ImageFile, MAX_FRAME_BYTES, frame, table};
+use engine::image::{Filter, FrameEncoder, ImageError, ImageFile, MAX_FRAME_BYTES, filter, frame, table};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -15,6 +16,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<FrameEncoders>()?;
     module.add_function(wrap_pyfunction!(zero_frame, module)?)?;
     module.add_function(wrap_pyfunction!(seek_table, module)?)?;
+    module.add_function(wrap_pyfunction!(unshuffle, module)?)?;
+    module.add("MAX_ITEM_BYTES", filter::MAX_ITEM_BYTES)?;
+    module.add("MAX_BLOCK_BYTES", filter::MAX_BLOCK_BYTES)?;
     let (lowest, highest) = frame::levels();
     module.add("ZSTD_LEVELS", (lowest, highest))?;
     module.add("FRAME_ENTRY_BYTES", table::ENTRY_BYTES)?;
@@ -49,6 +53,13 @@ fn image_error_class(py: Python<'_>, text: String) -> PyErr {
 
 /// A frame for Python: offset, compressed bytes, decoded offset, decoded bytes, checksum.
 type FrameTuple = (u64, u32, u64, u32, Option<u32>);
+
+/// A filter for Python: bytes of an item, bytes of a block, where the first item begins.
+type FilterNumbers = (u32, u32, u64);
+
+fn filter_of((item_bytes, block_bytes, start): FilterNumbers) -> PyResult<Filter> {
+    Filter::new(item_bytes, block_bytes, start).map_err(|fault| PyValueError::new_err(fault.to_string()))
+}
 
 /// The seek table of an image file.
 #[pyclass(module = "userfault._core", frozen)]
@@ -111,6 +122,11 @@ impl ImageIndex {
         self.file.index().largest_data_bytes()
     }
 
+    #[getter]
+    fn filter(&self) -> Option<FilterNumbers> {
+        self.file.index().filter().map(Filter::numbers)
+    }
+
     fn __len__(&self) -> usize {
         self.file.index().frame_count() as usize
     }
@@ -149,19 +165,19 @@ impl ImageIndex {
 /// Makes frames, in as many threads at once as call it; encoders are kept and used again.
 #[pyclass(module = "userfault._core", frozen)]
 struct FrameEncoders {
-    frame_bytes: usize,
+    cut: Cut,
     level: i32,
     spare: Mutex<Vec<FrameEncoder>>,
 }
 
 impl FrameEncoders {
-    fn encode_detached(&self, data: &[u8]) -> Result<Vec<Piece>, ImageError> {
+    fn encode_detached(&self, at: u64, data: &[u8]) -> Result<Vec<Piece>, ImageError> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut encoder = match spare {
             Some(encoder) => encoder,
             None => FrameEncoder::new(self.level)?,
         };
-        let pieces = chunk::encode(&mut encoder, data, self.frame_bytes);
+        let pieces = chunk::encode(&mut encoder, at, data, self.cut);
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
         pieces
     }
@@ -170,7 +186,8 @@ impl FrameEncoders {
 #[pymethods]
 impl FrameEncoders {
     #[new]
-    fn new(py: Python<'_>, frame_bytes: usize, level: i32) -> PyResult<Self> {
+    #[pyo3(signature = (frame_bytes, level, filter=None))]
+    fn new(py: Python<'_>, frame_bytes: usize, level: i32, filter: Option<FilterNumbers>) -> PyResult<Self> {
         if frame_bytes == 0 || frame_bytes > MAX_FRAME_BYTES as usize {
             return Err(PyValueError::new_err(format!(
                 "frames of {frame_bytes} bytes: 1 to {MAX_FRAME_BYTES} are possible"
@@ -180,15 +197,21 @@ impl FrameEncoders {
         if !(lowest..=highest).contains(&level) {
             return Err(PyValueError::new_err(format!("level {level}: {lowest} to {highest} are possible")));
         }
+        let filter = filter.map(filter_of).transpose()?;
+        if let Some((_, block_bytes, _)) = filter.as_ref().map(Filter::numbers)
+            && !frame_bytes.is_multiple_of(block_bytes as usize)
+        {
+            return Err(PyValueError::new_err(format!("blocks of {block_bytes} bytes in frames of {frame_bytes}")));
+        }
         let first = FrameEncoder::new(level).map_err(|error| image_error_class(py, error.to_string()))?;
-        Ok(Self { frame_bytes, level, spare: Mutex::new(vec![first]) })
+        Ok(Self { cut: Cut { frame_bytes, filter }, level, spare: Mutex::new(vec![first]) })
     }
 
-    /// Pieces in order: an int is that many zero bytes, a pair is frames and their table entries.
-    fn encode<'py>(&self, py: Python<'py>, data: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyList>> {
+    /// Pieces in order: an int is that many zero bytes, a pair is frames and their table entries. `data` lies at byte `at`.
+    fn encode<'py>(&self, py: Python<'py>, data: &Bound<'py, PyBytes>, at: u64) -> PyResult<Bound<'py, PyList>> {
         let bytes = data.as_bytes();
         let pieces =
-            py.detach(|| self.encode_detached(bytes)).map_err(|error| image_error_class(py, error.to_string()))?;
+            py.detach(|| self.encode_detached(at, bytes)).map_err(|error| image_error_class(py, error.to_string()))?;
         let list = PyList::empty(py);
         for piece in pieces {
             match piece {
@@ -212,13 +235,37 @@ fn zero_frame(py: Python<'_>, decoded_bytes: u32) -> PyResult<(Bound<'_, PyBytes
     Ok((PyBytes::new(py, &frame), PyBytes::new(py, &entry)))
 }
 
-/// What follows the last frame, given all entries.
+/// Bytes as they were before the filter: `data` lies at byte `at` of the whole, a multiple of the block.
 #[pyfunction]
-fn seek_table<'py>(py: Python<'py>, entries: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyBytes>> {
+fn unshuffle<'py>(
+    py: Python<'py>,
+    data: &Bound<'py, PyBytes>,
+    filter: FilterNumbers,
+    at: u64,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let (filter, bytes) = (filter_of(filter)?, data.as_bytes());
+    if !at.is_multiple_of(u64::from(filter.numbers().1)) {
+        return Err(PyValueError::new_err(format!("byte {at} is not where a block begins")));
+    }
+    PyBytes::new_with(py, bytes.len(), |out| {
+        py.detach(|| filter.undo(at, bytes, 0, out));
+        Ok(())
+    })
+}
+
+/// What follows the last frame, given all entries, and the filter if there is one.
+#[pyfunction]
+#[pyo3(signature = (entries, filter=None))]
+fn seek_table<'py>(
+    py: Python<'py>,
+    entries: &Bound<'py, PyBytes>,
+    filter: Option<FilterNumbers>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let filter = filter.map(filter_of).transpose()?;
     let bytes = entries.as_bytes();
     let frames = bytes.len() / table::ENTRY_BYTES;
-    if bytes.len() % table::ENTRY_BYTES != 0 || frames >= engine::image::MAX_FRAMES as usize {
+    if bytes.len() % table::ENTRY_BYTES != 0 || frames + 1 >= engine::image::MAX_FRAMES as usize {
         return Err(PyValueError::new_err(format!("{} bytes are no entries, or too many", bytes.len())));
     }
-    Ok(PyBytes::new(py, &py.detach(|| table::finish(bytes))))
+    Ok(PyBytes::new(py, &py.detach(|| table::finish(bytes, filter.as_ref()))))
 }

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pack": ("pack", "Compress a file into an image whose pages can be had one by one."),
     "inspect": ("inspect", "Show what an image holds."),
     "verify": ("verify", "Decompress all of an image and compare its checksums."),
+    "unshuffle": ("unshuffle", "Restore what another zstd made of an image packed with --dtype."),
     "bench": ("bench", "Measure what a touch costs here."),
     "completion": ("completion", "Print the completion script of a shell."),
     "man": ("man", "Write the man pages into a directory."),

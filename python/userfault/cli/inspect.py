@@ -38,6 +38,11 @@ def _describe(info: ImageInfo) -> str:
         ("zeros", f"{_size(info.zero_bytes)} in {info.zero_frames} frames"),
         ("checksums", "each frame has one" if info.checksums else "none: damage may go unnoticed"),
     ]
+    if info.shuffle:
+        one = info.shuffle
+        where = f"from byte {one.offset} on, in blocks of {_size(one.block_bytes)}"
+        rows.append(("shuffled", f"items of {one.item_bytes} bytes {where}"))
+        rows.append(("restore", one.command(info.path)))
     return "\n".join(f"{name + ':':<12}{value}" for name, value in rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from userfault import _core
+from userfault.image.shuffling import Shuffle
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ImageInfo:
     """How many bytes these are."""
     checksums: bool
     """Whether each frame has a checksum."""
+    shuffle: Shuffle | None = None
+    """How its bytes were shuffled before they were compressed; None if they were not."""
 
     @property
     def ratio(self) -> float:
@@ -81,6 +84,7 @@ def inspect(path: str | os.PathLike[str]) -> ImageInfo:
         zero_frames=zero_frames,
         zero_bytes=zero_bytes,
         checksums=index.has_checksums,
+        shuffle=Shuffle(*index.filter) if index.filter else None,
     )
 
 

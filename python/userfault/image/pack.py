@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from userfault import _core
 from userfault.errors import OptionError
 from userfault.image.ordered import check_threads, map_ordered
 from userfault.image.reading import Piece, Pieces, Source, cut
+from userfault.image.shuffling import ItemType, Shuffle, shuffle_for
 from userfault.image.writing import ImageWriter, Writable, whole_file
 from userfault.units import format_bytes, parse_bytes
 
@@ -42,6 +44,8 @@ class Packed:
     """How many bytes lie in frames of zeros, which cost nothing."""
     seconds: float
     """How long it took."""
+    shuffle: Shuffle | None = None
+    """How the bytes were shuffled before they were compressed, if that was asked for."""
 
     @property
     def ratio(self) -> float:
@@ -55,6 +59,9 @@ def pack(
     *,
     frame: str | int = "64KiB",
     level: int = 3,
+    dtype: ItemType | None = None,
+    block: str | int | None = None,
+    offset: str | int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = True,
@@ -69,6 +76,11 @@ def pack(
         frame: bytes that decompress together, a multiple of 4 KiB up to 64 MiB: about what one touch wants.
             Larger frames compress better, smaller ones are there sooner.
         level: zstd's, from fast (1, or even less than 0) to small (22).
+        dtype: of the numbers in the file: a NumPy dtype such as "f4", or their size in bytes. Their bytes are then shuffled
+            before they are compressed, and put back by whoever maps the image; ``zstd -d`` gives them shuffled, for
+            ``userfault unshuffle``.
+        block: bytes that are shuffled together, a divisor of `frame`; 64 KiB, or what divides both, if None.
+        offset: where the numbers begin; behind the header of a ``.npy`` file, and otherwise at 0, if None.
         threads: how many compress; one per CPU if None.
         progress: called with (bytes done, bytes in all or None) now and then, in this thread.
         overwrite: replace an existing file; otherwise raise.
@@ -77,7 +89,7 @@ def pack(
         Sizes and counts.
 
     Raises:
-        OptionError: a frame size, level or number of threads that is not possible.
+        OptionError: a frame size, level, dtype, block, offset or number of threads that is not possible.
         FileExistsError: `out` exists, and `overwrite` is false.
         OSError: something cannot be read or written.
         ImageError: the source became shorter meanwhile.
@@ -91,16 +103,35 @@ def pack(
     started = time.monotonic()
     frame_bytes = check_frame(frame)
     threads = check_threads(threads)
-    encoders = _core.FrameEncoders(frame_bytes, check_level(level))
+    check_level(level)
+    if dtype is None and (block is not None or offset is not None):
+        raise OptionError("block and offset say how items are shuffled: they need a dtype")
     piece_bytes = max(PIECE_BYTES // frame_bytes, 1) * frame_bytes
     with contextlib.ExitStack() as stack:
         pieces = cut(source, frame_bytes, piece_bytes)
         stack.callback(pieces.close)
+        head, pieces = _look_ahead(pieces)
+        shuffle = None if dtype is None else shuffle_for(dtype, frame_bytes, block, offset, head)
+        if shuffle and pieces.total_bytes is not None and shuffle.offset > pieces.total_bytes:
+            raise OptionError(f"items begin at byte {shuffle.offset}, and there are {pieces.total_bytes} bytes")
+        encoders = _core.FrameEncoders(frame_bytes, level, shuffle.numbers if shuffle else None)
         path = out if isinstance(out, (str, os.PathLike)) else None
         target = out if path is None else stack.enter_context(whole_file(path, overwrite=overwrite))
         writer = ImageWriter(target, frame_bytes)  # type: ignore[arg-type]
         done = _write(pieces, writer, encoders, threads, progress)
-    return Packed(done, writer.file_bytes, writer.frames, writer.zero_bytes, time.monotonic() - started)
+        if shuffle and shuffle.offset > done:
+            raise OptionError(f"items begin at byte {shuffle.offset}, and {done} bytes came")
+        writer.finish(shuffle.numbers if shuffle else None)
+    return Packed(done, writer.file_bytes, writer.frames, writer.zero_bytes, time.monotonic() - started, shuffle)
+
+
+def _look_ahead(pieces: Pieces) -> tuple[bytes, Pieces]:
+    """The first bytes, and all pieces still."""
+    first = next(pieces.pieces, None)
+    if first is None:
+        return b"", pieces
+    head = first[:64] if isinstance(first, bytes) else b""
+    return head, Pieces(pieces.total_bytes, itertools.chain([first], pieces.pieces))
 
 
 def check_frame(frame: str | int) -> int:
@@ -131,13 +162,20 @@ def check_level(level: int) -> int:
 
 
 def _write(pieces: Pieces, writer: ImageWriter, encoders: _core.FrameEncoders, threads: int, progress: Progress | None) -> int:
-    def encode(piece: Piece) -> tuple[int, _Encoded]:
+    def encode(placed: tuple[int, Piece]) -> tuple[int, _Encoded]:
+        at, piece = placed
         if isinstance(piece, int):
             return piece, [piece]
-        return len(piece), encoders.encode(piece)
+        return len(piece), encoders.encode(piece, at)
+
+    def placed() -> Iterator[tuple[int, Piece]]:
+        at = 0
+        for piece in pieces.pieces:
+            yield at, piece
+            at += piece if isinstance(piece, int) else len(piece)
 
     done = 0
-    with contextlib.closing(map_ordered(encode, pieces.pieces, threads)) as results:  # type: ignore[type-var]
+    with contextlib.closing(map_ordered(encode, placed(), threads)) as results:  # type: ignore[type-var]
         for count, encoded in results:
             for part in encoded:
                 if isinstance(part, int):
@@ -147,5 +185,4 @@ def _write(pieces: Pieces, writer: ImageWriter, encoders: _core.FrameEncoders, t
             done += count
             if progress:
                 progress(done, pieces.total_bytes)
-    writer.finish()
     return done

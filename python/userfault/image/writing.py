@@ -57,10 +57,10 @@ class ImageWriter:
         self._flush_zeros()
         self._write(payload, entries)
 
-    def finish(self) -> None:
-        """Write what is pending, and the table."""
+    def finish(self, filter: tuple[int, int, int] | None = None) -> None:
+        """Write what is pending, and the table; `filter` is what was done to the bytes, as `Shuffle.numbers`."""
         self._flush_zeros()
-        self._write(_core.seek_table(bytes(self.entries)), b"")
+        self._write(_core.seek_table(bytes(self.entries), filter), b"")
 
     def _flush_zeros(self) -> None:
         while self.pending_zeros:
@@ -69,13 +69,17 @@ class ImageWriter:
             self.pending_zeros -= count
 
     def _write(self, payload: bytes, entries: bytes) -> None:
-        left = memoryview(payload)
-        while left:
-            # A raw file may take less than it is given.
-            written = self.out.write(left)
-            left = left[written:] if written is not None else left[:0]
+        write_all(self.out, payload)
         self.entries += entries
         self.file_bytes += len(payload)
+
+
+def write_all(out: Writable, data: bytes) -> None:
+    """Write all of `data`: a raw file may take less than it is given."""
+    left = memoryview(data)
+    while left:
+        written = out.write(left)
+        left = left[written:] if written is not None else left[:0]
 
 
 @contextlib.contextmanager

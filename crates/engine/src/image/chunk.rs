@@ -2,7 +2,7 @@
 
 use super::frame::{FrameEncoder, checksum, is_zero, zero_checksum, zero_frame};
 use super::table::{ENTRY_BYTES, entry};
-use super::{ImageError, MAX_FRAME_BYTES};
+use super::{Filter, ImageError, MAX_FRAME_BYTES};
 
 /// What became of some neighbouring frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +18,23 @@ pub enum Piece {
     },
 }
 
-/// Compress `data` in frames of `frame_bytes` (the last may be shorter).
+/// How a file is cut and what is done to it before zstd.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// Bytes of a frame.
+    pub frame_bytes: usize,
+    /// Its blocks fit a frame a whole number of times.
+    pub filter: Option<Filter>,
+}
+
+/// Compress `data`, which lies at byte `at` of the file, in frames (the last may be shorter).
 ///
 /// # Errors
 /// [`ImageError::Encode`].
-pub fn encode(encoder: &mut FrameEncoder, data: &[u8], frame_bytes: usize) -> Result<Vec<Piece>, ImageError> {
-    let mut pieces = Vec::new();
-    for frame in data.chunks(frame_bytes.clamp(1, MAX_FRAME_BYTES as usize)) {
+pub fn encode(encoder: &mut FrameEncoder, at: u64, data: &[u8], cut: Cut) -> Result<Vec<Piece>, ImageError> {
+    let (mut pieces, mut shuffled) = (Vec::new(), Vec::new());
+    let frame_bytes = cut.frame_bytes.clamp(1, MAX_FRAME_BYTES as usize);
+    for (number, frame) in data.chunks(frame_bytes).enumerate() {
         if is_zero(frame) {
             let bytes = frame.len() as u64;
             match pieces.last_mut() {
@@ -36,6 +46,14 @@ pub fn encode(encoder: &mut FrameEncoder, data: &[u8], frame_bytes: usize) -> Re
         if !matches!(pieces.last(), Some(Piece::Frames { .. })) {
             pieces.push(Piece::Frames { payload: Vec::new(), entries: Vec::new() });
         }
+        let frame = match cut.filter {
+            None => frame,
+            Some(filter) => {
+                shuffled.resize(frame.len(), 0);
+                filter.apply(at + (number * frame_bytes) as u64, frame, &mut shuffled);
+                &shuffled[..]
+            }
+        };
         if let Some(Piece::Frames { payload, entries }) = pieces.last_mut() {
             let compressed = encoder.encode(frame, payload)?;
             entries.extend(entry(compressed as u32, frame.len() as u32, checksum(frame)));
@@ -65,7 +83,7 @@ mod tests {
         let mut random = Random(3);
         let data = [random.bytes(9000), vec![0; 4096 * 3 + 1], random.bytes(3), vec![0; 5000]].concat();
         let mut encoder = FrameEncoder::new(1).unwrap();
-        let pieces = encode(&mut encoder, &data, 4096).unwrap();
+        let pieces = encode(&mut encoder, 0, &data, Cut { frame_bytes: 4096, filter: None }).unwrap();
         let kinds: Vec<_> = pieces
             .iter()
             .map(|piece| match piece {
@@ -81,7 +99,8 @@ mod tests {
     fn pieces_make_an_image() {
         let (mut bytes, mut table) = (Vec::new(), Vec::new());
         let data = [vec![7; 5000], vec![0; 5000]].concat();
-        for piece in encode(&mut FrameEncoder::new(3).unwrap(), &data, 5000).unwrap() {
+        let cut = Cut { frame_bytes: 5000, filter: None };
+        for piece in encode(&mut FrameEncoder::new(3).unwrap(), 0, &data, cut).unwrap() {
             match piece {
                 Piece::Frames { payload, entries } => {
                     bytes.extend(payload);
@@ -94,7 +113,7 @@ mod tests {
                 }
             }
         }
-        bytes.extend(super::super::table::finish(&table));
+        bytes.extend(super::super::table::finish(&table, None));
         let index = index(&bytes).unwrap();
         assert_eq!((index.decoded_bytes(), index.common_frame_bytes()), (10_000, 5000));
     }

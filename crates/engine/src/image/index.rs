@@ -3,6 +3,7 @@
 //! Nothing is allocated for a claim before the file is known to be large enough for it: a table of n frames needs a
 //! file of 17 n bytes or more, and 20 bytes of memory are kept for each frame.
 
+use super::filter::{FILTER_BYTES, FILTER_HEAD_BYTES, Filter, FilterFault, is_filter, refuse};
 use super::frame::{most_decoded_bytes, zero_frame_bytes};
 use super::table::{GUARD_BYTES, HAS_CHECKSUMS, read_guard};
 use super::{
@@ -71,6 +72,8 @@ pub struct Index {
     checksums: Vec<u32>,
     file_bytes: u64,
     shape: Shape,
+    filter: Option<Filter>,
+    digest: u64,
 }
 
 /// What is asked of all frames together.
@@ -107,20 +110,56 @@ impl Index {
             checksums: Vec::new(),
             file_bytes,
             shape: Shape::default(),
+            filter: None,
+            digest: 0,
         };
-        let digest = index.read_entries(layout, read)?;
+        let mut digest = index.read_entries(layout, read)?;
         index.starts.shrink_to_fit();
         index.checksums.shrink_to_fit();
         let frames_end = index.last().compressed;
         if frames_end != layout.table_offset {
             return Err(ImageError::Unaccounted { frames_end, table_offset: layout.table_offset });
         }
-        index.check_guard(digest, read)?;
+        let filter = index.read_filter(&mut digest, read)?;
+        index.digest = digest.digest();
+        let guarded = index.check_guard(index.digest, read)?;
+        if let Some((frame, filter)) = filter {
+            let refuse = refuse(frame.offset);
+            if !guarded {
+                return Err(refuse(FilterFault::Misplaced));
+            }
+            filter.check(&index).map_err(refuse)?;
+            index.filter = Some(filter);
+        }
         Ok(index)
     }
 
-    /// Take in all entries; their digest.
-    fn read_entries(&mut self, layout: Layout, read: &ReadAt<'_>) -> Result<u64, ImageError> {
+    /// The filter that is recorded, and where; its record is part of the guard's digest. One at another place than right
+    /// before the guard is refused, or bytes that were shuffled would be taken for those that were packed.
+    fn read_filter(&self, digest: &mut Xxh64, read: &ReadAt<'_>) -> Result<Option<(Frame, Filter)>, ImageError> {
+        let mut found = None;
+        let skipped = |frame: &Frame| frame.decoded_bytes == 0 && frame.compressed_bytes as usize >= FILTER_HEAD_BYTES;
+        for frame in self.frames().filter(skipped) {
+            let mut head = [0; FILTER_HEAD_BYTES];
+            read_exact(read, frame.offset, &mut head)?;
+            if !is_filter(&head) {
+                continue;
+            }
+            let mut record = [0; FILTER_BYTES as usize];
+            let record = &mut record[..frame.compressed_bytes.min(FILTER_BYTES) as usize];
+            read_exact(read, frame.offset, record)?;
+            let filter = Filter::parse(record, frame.compressed_bytes).map_err(refuse(frame.offset))?;
+            if u64::from(frame.number) + 2 != u64::from(self.frame_count()) {
+                return Err(refuse(frame.offset)(FilterFault::Misplaced));
+            }
+            digest.update(record);
+            found = Some((frame, filter));
+        }
+        Ok(found)
+    }
+
+    /// Take in all entries; what their digest is made from.
+    fn read_entries(&mut self, layout: Layout, read: &ReadAt<'_>) -> Result<Xxh64, ImageError> {
         let mut digest = Xxh64::new(0);
         let per_chunk = CHUNK_BYTES / layout.entry_bytes;
         let mut chunk = vec![0; per_chunk.min(layout.frames as usize) * layout.entry_bytes];
@@ -135,16 +174,16 @@ impl Index {
             offset += bytes.len() as u64;
             left -= entries;
         }
-        Ok(digest.digest())
+        Ok(digest)
     }
 
-    /// If the last frame is a guard (whatever its entry says), the digest in it must be that of the entries.
-    fn check_guard(&self, found: u64, read: &ReadAt<'_>) -> Result<(), ImageError> {
+    /// Is the last frame a guard (whatever its entry says)? The digest in it must be the one found.
+    fn check_guard(&self, found: u64, read: &ReadAt<'_>) -> Result<bool, ImageError> {
         let Some(last) = self.frame_count().checked_sub(1).map(|number| self.frame(number)) else {
-            return Ok(());
+            return Ok(false);
         };
         if last.compressed_bytes != GUARD_BYTES {
-            return Ok(());
+            return Ok(false);
         }
         let mut bytes = [0; GUARD_BYTES as usize];
         read_exact(read, last.offset, &mut bytes)?;
@@ -153,7 +192,7 @@ impl Index {
                 let table_offset = last.offset + u64::from(GUARD_BYTES);
                 Err(ImageError::TableDamaged { table_offset, expected, found })
             }
-            _ => Ok(()),
+            guard => Ok(guard.is_some()),
         }
     }
 
@@ -216,6 +255,18 @@ impl Index {
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
+    }
+
+    /// What was done to the bytes before zstd.
+    #[must_use]
+    pub fn filter(&self) -> Option<&Filter> {
+        self.filter.as_ref()
+    }
+
+    /// XXH64 of all entries, and of the filter's record.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// Does the table keep checksums?

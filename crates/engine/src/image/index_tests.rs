@@ -1,7 +1,7 @@
 //! The index finds what was packed, and refuses everything else with what and where.
 
 use super::super::frame::{FrameFault, decode, zero_frame};
-use super::super::testing::{Entry, Random, image, index, table};
+use super::super::testing::{Entry, Random, filtered, image, index, table};
 use super::*;
 
 fn entry(compressed: u32, decoded: u32) -> Entry {
@@ -220,4 +220,73 @@ fn swapped_frames_are_caught_by_their_checksums() {
         .copy_from_slice(&bytes[second.offset as usize..][..second.compressed_bytes as usize]);
     let error = restore(&swapped, &mut zstd_safe::DCtx::create()).unwrap_err();
     assert!(matches!(error, ImageError::Frame { frame: 0, fault: FrameFault::Checksum { .. }, .. }), "{error}");
+}
+
+/// A filtered image of 200 KB in frames of 64 KiB, the filter's frame in it, and its table's entries.
+fn shuffled() -> (Vec<u8>, usize, usize) {
+    let data: Vec<u8> = (0..50_000u32).flat_map(|n| (n / 3).to_le_bytes()).collect();
+    let bytes = filtered(&data, 65_536, Filter::new(4, 65_536, 128).unwrap());
+    let index = index(&bytes).unwrap();
+    let record = index.frame(index.frame_count() - 2);
+    assert_eq!(record.compressed_bytes, FILTER_BYTES);
+    let entries = bytes.len() - 9 - index.frame_count() as usize * 12;
+    (bytes, record.offset as usize, entries)
+}
+
+#[test]
+fn a_filter_is_read_and_no_bit_of_it_can_flip_unnoticed() {
+    let (bytes, at, _) = shuffled();
+    assert_eq!(index(&bytes).unwrap().filter().unwrap().numbers(), (4, 65_536, 128));
+    for bit in 0..FILTER_BYTES as usize * 8 {
+        let mut damaged = bytes.clone();
+        damaged[at + bit / 8] ^= 1 << (bit % 8);
+        assert!(index(&damaged).is_err(), "byte {}, bit {}", bit / 8, bit % 8);
+    }
+}
+
+#[test]
+fn who_knows_no_filters_finds_the_table_damaged() {
+    let (bytes, at, entries) = shuffled();
+    let guard = &bytes[at + FILTER_BYTES as usize..][..GUARD_BYTES as usize];
+    // What such a reader does: it passes over the filter and compares the guard with the entries alone.
+    let digest = read_guard(guard.try_into().unwrap()).unwrap();
+    assert_ne!(digest, xxhash_rust::xxh64::xxh64(&bytes[entries..bytes.len() - 9], 0));
+}
+
+#[test]
+fn a_filter_anywhere_else_is_refused() {
+    let (bytes, at, _) = shuffled();
+    let record = &bytes[at..at + FILTER_BYTES as usize];
+    let data = image(&[b"hello"], false);
+    let frame = &data[..data.len() - 8 - 8 - 9];
+    let (filter, hello) = (entry(FILTER_BYTES, 0), entry(frame.len() as u32, 5));
+    // Without a guard; in the middle, as after a tool that appends; before a guard that knows nothing of it.
+    let cases = [
+        ([record, frame, &table(&[filter, hello], false)].concat(), "must be the last but one"),
+        ([frame, record, &table(&[hello, filter], false)].concat(), "must be the last but one"),
+        ([frame, record, frame, &table(&[hello, filter, hello], false)].concat(), "must be the last but one"),
+        (
+            {
+                let entries = [(frame.len() as u32, 5), (FILTER_BYTES, 0)];
+                let entries: Vec<u8> = entries.iter().flat_map(|e| super::super::table::entry(e.0, e.1, 0)).collect();
+                [frame, record, &super::super::table::finish(&entries, None)].concat()
+            },
+            "is damaged",
+        ),
+    ];
+    for (bytes, words) in cases {
+        let error = index(&bytes).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_filter_that_does_not_fit_the_frames_is_refused() {
+    let data = vec![7; 100_000];
+    let refused = |frame_bytes, block, start| {
+        let bytes = filtered(&data, frame_bytes, Filter::new(4, block, start).unwrap());
+        index(&bytes).unwrap_err().to_string()
+    };
+    assert!(refused(65_536, 50_000, 0).contains("frame 1 begins at byte 65536"));
+    assert!(refused(65_536, 65_536, 100_001).contains("items begin at byte 100001 of 100000"));
 }

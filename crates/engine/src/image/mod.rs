@@ -3,19 +3,24 @@
 //!
 //! `index` reads the table and trusts none of it; `frame` makes and undoes single frames, and knows the frames that
 //! hold nothing but zeros from their compressed bytes alone; `table` writes the end of a
-//! file, `chunk` what is before it. `file` looks at images that are not mapped.
+//! file, `chunk` what is before it. `file` looks at images that are not mapped. `filter` is what may be done to an array's
+//! bytes before zstd, `shuffle` the loops of it; `cache` keeps frames that are larger than what a touch wants.
 //!
-//! *Locks*: none. *Blocks on*: [`Index::read`] reads a file.
+//! *Locks*: those of `cache`. *Blocks on*: [`Index::read`] reads a file.
 
+pub mod cache;
 pub mod chunk;
 pub mod file;
+pub mod filter;
 pub mod frame;
 pub mod index;
+pub mod shuffle;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use file::{BadFrame, ImageFile};
+pub use filter::{Filter, FilterFault};
 pub use frame::{FrameEncoder, FrameFault};
 pub use index::{Frame, Index};
 
@@ -190,6 +195,15 @@ pub enum ImageError {
         expected: u64,
         /// What the entries give.
         found: u64,
+    },
+    /// What was done to the bytes before zstd is not known, or impossible.
+    #[error("the filter at offset {offset} cannot be undone: {fault}")]
+    Filter {
+        /// Where in the file it is recorded.
+        offset: u64,
+        /// Why.
+        #[source]
+        fault: FilterFault,
     },
     /// A frame whose bytes are not what the table or zstd says.
     #[error("frame {frame} at offset {offset} (bytes {decoded_offset} and on): {fault}")]

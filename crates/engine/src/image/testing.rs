@@ -1,8 +1,9 @@
 //! Images for tests, and a random number generator that prints nothing and needs nobody.
 
+use super::chunk::{Cut, Piece, encode, zeros};
 use super::frame::{FrameEncoder, checksum, is_zero, zero_frame};
 use super::table::{entry, finish};
-use super::{FOOTER_MAGIC, Index, TABLE_MAGIC};
+use super::{FOOTER_MAGIC, Filter, Index, TABLE_MAGIC};
 use std::io;
 
 /// A table entry as it is written.
@@ -47,7 +48,7 @@ pub(crate) fn image(pieces: &[&[u8]], checksums: bool) -> Vec<u8> {
     }
     if checksums {
         let entries: Vec<u8> = entries.iter().flat_map(|e| entry(e.compressed, e.decoded, e.checksum)).collect();
-        bytes.extend(finish(&entries));
+        bytes.extend(finish(&entries, None));
     } else {
         bytes.extend(table(&entries, false));
     }
@@ -83,4 +84,23 @@ impl Random {
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| (self.next() & 0xF) as u8 | 0x40).collect()
     }
+}
+
+/// `data` as an image whose frames went through a filter.
+pub(crate) fn filtered(data: &[u8], frame_bytes: usize, filter: Filter) -> Vec<u8> {
+    let (mut bytes, mut table) = (Vec::new(), Vec::new());
+    let cut = Cut { frame_bytes, filter: Some(filter) };
+    for piece in encode(&mut FrameEncoder::new(1).unwrap(), 0, data, cut).unwrap() {
+        let (payload, entries) = match piece {
+            Piece::Frames { payload, entries } => (payload, entries),
+            Piece::Zeros(count) => {
+                let (frame, entry) = zeros(count as u32);
+                (frame, entry.to_vec())
+            }
+        };
+        bytes.extend(payload);
+        table.extend(entries);
+    }
+    bytes.extend(finish(&table, Some(&filter)));
+    bytes
 }

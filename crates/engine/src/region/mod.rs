@@ -263,9 +263,10 @@ impl Region {
         let mapped = mapped_bytes(len);
         let pages = mapped / uffd::page_size();
         let offers = parts.source.offers().cloned();
-        let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit);
         let resident = parts.options.resident;
         let residence = (1..mapped).contains(&resident).then(|| Residence::new(resident, parts.unit));
+        let kept = residence.as_ref().map_or(usize::MAX, Residence::units);
+        let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit, kept);
         let policy = Policy::new(&Choice {
             unit: parts.unit,
             huge: parts.options.huge,

@@ -4,7 +4,7 @@ use super::{Cause, Patience, Table};
 use crate::error::Error;
 use crate::threads::Root;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file open in the application's descriptor table and in the engine's.
@@ -49,6 +49,15 @@ impl FileHandle {
     /// What fstat says.
     pub fn size(&self) -> std::io::Result<u64> {
         Ok(std::fs::File::from(self.application.try_clone()?).metadata()?.len())
+    }
+
+    /// Which file it is, and as of when: device, inode, length, and its last change in seconds and nanoseconds.
+    ///
+    /// # Errors
+    /// What fstat says.
+    pub fn identity(&self) -> std::io::Result<[u64; 5]> {
+        let about = std::fs::File::from(self.application.try_clone()?).metadata()?;
+        Ok([about.dev(), about.ino(), about.len(), about.ctime() as u64, about.ctime_nsec() as u64])
     }
 
     /// Read exactly `out.len()` bytes at `offset`. Safe in a signal handler.

@@ -1,14 +1,17 @@
-//! Pages from an image: a whole frame is decoded straight into the page's memory, a part of one by way of the scratch,
-//! which remembers the last frame.
+//! Pages from an image: a whole frame is decoded straight into the page's memory, a part of one by way of the image's
+//! cache of decoded frames. Where the image has a filter, its undoing is the copy into the page's memory.
 //!
-//! *Locks*: none; what was learnt about frames is kept in atomics. *Signal safety*: all of it, given a [`Scratch`] of
+//! *Locks*: that of the cache; what was learnt about frames is kept in atomics. *Blocks on*: the file, and another thread
+//! that decodes the same frame. *Signal safety*: all of it, given a [`Scratch`] of
 //! the shape that [`Source::needs`] asks for.
 
 use super::fd::FileHandle;
 use super::{Cause, Extent, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use crate::image::cache::{Claim, FrameCache, Key};
 use crate::image::frame::{FrameFault, decode, is_zero_frame};
 use crate::image::{Frame, ImageError, Index, MAX_FRAME_BYTES};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Unit of images whose frames have no common size that suits.
@@ -28,6 +31,8 @@ pub struct ImageSource {
     kinds: Kinds,
     unit_bytes: usize,
     needs: ScratchNeeds,
+    /// None where no frame is larger than a page, or no memory was to be had.
+    cache: Option<Arc<FrameCache>>,
 }
 
 impl ImageSource {
@@ -50,7 +55,10 @@ impl ImageSource {
             decoder: true,
         };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, file, name: name.to_owned(), index, kinds, unit_bytes, needs })
+        // Smaller ones are always wanted whole.
+        let cached = frame_bytes as usize > uffd::page_size();
+        let cache = if cached { cache_of(&file, &index, frame_bytes as usize) } else { None };
+        Ok(Self { id, file, name: name.to_owned(), index, kinds, unit_bytes, needs, cache })
     }
 
     /// Its seek table.
@@ -83,26 +91,96 @@ impl ImageSource {
 
     /// Give `part` the bytes of the frame from `within` on.
     fn fill(&self, frame: Frame, within: usize, part: &mut [u8], how: &mut Reading<'_>) -> Result<(), Cause> {
-        let (access, tag) = ((how.table, how.patience), (self.id, u64::from(frame.number)));
+        let access = (how.table, how.patience);
         let scratch = &mut *how.scratch;
-        let frame_bytes = frame.decoded_bytes as usize;
         if self.is_zero(frame, access, scratch)? {
             part.fill(0);
             return Ok(());
         }
-        let Scratch { compressed, frame: kept, frame_tag, decoder, .. } = scratch;
-        let decoder = decoder.as_mut().ok_or(Cause::Os(libc::ENOMEM))?;
-        if *frame_tag != Some(tag) {
-            let compressed = self.read_frame(frame, access, compressed)?;
-            if part.len() == frame_bytes {
-                return decode(decoder, compressed, part, frame.checksum).map_err(cause_of);
-            }
-            let room = kept.get_mut(..frame_bytes).ok_or(Cause::Os(libc::ENOMEM))?;
-            *frame_tag = None;
-            decode(decoder, compressed, room, frame.checksum).map_err(cause_of)?;
-            *frame_tag = Some(tag);
+        if part.len() == frame.decoded_bytes as usize {
+            return self.fill_whole(frame, part, access, scratch);
         }
-        part.copy_from_slice(kept.get(within..within + part.len()).ok_or(Cause::Os(libc::ENOMEM))?);
+        self.fill_part(frame, within, part, access, scratch)
+    }
+
+    /// All of a frame: decoded in place, by way of the scratch only if a filter has to be undone.
+    fn fill_whole(
+        &self,
+        frame: Frame,
+        out: &mut [u8],
+        how: (Table, Patience),
+        scratch: &mut Scratch,
+    ) -> Result<(), Cause> {
+        if self.index.filter().is_none() {
+            let compressed = self.read_frame(frame, how, &mut scratch.compressed)?;
+            let decoder = scratch.decoder.as_mut().ok_or(Cause::Os(libc::ENOMEM))?;
+            scratch.tally.decoded += 1;
+            return decode(decoder, compressed, out, frame.checksum).map_err(cause_of);
+        }
+        self.decode_into_scratch(frame, how, scratch)?;
+        self.put(frame, &scratch.frame, 0, out)
+    }
+
+    /// A part of a frame: from the cache, where the frame is decoded if need be, or by way of the scratch.
+    fn fill_part(
+        &self,
+        frame: Frame,
+        within: usize,
+        part: &mut [u8],
+        how: (Table, Patience),
+        scratch: &mut Scratch,
+    ) -> Result<(), Cause> {
+        let frame_bytes = frame.decoded_bytes as usize;
+        if let Some(found) = self.cache.as_ref().and_then(|cache| cache.find(frame.number)) {
+            scratch.tally.found += 1;
+            return self.put(frame, found.bytes(frame_bytes), within, part);
+        }
+        if let Some(cache) = &self.cache {
+            // Read before it is claimed: who waits for the frame waits for its decoding only.
+            let compressed = self.read_frame(frame, how, &mut scratch.compressed)?;
+            match cache.claim(frame.number, frame_bytes) {
+                Claim::Found(found) => {
+                    scratch.tally.found += 1;
+                    return self.put(frame, found.bytes(frame_bytes), within, part);
+                }
+                Claim::Decode(mut room) => {
+                    let decoder = scratch.decoder.as_mut().ok_or(Cause::Os(libc::ENOMEM))?;
+                    scratch.tally.decoded += 1;
+                    decode(decoder, compressed, room.bytes_mut(frame_bytes), frame.checksum).map_err(cause_of)?;
+                    return self.put(frame, room.fill().bytes(frame_bytes), within, part);
+                }
+                Claim::Full => {}
+            }
+        }
+        self.decode_into_scratch(frame, how, scratch)?;
+        self.put(frame, &scratch.frame, within, part)
+    }
+
+    /// Have the scratch hold the frame, as zstd gives it.
+    fn decode_into_scratch(&self, frame: Frame, how: (Table, Patience), scratch: &mut Scratch) -> Result<(), Cause> {
+        let tag = (self.id, u64::from(frame.number));
+        if scratch.frame_tag == Some(tag) {
+            scratch.tally.found += 1;
+            return Ok(());
+        }
+        let compressed = self.read_frame(frame, how, &mut scratch.compressed)?;
+        let decoder = scratch.decoder.as_mut().ok_or(Cause::Os(libc::ENOMEM))?;
+        let room = scratch.frame.get_mut(..frame.decoded_bytes as usize).ok_or(Cause::Os(libc::ENOMEM))?;
+        scratch.frame_tag = None;
+        scratch.tally.decoded += 1;
+        decode(decoder, compressed, room, frame.checksum).map_err(cause_of)?;
+        scratch.frame_tag = Some(tag);
+        Ok(())
+    }
+
+    /// Give `part` the bytes from `within` on of a frame, of which `decoded` is what zstd gave.
+    fn put(&self, frame: Frame, decoded: &[u8], within: usize, part: &mut [u8]) -> Result<(), Cause> {
+        // Too short only if the scratch was made for another source.
+        let decoded = decoded.get(..frame.decoded_bytes as usize).ok_or(Cause::Os(libc::ENOMEM))?;
+        match self.index.filter() {
+            Some(filter) => filter.undo(frame.decoded_offset, decoded, within, part),
+            None => part.copy_from_slice(&decoded[within..within + part.len()]),
+        }
         Ok(())
     }
 }
@@ -206,6 +284,12 @@ fn cause_of(fault: FrameFault) -> Cause {
     }
 }
 
+/// The decoded frames of this very file, shared with whoever has it open too.
+fn cache_of(file: &FileHandle, index: &Index, frame_bytes: usize) -> Option<Arc<FrameCache>> {
+    let key = Key { file: file.identity().ok()?, digest: index.digest() };
+    FrameCache::of(key, frame_bytes)
+}
+
 /// For opening, which happens in a thread of the application and may wait.
 fn read_patiently(file: &FileHandle, offset: u64, out: &mut [u8]) -> io::Result<()> {
     file.read_exact_at((Table::Application, Patience::Wait), offset, out).map_err(|cause| match cause {
@@ -242,3 +326,6 @@ fn largest_unit_of_work(file: &FileHandle, index: &Index, kinds: &Kinds) -> Resu
 #[cfg(test)]
 #[path = "image_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "image_cache_tests.rs"]
+mod cache_tests;

@@ -3,12 +3,13 @@
 use super::*;
 use crate::image::frame::zero_frame;
 use crate::image::testing::{Entry, Random, image, table};
+use crate::scratch::Tally;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// A file in memory, and the handle that an image reads it by.
-fn open(bytes: &[u8]) -> (File, Result<ImageSource, ImageError>) {
+pub(super) fn open(bytes: &[u8]) -> (File, Result<ImageSource, ImageError>) {
     // SAFETY: the name is a C string; the result is checked before it is owned.
     let fd = unsafe { libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC) };
     assert!(fd >= 0);
@@ -19,7 +20,12 @@ fn open(bytes: &[u8]) -> (File, Result<ImageSource, ImageError>) {
     (file, ImageSource::open(handle, "test"))
 }
 
-fn read(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize) -> Result<Vec<u8>, SourceError> {
+pub(super) fn read(
+    source: &ImageSource,
+    scratch: &mut Scratch,
+    offset: u64,
+    bytes: usize,
+) -> Result<Vec<u8>, SourceError> {
     let mut out = vec![0xEE; bytes];
     let mut how = Reading { patience: Patience::Wait, table: Table::Application, scratch };
     source.read_into(offset, &mut out, &mut how).map(|()| out)
@@ -59,10 +65,12 @@ fn a_whole_frame_is_decoded_in_place_and_a_part_leaves_the_frame_behind() {
     let mut scratch = Scratch::new(65_536, source.needs());
     read(&source, &mut scratch, 0, 65_536).unwrap();
     assert_eq!(scratch.frame_tag, None);
+    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 0 });
     read(&source, &mut scratch, 4096, 4096).unwrap();
-    assert_eq!(scratch.frame_tag, Some((source.id, 0)));
+    read(&source, &mut scratch, 0, 4096).unwrap();
+    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 1 });
     read(&source, &mut scratch, 65_536, 3 << 16).unwrap();
-    assert_eq!(scratch.frame_tag, Some((source.id, 0)), "zeros decode nothing");
+    assert_eq!(scratch.tally, Tally::default(), "zeros decode nothing");
 }
 
 #[test]
@@ -139,7 +147,7 @@ fn a_wrong_checksum_is_told_from_damage() {
     let mut entries = bytes[entries_end - 4 * 12..entries_end].to_vec();
     entries[4 * 12 - 1] ^= 1;
     bytes.truncate(entries_end - 4 * 12 - 8 - 24);
-    bytes.extend(crate::image::table::finish(&entries));
+    bytes.extend(crate::image::table::finish(&entries, None));
     let source = open(&bytes).1.unwrap();
     let mut scratch = Scratch::new(65_536, source.needs());
     let error = read(&source, &mut scratch, (5 << 16) + 5, 1).unwrap_err();
