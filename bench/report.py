@@ -112,7 +112,7 @@ class Report:
     """All rows of one run, and where they were measured."""
 
     rows: list[Row]
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine() | describe_moment())
     revision: str = field(default_factory=lambda: describe_revision())
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -142,7 +142,8 @@ class Report:
         rounds = len(self.rows[0].ours) if self.rows else 0
         lines.append(f"\nmedian (quartiles) of {rounds} paired rounds; ratio: median of the pairs")
         lines.append(f"{machine['cpus']} CPUs, {machine['cpu']}, Linux {machine['kernel']}, revision {self.revision}")
-        lines.append(f"load average {machine.get('load', '?')}, this bench included")
+        how = ", all at real-time priority" if machine.get("realtime") else ""
+        lines.append(f"load average {machine.get('load', '?')}, this bench included{how}")
         return "\n".join(lines)
 
 
@@ -184,12 +185,16 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "transparent_hugepages": thp.read_text().strip() if thp.exists() else None,
     }
+
+
+def describe_moment() -> dict[str, Any]:
+    """What else the machine did meanwhile, and who came first."""
+    return {"realtime": os.sched_getscheduler(0) == os.SCHED_RR, "load": round(os.getloadavg()[0], 1)}
 
 
 def describe_revision() -> str:

@@ -30,6 +30,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the touches per round")
     parser.add_argument("--cpu", type=int, default=min(os.sched_getaffinity(0)), help="where the touching thread runs")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for the JSON file")
+    parser.add_argument("--realtime", action="store_true", help="let no other process get in between; for busy machines, as root")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     return parser.parse_args(argv)
 
@@ -145,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(one.name for one in scenarios or SCENARIOS))
         return 0 if options.list else 2
     built = build_floor()
+    if options.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
     rows, failed = [], False
     for scenario in scenarios:
         if reason := missing(getattr(scenario, "needs", "")):
