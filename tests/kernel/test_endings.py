@@ -247,7 +247,9 @@ def test_a_killed_process_leaves_nothing_that_hangs(child):
             "region = uf.map(uf.testing.Chaos(uf.Zero(1 << 20), delay=100), unit='4KiB')",
             "view = region.numpy()",
             "print('ready', flush=True)",
-            "threads = [threading.Thread(target=os.write, args=(1, view[at << 16 :])) for at in range(4)]",
+            # a pipe of their own: one that is written to from a page that does not come cannot be read meanwhile
+            "pipes = [os.pipe() for _ in range(4)]",
+            "threads = [threading.Thread(target=os.write, args=(pipe[1], view[at << 16 :])) for at, pipe in enumerate(pipes)]",
             "[thread.start() for thread in threads]",
             "view[-1]",
         ]
