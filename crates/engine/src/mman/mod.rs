@@ -4,7 +4,9 @@
 //! ledger      which range has which marks: pure bookkeeping
 //! outcome     an errno, and what was wrong in words
 //! poll        a descriptor number with chosen poll bits
+//! protocol    what is written to a descriptor
 //! descriptor  the state machine of the descriptor, and who waits
+//! late        faults that ended by a timeout, for people
 //! switch      changing who gets the faults of a range, without a gap
 //! change      marks become registrations, one mapping after the other
 //! calls       madvise, mprotect, register, unregister, close, on_sigbus
@@ -26,9 +28,11 @@ pub mod follow;
 pub mod forked;
 pub mod forking;
 pub mod handover;
+pub mod late;
 pub mod ledger;
 pub mod outcome;
 pub mod poll;
+pub mod protocol;
 pub mod pump;
 pub mod remap;
 pub mod switch;
@@ -86,6 +90,8 @@ pub struct Mman {
     /// Read by the pump and not applied yet.
     news: Mutex<Vec<News>>,
     descriptors: Mutex<BTreeMap<u64, Arc<Descriptor>>>,
+    /// Of whose end nobody has been told.
+    late: Mutex<Vec<late::TimedOut>>,
     bridge: Mutex<Option<Userfaultfd>>,
     /// Children.
     pub follow: follow::Follow,
@@ -208,6 +214,7 @@ impl Mman {
             book: Mutex::default(),
             news: Mutex::default(),
             descriptors: Mutex::default(),
+            late: Mutex::default(),
             bridge: Mutex::default(),
             follow: follow::Follow::new(forks, kick),
             next: AtomicU64::new(1),
