@@ -292,19 +292,11 @@ impl std::fmt::Write for Line {
 
 /// Close a userfaultfd, unless somebody closed it and the number is another file's now. System calls only.
 pub fn close_if_userfaultfd(fd: i32) {
-    let mut path = *b"/proc/self/fd/          \0";
-    let mut digits = 10;
-    let mut rest = fd.unsigned_abs();
-    while digits > 0 && (rest > 0 || digits == 10) {
-        digits -= 1;
-        path[14 + digits] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    path.copy_within(14 + digits.., 14);
+    let Some(path) = proc::Path::new(format_args!("/proc/self/fd/{fd}")) else { return };
     let mut name = [0u8; 32];
     // SAFETY: a path that ends in a zero byte, and room for 32 bytes; closing acts on a number known to be ours.
     unsafe {
-        let count = libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len());
+        let count = libc::readlink(path.as_ptr(), name.as_mut_ptr().cast(), name.len());
         if count > 0 && name.starts_with(b"anon_inode:[userfaultfd]") {
             libc::close(fd);
         }

@@ -244,7 +244,7 @@ impl Mman {
             }
             opened => (opened.map_err(Error::of_open)?, true),
         };
-        let (fd, handles) = share(self.engine.root, fd)?;
+        let (fd, handles) = share(self.engine.root, fd.into_owned())?;
         keep_number(fd.as_raw_fd())?;
         crate::mman::handover::install();
         let id = self.next_id();

@@ -164,13 +164,8 @@ fn still_there(region: u64, address: usize) -> bool {
     same && mman.is_registered(address) // by whom, its marks say, and they are up to date
 }
 
-/// One userfaultfd for both tables: its application copy under a high number.
-fn open_shared(root: &Root, options: OpenOptions, features: Features) -> Result<(OwnedFd, Handles), Error> {
-    share(root, Userfaultfd::open_with(options, features).map_err(Error::of_open)?)
-}
-
-fn share(root: &Root, fd: Userfaultfd) -> Result<(OwnedFd, Handles), Error> {
-    let fd = fd.into_owned();
+/// One userfaultfd for both tables.
+fn share(root: &Root, fd: OwnedFd) -> Result<(OwnedFd, Handles), Error> {
     let engine = Handle::from_raw(root.adopt(&fd)?);
     let handles = Handles::of(Handle::from_raw(fd.as_raw_fd()), engine);
     Ok((fd, handles))
@@ -197,9 +192,9 @@ impl Mman {
     fn new(engine: &'static Engine) -> Result<Self, Error> {
         let options = OpenOptions { nonblocking: true, user_mode_only: true, ..OpenOptions::default() };
         let features = Features::SIGBUS | Features::EVENT_REMAP | Features::EVENT_UNMAP;
-        let (fd, handles) = open_shared(engine.root, options, features)?;
-        let fd = with_high_number(fd);
-        let flags = Handles::of(Handle::from_raw(fd.as_raw_fd()), handles.engine);
+        let fd = Userfaultfd::open_with(options, features).map_err(Error::of_open)?;
+        // First: where the tables are one, the engine's number is this one too.
+        let (fd, flags) = share(engine.root, with_high_number(fd.into_owned()))?;
         flagged::fork::keep_number(fd.as_raw_fd())?;
         // SAFETY: makes a descriptor.
         let new_epoll = || unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
