@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
-use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
+use uffd::{Errno, Features, Handle, OpenError, OpenOptions, Userfaultfd};
 
 /// What cannot fault, and what to use instead.
 const CANNOT_FAULT: &str = "this mapping cannot raise userfaults yet: only private anonymous memory can (not files, shared memory, \
@@ -315,6 +315,11 @@ impl Mman {
         let range = check_range(range.start, range.end)?;
         if !descriptor.forget_read(&range) {
             return Err(failed(libc::ENOENT, "no fault in the range was read and not woken"));
+        }
+        // Another userfaultfd would wake nobody, and say nothing.
+        let copy = if descriptor.has_strayed() { descriptor.handles.replacement() } else { None };
+        if let Some(copy) = copy {
+            return Handle::from_raw(copy.as_raw_fd()).wake(range.start, range.len()).map_err(Failed::from);
         }
         loop {
             match descriptor.handles.application.wake(range.start, range.len()) {

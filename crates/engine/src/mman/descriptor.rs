@@ -14,10 +14,10 @@ use crate::mman::poll::PollPair;
 use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
 use crate::region::Handles;
 use crate::source::Table;
-use crate::threads::close_if_userfaultfd;
+use crate::threads::{Identity, identity};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::Errno;
@@ -71,6 +71,8 @@ pub struct Descriptor {
     pub id: u64,
     /// The application's copy, until it is closed; nobody but this owns it.
     application: Mutex<Option<OwnedFd>>,
+    /// Which file its number meant at first.
+    identity: Option<Identity>,
     /// In both tables.
     pub handles: Handles,
     /// Was O_NONBLOCK asked for?
@@ -119,6 +121,7 @@ impl Descriptor {
         };
         Self {
             id,
+            identity: identity(application.as_raw_fd()),
             application: Mutex::new(Some(application)),
             handles,
             nonblocking,
@@ -316,10 +319,18 @@ impl Descriptor {
         self.state().stuck
     }
 
+    /// Has somebody closed the application's copy, and is its number another file's, or nobody's?
+    #[must_use]
+    pub fn has_strayed(&self) -> bool {
+        identity(self.handles.application.as_raw_fd()) != self.identity
+    }
+
     /// Close the application's copy, unless somebody closed it already and the number is another file's.
     pub fn close_copy(&self) {
-        if let Some(fd) = self.application.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            close_if_userfaultfd(fd.into_raw_fd());
+        if let Some(fd) = self.application.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && self.has_strayed()
+        {
+            let _ = fd.into_raw_fd(); // not ours to close
         }
     }
 

@@ -43,7 +43,7 @@ use crate::flagged::{self, view};
 use crate::mman::descriptor::Descriptor;
 use crate::mman::ledger::{Ledger, Policy};
 use crate::region::Handles;
-use crate::threads::Root;
+use crate::threads::{Identity, Root, identity};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -92,7 +92,8 @@ pub struct Mman {
     descriptors: Mutex<BTreeMap<u64, Arc<Descriptor>>>,
     /// Of whose end nobody has been told.
     late: Mutex<Vec<late::TimedOut>>,
-    bridge: Mutex<Option<Userfaultfd>>,
+    /// With which file its number was.
+    bridge: Mutex<Option<(Userfaultfd, Option<Identity>)>>,
     /// Children.
     pub follow: follow::Follow,
     next: AtomicU64,
@@ -255,18 +256,22 @@ impl Mman {
     fn with_bridge<T>(&self, work: impl Fn(Handle) -> Result<T, Errno>) -> Result<T, Errno> {
         let mut bridge = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..2 {
+            // Closed behind our back: its number is nobody's, or another file's, and not ours to close.
+            if bridge.as_ref().is_some_and(|(fd, was)| identity(fd.handle().as_raw_fd()) != *was) {
+                std::mem::forget(bridge.take());
+            }
             let fd = match &*bridge {
-                Some(fd) => fd.handle(),
+                Some((fd, _)) => fd.handle(),
                 None => {
                     let user_mode_only = !self.engine.abilities.kernel_faults;
                     let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
                     let fd = Userfaultfd::open_with(options, Features::NONE).map_err(|error| error.errno())?;
-                    bridge.insert(fd).handle()
+                    let is = identity(fd.handle().as_raw_fd());
+                    bridge.insert((fd, is)).0.handle()
                 }
             };
             match work(fd) {
-                // Closed behind our back: its number is nobody's, or another file's, and not ours to close.
-                Err(Errno(libc::EBADF | libc::ENOTTY)) => std::mem::forget(bridge.take()),
+                Err(Errno(libc::EBADF | libc::ENOTTY)) => {} // just now
                 answer => return answer,
             }
         }
