@@ -429,6 +429,12 @@ def mman_ranges() -> list[tuple[int, int, bool, int | None, str | None, str]]:
 def mman_poisoned_switches() -> int:
     """Return how many changes of owner had to poison holes."""
 
+def mman_tell_late(teller: Callable[[], object]) -> None:
+    """Have `teller` called, in the main thread, when system calls ended because nobody answered their faults in time."""
+
+def mman_take_late() -> list[tuple[int, int, float, str]]:
+    """Return those that were not taken yet: address, native thread id, seconds, what the thread was doing."""
+
 class NativeUserfaultfd2014:
     """The native half of `userfault.mman.Userfaultfd2014`."""
 
@@ -492,6 +498,9 @@ class NativeUserfaultfd2014:
 
     def standing(self) -> tuple[str, int, int, int]:
         """Return the state, unread faults, faults read and not woken, and those that ended by the timeout."""
+
+    def late(self) -> list[tuple[int, int, float, str]]:
+        """Return the newest of those: address, native thread id, seconds, what the thread was doing."""
 
     def close(self) -> None:
         """Close it: who waits, and who touches a hole later, gets SIGBUS. Twice is fine."""

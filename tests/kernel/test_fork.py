@@ -363,3 +363,47 @@ def test_fork_while_another_thread_closes_leaves_a_region_that_answers(child):
         closer.join()
 
     child(code).check()
+
+
+#: A sandbox: unshare(2) is EPERM, so that engine threads have the application's descriptor table.
+NO_UNSHARE = """
+import ctypes, platform, struct
+number = {"x86_64": 272, "aarch64": 97}[platform.machine()]
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+table = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rules), ctypes.addressof(table)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, header) == 0
+assert libc.unshare(0x400) == -1
+"""
+
+
+@pytest.mark.parametrize("sandbox", ["", NO_UNSHARE], ids=["free", "sandbox"])
+def test_forked_child_keeps_no_userfaultfd_of_the_library(child, sandbox):
+    """Of regions and of flagged memory; where unshare is forbidden those of the fault threads are in its table too."""
+    child(
+        sandbox
+        + """
+import os, userfault as uf
+from userfault import mman
+def ours():
+    links = [(number, os.path.realpath(f"/proc/self/fd/{number}")) for number in os.listdir("/proc/self/fd")]
+    return [number for number, link in links if "userfaultfd" in link]
+regions = [uf.map(os.urandom(1 << 20), delivery=how) for how in ("thread", "signal") * 2]
+assert all(region.numpy()[77] >= 0 for region in regions)
+memory = mman.anonymous(4096)
+mman.madvise(memory, mman.MADV_USERFAULT)
+it = mman.userfaultfd(user_mode_only=True)
+assert ours()
+process = os.fork()
+if process == 0:
+    os._exit(len(ours()))
+_, status = os.waitpid(process, 0)
+assert os.waitstatus_to_exitcode(status) == 0, status
+data = os.urandom(1 << 20)
+assert bytes(uf.map(data)) == data, "the parent goes on"
+os._exit(0)
+""",
+        timeout=30,
+    ).check()

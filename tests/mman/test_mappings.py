@@ -263,3 +263,34 @@ def test_numbers_that_closerange_freed_are_used_by_files_unharmed(act):
             assert file.read() == b"%d" % number
 
     act(code, warnings=None)
+
+
+def test_numbers_that_closerange_freed_are_used_by_userfaultfds_unharmed(act):
+    """The worst that a number can become: another userfaultfd. Pages still move, waiters wake, and the other stays open."""
+
+    def code():
+        from userfault import kernel
+
+        memory, plain = flagged(64), mman.anonymous(4 * PAGE)
+        it = mman.userfaultfd()
+        it.register((at(memory, 32), 32 * PAGE))
+        table(3, 0, memory)
+        table(3, 0, plain)
+        os.closerange(3, 65536)
+        others = [kernel.Userfaultfd(user_mode_only=True) for _ in range(40)]
+        # Numbers that are given out only where somebody asks for them.
+        others += [os.dup2(others[0].fileno(), number) for number in range(490, 520)]
+        table(4, 1, memory)
+        table(5, 1, plain)
+        thread = waiting(it, at(memory, 40))
+        assert it.read_fault() == at(memory, 40)
+        table(6, 40, memory)
+        it.wake(at(memory, 40))
+        assert thread.ended() == 6
+        assert (memory[0], memory[PAGE], plain[0], plain[PAGE], plain[2 * PAGE]) == (3, 4, 3, 5, 0)
+        it.close()
+        raised(UserFault, lambda: touch(at(memory, 41)))
+        assert all(os.fstat(other if isinstance(other, int) else other.fileno()) for other in others)
+        os._exit(0)
+
+    act(code)

@@ -90,23 +90,6 @@ os._exit(0)
     )
 
 
-def test_fault_in_a_system_call_that_keeps_the_gil_ends_by_its_timeout_in_an_error(act):
-    """mmap.madvise(MADV_POPULATE_READ) keeps the GIL while the server needs it: OSError, and not a process that hangs."""
-    act(
-        """
-memory = mman.anonymous(4 * PAGE)
-with served(memory, lambda page: 7, timeout=0.5):
-    began = time.monotonic()
-    got = errno_of(memory.madvise, 22)
-    took = time.monotonic() - began
-    assert got in (errno.EFAULT, 133), got  # 133 is EHWPOISON: what this call says where others say EFAULT
-    assert 0.3 < took < 10, took
-    assert memory[2 * PAGE] == 7
-os._exit(0)
-"""
-    )
-
-
 def test_timeout_of_a_touch_that_nobody_serves_is_user_fault(act):
     """Never zeros; with no timeout it waits."""
     act(

@@ -77,6 +77,10 @@ unsafe extern "C" fn in_child() {
     });
     flagged::fork::in_child(|start, bytes| tombstone(start, bytes, libc::MAP_FIXED), close_if_userfaultfd);
     close_if_userfaultfd(engine.signal.application.handle().as_raw_fd());
+    if !engine.root.has_private_table() {
+        // The lanes are in the table that was copied.
+        engine.lanes.iter().for_each(|lane| close_if_userfaultfd(lane.handle.as_raw_fd()));
+    }
     Engine::bury();
     crate::reserve::forget();
     watch_tombstones();

@@ -11,7 +11,7 @@
 
 use crate::error::Error;
 use crate::proc;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -127,7 +127,6 @@ impl Root {
     /// there. True: the number is worth another try. System calls only: signal handlers call it.
     #[must_use]
     pub fn restore(&self, number: RawFd, original: RawFd) -> bool {
-        const PIDFD_THREAD: libc::c_int = libc::O_EXCL; // Linux 6.9
         if !self.private_table {
             return false;
         }
@@ -137,9 +136,7 @@ impl Root {
             if libc::fcntl(number, libc::F_GETFD) >= 0 {
                 return true; // another thread was faster
             }
-            let thread = libc::syscall(libc::SYS_pidfd_open, self.thread, PIDFD_THREAD) as RawFd;
-            let fd = libc::syscall(libc::SYS_pidfd_getfd, thread, original, 0) as RawFd;
-            libc::close(thread);
+            let fd = self.bring(original);
             if fd < 0 || fd == number {
                 return fd == number;
             }
@@ -149,6 +146,29 @@ impl Root {
                 libc::close(copy);
             }
             copy == number
+        }
+    }
+
+    /// A descriptor of the engine's table for the calling application thread, under a number of its own. System calls only.
+    #[must_use]
+    pub fn borrow(&self, original: RawFd) -> Option<OwnedFd> {
+        if !self.private_table {
+            return None;
+        }
+        let fd = self.bring(original);
+        // SAFETY: the number is new and nobody else's.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// A copy of a descriptor of the engine's table in the calling thread's; negative: it cannot be had.
+    fn bring(&self, original: RawFd) -> RawFd {
+        const PIDFD_THREAD: libc::c_int = libc::O_EXCL; // Linux 6.9
+        // SAFETY: plain system calls on numbers; what is made for the time of the call is closed.
+        unsafe {
+            let thread = libc::syscall(libc::SYS_pidfd_open, self.thread, PIDFD_THREAD) as RawFd;
+            let fd = libc::syscall(libc::SYS_pidfd_getfd, thread, original, 0) as RawFd;
+            libc::close(thread);
+            fd
         }
     }
 
@@ -290,21 +310,27 @@ impl std::fmt::Write for Line {
     }
 }
 
+/// Which file a number means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity(u64, u64);
+
+/// Of `number` in the calling thread's table; `None`: nothing is open there. Each userfaultfd has an inode of its own.
+#[must_use]
+pub fn identity(number: RawFd) -> Option<Identity> {
+    // SAFETY: fills our structure.
+    unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        (libc::fstat(number, &raw mut found) == 0).then_some(Identity(found.st_dev, found.st_ino))
+    }
+}
+
 /// Close a userfaultfd, unless somebody closed it and the number is another file's now. System calls only.
 pub fn close_if_userfaultfd(fd: i32) {
-    let mut path = *b"/proc/self/fd/          \0";
-    let mut digits = 10;
-    let mut rest = fd.unsigned_abs();
-    while digits > 0 && (rest > 0 || digits == 10) {
-        digits -= 1;
-        path[14 + digits] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    path.copy_within(14 + digits.., 14);
+    let Some(path) = proc::Path::new(format_args!("/proc/self/fd/{fd}")) else { return };
     let mut name = [0u8; 32];
     // SAFETY: a path that ends in a zero byte, and room for 32 bytes; closing acts on a number known to be ours.
     unsafe {
-        let count = libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len());
+        let count = libc::readlink(path.as_ptr(), name.as_mut_ptr().cast(), name.len());
         if count > 0 && name.starts_with(b"anon_inode:[userfaultfd]") {
             libc::close(fd);
         }
@@ -350,7 +376,6 @@ impl Drop for KeepErrno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::FromRawFd;
 
     #[test]
     fn adopted_descriptors_outlive_the_application_closing_its_own() {

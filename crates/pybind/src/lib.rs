@@ -1,9 +1,11 @@
 //! `userfault._core`: the only crate that names pyo3. It converts; it never decides.
 
+mod descriptor;
 mod errors;
+mod forked;
 mod image;
 mod kernel;
-mod forked;
+mod late;
 mod mman;
 mod raise;
 mod region;
@@ -17,6 +19,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     // Before any thread can be about to start the engine: a fork at that moment is looked after too.
     engine::fork::hook();
+    descriptor::register(module)?;
     image::register(module)?;
     kernel::register(module)?;
     mman::register(module)?;

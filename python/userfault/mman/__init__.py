@@ -40,6 +40,7 @@ from userfault._core import remap_anon_pages
 from userfault.errors import UserFault
 from userfault.mman.descriptor import PROTOCOL, FdInfo, Userfaultfd2014, userfaultfd
 from userfault.mman.forked import ForkedUserfaultfd
+from userfault.mman.late import TimedOut
 from userfault.mman.names import (
     KERNEL_ADVICE,
     MADV_COLD,
@@ -126,6 +127,7 @@ __all__ = [
     "ForkedUserfaultfd",
     "Protection",
     "RangeInfo",
+    "TimedOut",
     "UserFault",
     "Userfaultfd2014",
     "address_of",

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from userfault import _core
 from userfault.mman.forked import ForkedUserfaultfd
+from userfault.mman.late import TimedOut
 from userfault.region import refresh_handlers
 from userfault.units import parse_seconds
 
@@ -29,8 +30,9 @@ def userfaultfd(
     Args:
         flags: 0, `os.O_CLOEXEC` (which it always is) or `os.O_NONBLOCK`, or both.
         handshake: Do it; False leaves it to the caller: write 8 bytes of protocol, read them back.
-        timeout: A fault that is not answered for so long ends: `UserFault`, EFAULT in a system call. None: never, as in
-            2014; a fault inside a system call that keeps the GIL then stops the whole interpreter if its server is in Python.
+        timeout: A fault that is not answered for so long ends: `UserFault`; in a system call EFAULT, and a RuntimeWarning that
+            says of what (`Userfaultfd2014.timed_out`). None: never, as in 2014; a fault inside a system call that keeps the GIL
+            then stops the whole interpreter if its server is in Python.
         user_mode_only: Do without faults of system calls; every user may have that.
 
     Raises:
@@ -133,3 +135,11 @@ class Userfaultfd2014(_core.NativeUserfaultfd2014):
         """Return what /proc showed of a descriptor in 2014."""
         _, unread, unwoken, timeouts = self.standing()
         return FdInfo(unread, unread + unwoken, PROTOCOL, timeouts)
+
+    def timed_out(self) -> list[TimedOut]:
+        """Return the newest faults that ended because nobody answered in time, oldest first; 16 are kept.
+
+        Of a system call, which can only say EFAULT, the program is told as well: by a RuntimeWarning at the next instruction of
+        the main thread, and by the `__cause__` of the OSError, a `UserFault`, if its thread is still handling it then.
+        """
+        return [TimedOut(*line) for line in self.late()]

@@ -8,10 +8,11 @@ use crate::flagged::fork::{drop_number, keep_number};
 use crate::flagged::gate;
 use crate::flagged::view::Act;
 use crate::mman::change::Change;
-use crate::mman::descriptor::{Descriptor, check_range};
+use crate::mman::descriptor::Descriptor;
 use crate::mman::ledger::{Marks, Owner, Policy};
 use crate::mman::outcome::failed;
 pub use crate::mman::outcome::{Ended, Failed};
+use crate::mman::protocol::check_range;
 use crate::mman::why::{Wanted, bad_range};
 use crate::mman::{Mman, share};
 use crate::source::Source;
@@ -20,7 +21,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
-use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
+use uffd::{Errno, Features, Handle, OpenError, OpenOptions, Userfaultfd};
 
 /// One line of `ranges()`.
 #[derive(Clone, Debug)]
@@ -253,7 +254,7 @@ impl Mman {
             }
             opened => (opened.map_err(Error::of_open)?, true),
         };
-        let (fd, handles) = share(self.engine.root, fd)?;
+        let (fd, handles) = share(self.engine.root, fd.into_owned())?;
         keep_number(fd.as_raw_fd())?;
         crate::mman::handover::install();
         let id = self.next_id();
@@ -337,6 +338,11 @@ impl Mman {
         let range = checked(range)?;
         if !descriptor.forget_read(&range) {
             return Err(failed(libc::ENOENT, "no fault in the range was read and not woken yet"));
+        }
+        // Another userfaultfd would wake nobody, and say nothing.
+        let copy = if descriptor.has_strayed() { descriptor.handles.replacement() } else { None };
+        if let Some(copy) = copy {
+            return Handle::from_raw(copy.as_raw_fd()).wake(range.start, range.len()).map_err(Failed::from);
         }
         loop {
             match descriptor.handles.application.wake(range.start, range.len()) {

@@ -9,20 +9,18 @@
 use crate::futex::Bell;
 use crate::mapping::is_resident;
 use crate::mman::follow::Unaccepted;
+use crate::mman::late::TimedOut;
 use crate::mman::poll::PollPair;
+use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
 use crate::region::Handles;
 use crate::source::Table;
-use crate::threads::close_if_userfaultfd;
+use crate::threads::{Identity, identity};
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::Errno;
-
-/// The protocol of the handshake.
-pub const PROTOCOL: u64 = 0xAA;
-/// What is read back after another one was asked for.
-pub const UNKNOWN_PROTOCOL: u64 = u64::MAX;
 
 /// Where a descriptor stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,31 +50,16 @@ pub struct Waiting {
     pub interrupts: u32,
 }
 
-/// A command written to a running descriptor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Wake those whose faults were read.
-    Wake(Range<usize>),
-    /// Register.
-    Register(Range<usize>),
-    /// Unregister.
-    Unregister(Range<usize>),
-}
-
-/// What is to be done after a write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// Nothing: so many bytes were taken.
-    Taken(usize),
-    /// This, and then 16 bytes were taken.
-    Do(Command),
-}
+/// How many faults that ended by the timeout are remembered.
+const KEPT: usize = 16;
 
 struct State {
     phase: Phase,
     unread: Vec<Waiting>,
     read: Vec<Waiting>,
     timeouts: u64,
+    /// The newest of them.
+    late: VecDeque<TimedOut>,
     /// Closed, but a range could not be given back.
     stuck: bool,
     poll: Option<PollPair>,
@@ -88,6 +71,8 @@ pub struct Descriptor {
     pub id: u64,
     /// The application's copy, until it is closed; nobody but this owns it.
     application: Mutex<Option<OwnedFd>>,
+    /// Which file its number meant at first.
+    identity: Option<Identity>,
     /// In both tables.
     pub handles: Handles,
     /// Was O_NONBLOCK asked for?
@@ -125,9 +110,18 @@ impl Descriptor {
         (nonblocking, user_mode_only, can_follow): (bool, bool, bool),
         timeout: Option<Duration>,
     ) -> Self {
-        let state = State { phase: Phase::Ask, unread: vec![], read: vec![], timeouts: 0, stuck: false, poll: None };
+        let state = State {
+            phase: Phase::Ask,
+            unread: vec![],
+            read: vec![],
+            timeouts: 0,
+            late: VecDeque::new(),
+            stuck: false,
+            poll: None,
+        };
         Self {
             id,
+            identity: identity(application.as_raw_fd()),
             application: Mutex::new(Some(application)),
             handles,
             nonblocking,
@@ -276,6 +270,21 @@ impl Descriptor {
         taken
     }
 
+    /// Remember one of those, for whoever asks.
+    pub fn keep_late(&self, late: TimedOut) {
+        let mut state = self.state();
+        if state.late.len() == KEPT {
+            state.late.pop_front();
+        }
+        state.late.push_back(late);
+    }
+
+    /// The newest faults that ended by the timeout, oldest first.
+    #[must_use]
+    pub fn late(&self) -> Vec<TimedOut> {
+        self.state().late.iter().copied().collect()
+    }
+
     /// When somebody will have waited for too long.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -310,10 +319,18 @@ impl Descriptor {
         self.state().stuck
     }
 
+    /// Has somebody closed the application's copy, and is its number another file's, or nobody's?
+    #[must_use]
+    pub fn has_strayed(&self) -> bool {
+        identity(self.handles.application.as_raw_fd()) != self.identity
+    }
+
     /// Close the application's copy, unless somebody closed it already and the number is another file's.
     pub fn close_copy(&self) {
-        if let Some(fd) = self.application.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            close_if_userfaultfd(fd.into_raw_fd());
+        if let Some(fd) = self.application.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && self.has_strayed()
+        {
+            let _ = fd.into_raw_fd(); // not ours to close
         }
     }
 
@@ -346,49 +363,6 @@ impl State {
 fn touches(waiting: &Waiting, range: &Range<usize>) -> bool {
     range.contains(&waiting.address)
 }
-
-fn word(bytes: &[u8], at: usize) -> Result<u64, Errno> {
-    let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes);
-    word.ok_or(Errno(libc::EINVAL))
-}
-
-/// The command is in the low two bits of the start.
-fn parse(start: u64, end: u64) -> Result<Command, Errno> {
-    let page = uffd::page_size() as u64;
-    let (command, start) = (start & 3, start & !3);
-    if !start.is_multiple_of(page) || !end.is_multiple_of(page) || command == 3 {
-        return Err(Errno(libc::EINVAL));
-    }
-    let range = check_range(start as usize, end as usize)?;
-    Ok(match command {
-        0 => Command::Wake(range),
-        1 => Command::Register(range),
-        _ => Command::Unregister(range),
-    })
-}
-
-/// ERANGE for an empty range, ENOMEM for one that ends outside of user memory.
-///
-/// # Errors
-/// As said; EINVAL for bounds that are not those of pages.
-pub fn check_range(start: usize, end: usize) -> Result<Range<usize>, Errno> {
-    if !start.is_multiple_of(uffd::page_size()) || !end.is_multiple_of(uffd::page_size()) {
-        return Err(Errno(libc::EINVAL));
-    }
-    if start >= end {
-        return Err(Errno(libc::ERANGE));
-    }
-    if end > USER_END {
-        return Err(Errno(libc::ENOMEM));
-    }
-    Ok(start..end)
-}
-
-/// TASK_SIZE of 48-bit addresses: x86-64 leaves out the last page.
-#[cfg(target_arch = "x86_64")]
-const USER_END: usize = (1 << 47) - 4096;
-#[cfg(not(target_arch = "x86_64"))]
-const USER_END: usize = 1 << 48;
 
 #[cfg(test)]
 mod tests {
@@ -433,16 +407,5 @@ mod tests {
         assert!(descriptor.forget_read(&(0x20000..0x21000)));
         assert!(!descriptor.forget_read(&(0x20000..0x21000)));
         assert_eq!(descriptor.standing(), (Phase::Running, 0, 1, 0));
-    }
-
-    #[test]
-    fn commands_are_checked() {
-        assert_eq!(parse(0x1000, 0x2000), Ok(Command::Wake(0x1000..0x2000)));
-        assert_eq!(parse(0x1001, 0x2000), Ok(Command::Register(0x1000..0x2000)));
-        assert_eq!(parse(0x1002, 0x2000), Ok(Command::Unregister(0x1000..0x2000)));
-        assert_eq!(parse(0x1003, 0x2000), Err(Errno(libc::EINVAL)));
-        assert_eq!(parse(0x1004, 0x2000), Err(Errno(libc::EINVAL)));
-        assert_eq!(parse(0x1000, 0x1000), Err(Errno(libc::ERANGE)));
-        assert_eq!(parse(0x1000, 1 << 62), Err(Errno(libc::ENOMEM)));
     }
 }

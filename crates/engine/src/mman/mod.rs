@@ -4,7 +4,9 @@
 //! ledger      which range has which marks: pure bookkeeping
 //! outcome     an errno, and what was wrong in words
 //! poll        a descriptor number with chosen poll bits
+//! protocol    what is written to a descriptor
 //! descriptor  the state machine of the descriptor, and who waits
+//! late        faults that ended by a timeout, for people
 //! switch      changing who gets the faults of a range, without a gap
 //! change      marks become registrations, one mapping after the other
 //! calls       madvise, mprotect, register, unregister, close, on_sigbus
@@ -27,9 +29,11 @@ pub mod follow;
 pub mod forked;
 pub mod forking;
 pub mod handover;
+pub mod late;
 pub mod ledger;
 pub mod outcome;
 pub mod poll;
+pub mod protocol;
 pub mod pump;
 pub mod remap;
 pub mod switch;
@@ -41,7 +45,7 @@ use crate::flagged::{self, view};
 use crate::mman::descriptor::Descriptor;
 use crate::mman::ledger::{Ledger, Policy};
 use crate::region::Handles;
-use crate::threads::Root;
+use crate::threads::{Identity, Root, identity};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -88,7 +92,10 @@ pub struct Mman {
     /// Read by the pump and not applied yet.
     news: Mutex<Vec<News>>,
     descriptors: Mutex<BTreeMap<u64, Arc<Descriptor>>>,
-    bridge: Mutex<Option<Userfaultfd>>,
+    /// Of whose end nobody has been told.
+    late: Mutex<Vec<late::TimedOut>>,
+    /// With which file its number was.
+    bridge: Mutex<Option<(Userfaultfd, Option<Identity>)>>,
     /// Children.
     pub follow: follow::Follow,
     next: AtomicU64,
@@ -160,13 +167,8 @@ fn still_there(region: u64, address: usize) -> bool {
     same && mman.is_registered(address) // by whom, its marks say, and they are up to date
 }
 
-/// One userfaultfd for both tables: its application copy under a high number.
-fn open_shared(root: &Root, options: OpenOptions, features: Features) -> Result<(OwnedFd, Handles), Error> {
-    share(root, Userfaultfd::open_with(options, features).map_err(Error::of_open)?)
-}
-
-fn share(root: &Root, fd: Userfaultfd) -> Result<(OwnedFd, Handles), Error> {
-    let fd = fd.into_owned();
+/// One userfaultfd for both tables.
+fn share(root: &Root, fd: OwnedFd) -> Result<(OwnedFd, Handles), Error> {
     let engine = Handle::from_raw(root.adopt(&fd)?);
     let handles = Handles::of(Handle::from_raw(fd.as_raw_fd()), engine);
     Ok((fd, handles))
@@ -193,9 +195,9 @@ impl Mman {
     fn new(engine: &'static Engine) -> Result<Self, Error> {
         let options = OpenOptions { nonblocking: true, user_mode_only: true, ..OpenOptions::default() };
         let features = Features::SIGBUS | Features::EVENT_REMAP | Features::EVENT_UNMAP;
-        let (fd, handles) = open_shared(engine.root, options, features)?;
-        let fd = with_high_number(fd);
-        let flags = Handles::of(Handle::from_raw(fd.as_raw_fd()), handles.engine);
+        let fd = Userfaultfd::open_with(options, features).map_err(Error::of_open)?;
+        // First: where the tables are one, the engine's number is this one too.
+        let (fd, flags) = share(engine.root, with_high_number(fd.into_owned()))?;
         flagged::fork::keep_number(fd.as_raw_fd())?;
         // SAFETY: makes a descriptor.
         let new_epoll = || unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
@@ -210,6 +212,7 @@ impl Mman {
             book: Mutex::default(),
             news: Mutex::default(),
             descriptors: Mutex::default(),
+            late: Mutex::default(),
             bridge: Mutex::default(),
             follow: follow::Follow::new(forks, kick),
             next: AtomicU64::new(1),
@@ -255,18 +258,22 @@ impl Mman {
     fn with_bridge<T>(&self, work: impl Fn(Handle) -> Result<T, Errno>) -> Result<T, Errno> {
         let mut bridge = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..2 {
+            // Closed behind our back: its number is nobody's, or another file's, and not ours to close.
+            if bridge.as_ref().is_some_and(|(fd, was)| identity(fd.handle().as_raw_fd()) != *was) {
+                std::mem::forget(bridge.take());
+            }
             let fd = match &*bridge {
-                Some(fd) => fd.handle(),
+                Some((fd, _)) => fd.handle(),
                 None => {
                     let user_mode_only = !self.engine.abilities.kernel_faults;
                     let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
                     let fd = Userfaultfd::open_with(options, Features::NONE).map_err(|error| error.errno())?;
-                    bridge.insert(fd).handle()
+                    let is = identity(fd.handle().as_raw_fd());
+                    bridge.insert((fd, is)).0.handle()
                 }
             };
             match work(fd) {
-                // Closed behind our back: its number is nobody's, or another file's, and not ours to close.
-                Err(Errno(libc::EBADF | libc::ENOTTY)) => std::mem::forget(bridge.take()),
+                Err(Errno(libc::EBADF | libc::ENOTTY)) => {} // just now
                 answer => return answer,
             }
         }

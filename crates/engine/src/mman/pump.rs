@@ -14,6 +14,7 @@ use crate::interrupt;
 use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
 use crate::mman::follow::fork_of;
 use crate::mman::forked::Forked;
+use crate::mman::late::{self, TimedOut, Where};
 use crate::mman::{Mman, News, handover};
 use crate::source::SourceError;
 use crate::thread::{Place, sigint_pending};
@@ -164,12 +165,17 @@ impl Pump {
 
     fn expire(&mut self) {
         let now = Instant::now();
+        let mut lock_is_free = None;
         let descriptors: Vec<_> = self.mman.descriptors().values().cloned().collect();
         for descriptor in &descriptors {
-            for late in descriptor.take_late(now) {
-                fail(descriptor, &late, Cause::Timeout);
+            for waiting in descriptor.take_late(now) {
+                let late = TimedOut::of(&waiting, now, place_of(descriptor, waiting.thread, &mut lock_is_free));
+                descriptor.keep_late(late);
+                self.mman.note_late(late);
+                fail(descriptor, &waiting, Cause::Timeout);
             }
         }
+        self.mman.tell_late();
         if self.look <= now {
             self.mman.follow.prune();
             self.look = now + LOOK_EVERY;
@@ -220,6 +226,18 @@ fn wants_out(thread: i32, interrupts: u32) -> Option<Cause> {
         return Some(Cause::Interrupted);
     }
     sigint_pending(thread).then_some(Cause::Latched)
+}
+
+/// What a late thread does. Looked at while it waits: afterwards the call is over and the lock free. The lock is asked for
+/// once, and only because of a system call.
+fn place_of(descriptor: &Descriptor, thread: i32, lock_is_free: &mut Option<bool>) -> Where {
+    if descriptor.user_mode_only || is_in_user_code(thread) {
+        Where::UserCode
+    } else if *lock_is_free.get_or_insert_with(late::is_lock_free) {
+        Where::SystemCall
+    } else {
+        Where::SystemCallWithLock
+    }
 }
 
 /// Does the thread wait in user code? A system call must not be interrupted: it would spin until its page is there.

@@ -7,7 +7,8 @@ use crate::flagged::view::{self, Entry};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
 use crate::region::Handles;
-use uffd::{Errno, Maps, MoveMode, Outcome, RegisterModes};
+use std::os::fd::AsRawFd;
+use uffd::{Errno, Handle, Maps, MoveMode, Outcome, RegisterModes};
 
 /// Source holes are skipped instead of being an error.
 pub const RAP_ALLOW_SRC_HOLES: u64 = 1;
@@ -59,11 +60,17 @@ fn step(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outc
     let Some(handles) = view::find(dst).and_then(|entry| owner(mman, &entry)) else {
         return step_unregistered(mman, dst, src, len, mode);
     };
+    // SAFETY: the caller says that the pages at `src` may go.
+    let through = |handle: Handle| unsafe { handle.move_pages(dst, src, len, mode) };
     loop {
-        // SAFETY: the caller says that the pages at `src` may go.
-        let outcome = unsafe { handles.application.move_pages(dst, src, len, mode) };
-        if outcome != Outcome::Failed(Errno(libc::EBADF)) || !handles.restore() {
-            return outcome;
+        match through(handles.application) {
+            Outcome::Failed(Errno(libc::EBADF)) if handles.restore() => {}
+            // Perhaps another file's number by now; of a userfaultfd, the kernel says that the range is not its own.
+            Outcome::Failed(errno @ Errno(libc::EINVAL | libc::ENOTTY)) => {
+                let copy = handles.replacement();
+                return copy.map_or(Outcome::Failed(errno), |copy| through(Handle::from_raw(copy.as_raw_fd())));
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::source::volatile::Offers;
 use crate::source::{Source, Table};
 use crate::states::{State, UnitStates};
 use crate::stock::Stock;
-use crate::threads::Root;
+use crate::threads::{Root, identity};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -99,6 +99,15 @@ impl Handles {
     #[must_use]
     pub fn restore(&self) -> bool {
         Root::current().is_some_and(|root| root.restore(self.application.as_raw_fd(), self.original.as_raw_fd()))
+    }
+
+    /// The application closed its copy and gave the number to another file, which stays: a copy under another number, for
+    /// the caller's next operation. `None`: the number is still ours, or a copy cannot be had. Application threads, in signal
+    /// handlers too.
+    #[must_use]
+    pub fn replacement(&self) -> Option<OwnedFd> {
+        let copy = Root::current()?.borrow(self.original.as_raw_fd())?;
+        (identity(copy.as_raw_fd()) != identity(self.application.as_raw_fd())).then_some(copy)
     }
 }
 

@@ -1,0 +1,143 @@
+"""A fault in a system call ends by the descriptor's timeout: in EFAULT, and the program is told what it was."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.kernel
+
+#: Calls of C that keep the GIL while the kernel touches `memory`, what their error says (133 is EHWPOISON), and whether the call
+#: itself raises it: an OSError that Python makes of errno comes an instruction after the warning.
+KEEP_THE_GIL = {
+    "madvise": ("memory.madvise(22, 2 * PAGE, PAGE)", 133, True),  # MADV_POPULATE_READ
+    "read": ("read_into(at(memory, 2))", 14, False),
+}
+
+PREPARE = """
+def read_into(address, dll=ctypes.PyDLL(None, use_errno=True)):
+    r, w = os.pipe()
+    os.write(w, b"x")
+    if dll.read(r, ctypes.c_void_p(address), 1) < 0:
+        raise OSError(ctypes.get_errno(), "read")
+def spoken(caught):
+    assert all(one.category is RuntimeWarning for one in caught), caught
+    return [str(one.message) for one in caught]
+"""
+
+
+@pytest.mark.parametrize("name", KEEP_THE_GIL)
+def test_fault_in_a_system_call_that_keeps_the_gil_ends_in_an_error_that_names_the_cause(act, name):
+    """The server needs the GIL, so nobody can come: OSError with its cause, a warning, a record, and no process that hangs."""
+    call, said, raises = KEEP_THE_GIL[name]
+    act(
+        PREPARE
+        + f"""
+memory = mman.anonymous(4 * PAGE)
+it = mman.userfaultfd(timeout=0.5)
+mman.madvise(memory, mman.MADV_USERFAULT)
+it.register(memory)
+def serve():
+    while True:
+        address = it.read_fault()
+        table(7, (address - at(memory)) // PAGE, memory)
+        it.wake(address // PAGE * PAGE)
+threading.Thread(target=serve, daemon=True).start()
+began = time.monotonic()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        {call}
+        raise AssertionError("it came back")
+    except OSError as error:
+        took = time.monotonic() - began
+        assert error.errno == {said}, error
+        cause = error.__cause__
+assert 0.3 < took < 10, took
+if {raises}:
+    assert type(cause) is UserFault and cause.address == at(memory, 2), cause
+    assert "in a system call that kept the GIL" in str(cause), cause
+[text] = spoken(caught)
+for part in (hex(at(memory, 2)), f"thread {{threading.get_native_id()}} (MainThread)", "0.5 s", "system call that kept the GIL"):
+    assert part in text, (part, text)
+[late] = it.timed_out()
+assert (late.address, late.thread) == (at(memory, 2), threading.get_native_id()), late
+assert 0.5 <= late.seconds < 5 and late.place == "a system call that kept the GIL", late
+assert it.fdinfo().timeouts == 1
+assert memory[0] == 7
+os._exit(0)
+"""
+    )
+
+
+def test_fault_in_a_system_call_that_gives_up_the_gil_is_told_as_such(act):
+    """os.write in another thread, and nobody serves: the GIL has nothing to do with it, and the text does not say so."""
+    act(
+        PREPARE
+        + """
+memory = flagged(2)
+it = mman.userfaultfd(timeout=0.4)
+it.register(memory)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    thread = Touching(at(memory, 1), lambda address: errno_of(os.write, os.pipe()[1], memoryview(memory)[PAGE:]))
+    assert thread.ended() == errno.EFAULT
+    eventually(lambda: caught, what="the warning")
+[text] = spoken(caught)
+assert hex(at(memory, 1)) in text and "in a system call" in text and "GIL" not in text, text
+assert [(late.address, late.place) for late in it.timed_out()] == [(at(memory, 1), "a system call")]
+os._exit(0)
+"""
+    )
+
+
+def test_touch_that_nobody_answers_warns_of_nothing(act):
+    """It is told by its exception; the record has it."""
+    act(
+        """
+memory = flagged(1)
+it = mman.userfaultfd(timeout=0.3)
+it.register(memory)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    raised(UserFault, lambda: touch(at(memory)))
+    eventually(lambda: len(it.timed_out()) == 1, what="the record")
+assert not caught, caught
+assert it.timed_out()[0].place == "user code"
+os._exit(0)
+"""
+    )
+
+
+def test_record_keeps_the_newest(act):
+    """Sixteen, oldest first, of twenty."""
+    act(
+        """
+memory = flagged(20)
+it = mman.userfaultfd(timeout=0.05)
+it.register(memory)
+for page in range(20):
+    raised(UserFault, lambda: touch(at(memory, page)))
+assert [late.address for late in it.timed_out()] == [at(memory, page) for page in range(4, 20)]
+assert it.fdinfo().timeouts == 20
+os._exit(0)
+"""
+    )
+
+
+def test_error_that_nobody_catches_is_followed_by_the_warning(child):
+    """At the end of the program at the latest."""
+    result = child(
+        """
+from userfault import mman
+memory = mman.anonymous(4096)
+mman.madvise(memory, mman.MADV_USERFAULT)
+it = mman.userfaultfd(timeout=0.3)
+it.register(memory)
+memory.madvise(22)
+""",
+        timeout=20,
+    )
+    assert result.returncode == 1, result
+    assert "OSError: [Errno 133]" in result.stderr
+    assert "RuntimeWarning: EFAULT in thread" in result.stderr
+    assert "kept the GIL" in result.stderr
