@@ -152,6 +152,29 @@ def test_mremap_of_a_part_takes_the_flag_of_that_part(act):
     act(code)
 
 
+@pytest.mark.parametrize("moved", ["flagged", "registered"])
+def test_a_mapping_moved_over_another_kind_keeps_its_own(act, moved):
+    """Flagged memory faults also where registered memory without the flag, which fills with zeros, was; and the reverse."""
+
+    def code():
+        it, flag_moves = mman.userfaultfd(), sys.argv[1] == "flagged"
+        for _ in range(20):
+            start, to = mapped(2 * PAGE), mapped(2 * PAGE)
+            with_flag, without = (start, to) if flag_moves else (to, start)
+            mman.madvise((with_flag, 2 * PAGE), mman.MADV_USERFAULT)
+            it.register((without, 2 * PAGE))
+            move_mapping(start, 2 * PAGE, to)
+            told = [(one.flagged, one.owner) for one in mman.ranges() if one.start == to]
+            assert told == [(flag_moves, None if flag_moves else it.ident)], told
+            for page in (to, to + PAGE):
+                if flag_moves:
+                    raised(UserFault, lambda page=page: touch(page))
+                else:
+                    assert touch(page) == 0
+
+    act(code, args=[moved])
+
+
 @pytest.mark.parametrize("how", ["munmap", "fixed", "mremap"])
 def test_registration_ends_with_its_mapping(act, how):
     """Another descriptor may have the new mapping there."""

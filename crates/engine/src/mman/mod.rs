@@ -6,6 +6,7 @@
 //! poll        a descriptor number with chosen poll bits
 //! descriptor  the state machine of the descriptor, and who waits
 //! switch      changing who gets the faults of a range, without a gap
+//! probe       what the kernel has registered where
 //! change      marks become registrations, one mapping after the other
 //! calls       madvise, mprotect, register, unregister, close, on_sigbus
 //! remap       remap_anon_pages
@@ -29,6 +30,7 @@ pub mod handover;
 pub mod ledger;
 pub mod outcome;
 pub mod poll;
+pub mod probe;
 pub mod pump;
 pub mod remap;
 pub mod switch;
