@@ -284,23 +284,23 @@ impl Mman {
                 Some(_) => {}
             }
             let strict = change.book.policy == Policy::RegisterOnly;
+            let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
             let result = change.each_mapping(range, |change, piece, anonymous| {
-                let pieces = change.book.ledger.pieces(piece.clone());
-                let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
-                let there = |range: &Range<usize>, marks: &Marks| change.is_current(marks, range.start, anonymous);
-                let taken = |(range, marks): &(Range<usize>, Option<Marks>)| {
-                    marks.as_ref().is_some_and(|marks| foreign(marks) && there(range, marks))
-                };
-                if pieces.iter().any(taken) {
-                    return Err(Errno(libc::EBUSY));
+                // Neighbours of two owners are two mappings, though the kernel may know them as one: those before are done.
+                for (piece, marks) in change.book.ledger.pieces(piece) {
+                    let there = |marks: &Marks| change.is_current(marks, piece.start, anonymous);
+                    if marks.as_ref().is_some_and(|marks| foreign(marks) && there(marks)) {
+                        return Err(Errno(libc::EBUSY));
+                    }
+                    if strict && !anonymous {
+                        return Err(Errno(libc::EINVAL));
+                    }
+                    change.mark(piece, anonymous, |marks| {
+                        marks.owner = new;
+                        marks.orphaned = false;
+                    })?;
                 }
-                if strict && !anonymous {
-                    return Err(Errno(libc::EINVAL));
-                }
-                change.mark(piece, anonymous, |marks| {
-                    marks.owner = new;
-                    marks.orphaned = false;
-                })
+                Ok(())
             });
             result.map(|_| ()).map_err(explain)
         })
