@@ -57,8 +57,13 @@ class Toucher(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.tasks, self.results = queue.SimpleQueue(), queue.SimpleQueue()
+        self.tasks, self.results, self.open = queue.SimpleQueue(), queue.SimpleQueue(), 0
         self.start()
+
+    def give(self, *task: object) -> None:
+        """Have it touch: address, content to be written or None, whether it keeps the interpreter's lock."""
+        self.open += 1
+        self.tasks.put(task)
 
     def run(self) -> None:
         while True:
@@ -94,7 +99,9 @@ class Toucher(threading.Thread):
         return -1
 
     def ended(self) -> str | int:
-        return self.results.get(timeout=5)
+        result = self.results.get(timeout=5)
+        self.open -= 1
+        return result
 
 
 TOUCHERS = [Toucher(), Toucher()]
@@ -246,7 +253,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             outcome = self.model_touch(address, content)
             self.note(f"touch{'' if content is None else ' to write'} ({outcome.kind}, then {end})", address)
-            toucher.tasks.put((address, content, gil))
+            toucher.give(address, content, gil)
             if outcome.kind == "descriptor":
                 it = self.descriptors[outcome.value]
                 eventually(
@@ -314,12 +321,21 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "space"):
             return
-        for number in range(PAGES) if self.sound else ():
-            self.touch_pages([(number, None, True)], "resolve")
+        try:
+            for number in range(PAGES) if self.sound else ():
+                self.touch_pages([(number, None, True)], "resolve")
+        finally:
+            self.clear()
+        assert mman.ranges() == []
+
+    def clear(self) -> None:
+        """Leave nothing to the next sequence: who still waits after a failure must not touch its pages, nor what is gone."""
         for it in self.descriptors.values():
             it.close()
+        for toucher in TOUCHERS:
+            while toucher.open:
+                toucher.ended()
         libc.munmap(ARENA, PAGES * PAGE)
-        assert mman.ranges() == []
 
 
 def mappings_in(start: int, end: int) -> int:
@@ -330,8 +346,10 @@ def mappings_in(start: int, end: int) -> int:
 def run(examples: int, steps: int, seed: int | None) -> None:
     """Look for a sequence of calls after which something is not as the model says; it is printed.
 
-    The same `seed` draws the same sequences; None: those that are drawn every time.
+    The same `seed` draws the same sequences, so it is printed before a crash can end the process; None: sequences that depend
+    on this file only.
     """
+    print(f"sequences of seed {seed}", flush=True)
     chosen = settings(
         max_examples=examples,
         stateful_step_count=steps,
