@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -13,6 +14,7 @@ from mman.kit import (
     PAGE,
     UserFault,
     at,
+    errno_of,
     filled,
     flagged,
     in_threads,
@@ -197,6 +199,26 @@ def test_registration_ends_with_its_mapping(act, how):
         assert thread.ended() == "UserFault"
 
     act(code, args=[how])
+
+
+def test_registration_of_shared_memory_goes_where_its_mapping_goes(act):
+    """It cannot fault, but it has an owner: at its new place, and not at the old one, whatever is mapped there next."""
+
+    def code():
+        shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+        start, to = mapped(PAGE, flags=shared), mapped(PAGE, flags=shared)
+        with mman.userfaultfd() as first, mman.userfaultfd() as second:
+            first.register((start, PAGE))
+            move_mapping(start, PAGE, to)
+            mapped(PAGE, flags=shared, address=start)
+            assert [(one.start, one.owner) for one in mman.ranges()] == [(to, first.ident)]
+            assert errno_of(second.register, (to, PAGE)) == errno.EBUSY
+            second.register((start, PAGE))
+            mapped(PAGE, flags=shared, address=to)
+            second.register((to, PAGE))
+            assert touch(start) == touch(to) == 0
+
+    act(code)
 
 
 def test_dontneed_and_munmap_under_the_gil_do_not_deadlock(act):

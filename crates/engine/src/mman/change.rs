@@ -239,7 +239,14 @@ impl Change<'_> {
             new.had_dontfork = self.deny_fork(piece)?;
             new.denied = true;
         }
-        if let Err(errno) = self.register_pages(piece, old, new) {
+        let registered = match self.register_pages(piece, old, new) {
+            Err(_) if !new.anonymous && new.kernel == Kernel::Tracked => {
+                new.kernel = Kernel::Nothing; // a file, or memory that may not be written: nobody tells what becomes of it
+                Ok(())
+            }
+            answer => answer,
+        };
+        if let Err(errno) = registered {
             if new.denied && !old.denied && !new.had_dontfork {
                 advise(piece, libc::MADV_DOFORK)?;
             }
