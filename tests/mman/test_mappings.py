@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -13,6 +14,7 @@ from mman.kit import (
     PAGE,
     UserFault,
     at,
+    errno_of,
     filled,
     flagged,
     in_threads,
@@ -152,6 +154,29 @@ def test_mremap_of_a_part_takes_the_flag_of_that_part(act):
     act(code)
 
 
+@pytest.mark.parametrize("moved", ["flagged", "registered"])
+def test_a_mapping_moved_over_another_kind_keeps_its_own(act, moved):
+    """Flagged memory faults also where registered memory without the flag, which fills with zeros, was; and the reverse."""
+
+    def code():
+        it, flag_moves = mman.userfaultfd(), sys.argv[1] == "flagged"
+        for _ in range(20):
+            start, to = mapped(2 * PAGE), mapped(2 * PAGE)
+            with_flag, without = (start, to) if flag_moves else (to, start)
+            mman.madvise((with_flag, 2 * PAGE), mman.MADV_USERFAULT)
+            it.register((without, 2 * PAGE))
+            move_mapping(start, 2 * PAGE, to)
+            told = [(one.flagged, one.owner) for one in mman.ranges() if one.start == to]
+            assert told == [(flag_moves, None if flag_moves else it.ident)], told
+            for page in (to, to + PAGE):
+                if flag_moves:
+                    raised(UserFault, lambda page=page: touch(page))
+                else:
+                    assert touch(page) == 0
+
+    act(code, args=[moved])
+
+
 @pytest.mark.parametrize("how", ["munmap", "fixed", "mremap"])
 def test_registration_ends_with_its_mapping(act, how):
     """Another descriptor may have the new mapping there."""
@@ -174,6 +199,26 @@ def test_registration_ends_with_its_mapping(act, how):
         assert thread.ended() == "UserFault"
 
     act(code, args=[how])
+
+
+def test_registration_of_shared_memory_goes_where_its_mapping_goes(act):
+    """It cannot fault, but it has an owner: at its new place, and not at the old one, whatever is mapped there next."""
+
+    def code():
+        shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+        start, to = mapped(PAGE, flags=shared), mapped(PAGE, flags=shared)
+        with mman.userfaultfd() as first, mman.userfaultfd() as second:
+            first.register((start, PAGE))
+            move_mapping(start, PAGE, to)
+            mapped(PAGE, flags=shared, address=start)
+            assert [(one.start, one.owner) for one in mman.ranges()] == [(to, first.ident)]
+            assert errno_of(second.register, (to, PAGE)) == errno.EBUSY
+            second.register((start, PAGE))
+            mapped(PAGE, flags=shared, address=to)
+            second.register((to, PAGE))
+            assert touch(start) == touch(to) == 0
+
+    act(code)
 
 
 def test_dontneed_and_munmap_under_the_gil_do_not_deadlock(act):

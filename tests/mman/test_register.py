@@ -67,12 +67,13 @@ def test_register_of_nothing_but_a_hole_is_einval(act, method):
     act(code, args=[method])
 
 
+@pytest.mark.parametrize("flag", [True, False], ids=["flagged", "unflagged"])
 @pytest.mark.parametrize("method", ["register", "unregister"])
-def test_register_of_what_another_descriptor_owns_is_ebusy(act, method):
-    """The mappings before it are done, those after it are not."""
+def test_register_of_what_another_descriptor_owns_is_ebusy(act, method, flag):
+    """The mappings before it are done, those after it are not; also where the kernel holds all of it to be one mapping."""
 
     def code():
-        memory = flagged(3)
+        memory = flagged(3) if sys.argv[2] == "True" else mman.anonymous(3 * PAGE)
         with mman.userfaultfd() as other, mman.userfaultfd() as it:
             other.register((at(memory, 1), PAGE))
             if sys.argv[1] == "unregister":
@@ -88,7 +89,7 @@ def test_register_of_what_another_descriptor_owns_is_ebusy(act, method):
                 assert owners[2] is not None
             assert owners[1] not in (None, owners[0], owners[2])
 
-    act(code, args=[method])
+    act(code, args=[method, str(flag)])
 
 
 def test_register_twice_with_the_same_descriptor_is_fine(act):

@@ -192,6 +192,22 @@ def test_remap_over_two_mappings_is_einval(act):
     act(code)
 
 
+@pytest.mark.parametrize("end", ["dst", "src"])
+def test_remap_over_memory_of_two_descriptors_is_einval(act, end):
+    """Two mappings in 2014, also where nothing is flagged and the kernel of today holds it to be one."""
+
+    def code():
+        memory, source = mman.anonymous(2 * PAGE), filled(7, 2)
+        shared = memory if sys.argv[1] == "dst" else source
+        with mman.userfaultfd() as first, mman.userfaultfd() as second:
+            first.register((at(shared), PAGE))
+            second.register((at(shared, 1), PAGE))
+            assert errno_of(mman.remap_anon_pages, at(memory), at(source), 2 * PAGE) == errno.EINVAL
+        assert mman.remap_anon_pages(at(memory), at(source), 2 * PAGE) == 2 * PAGE
+
+    act(code, args=[end])
+
+
 @pytest.mark.parametrize("kind", ["shared", "memfd", "file"])
 def test_remap_of_a_shared_mapping_is_einval(act, kind):
     """On either side."""

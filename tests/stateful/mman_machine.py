@@ -8,7 +8,8 @@ import mmap
 import queue
 import threading
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as given_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from mman.kit import at, eventually, filled, libc, mapped, mman, move_mapping
@@ -56,8 +57,13 @@ class Toucher(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.tasks, self.results = queue.SimpleQueue(), queue.SimpleQueue()
+        self.tasks, self.results, self.open = queue.SimpleQueue(), queue.SimpleQueue(), 0
         self.start()
+
+    def give(self, *task: object) -> None:
+        """Have it touch: address, content to be written or None, whether it keeps the interpreter's lock."""
+        self.open += 1
+        self.tasks.put(task)
 
     def run(self) -> None:
         while True:
@@ -80,15 +86,22 @@ class Toucher(threading.Thread):
             whole = set(ctypes.string_at(page, PAGE))
             assert whole == set(seen), (seen, whole)
             return seen[0]
+        # First one byte at the very address: the C library fills a page in an order of its own.
         if keeps_the_gil:
-            memoryview((ctypes.c_char * PAGE).from_address(page)).cast("B")[:] = bytes([content]) * PAGE
+            whole = memoryview((ctypes.c_char * PAGE).from_address(page)).cast("B")
+            whole[address - page] = content
+            len("")  # an exception on its way surfaces at a call
+            whole[:] = bytes([content]) * PAGE
         else:
+            ctypes.memset(address, content, 1)
             ctypes.memset(page, content, PAGE)
         len("")
         return -1
 
     def ended(self) -> str | int:
-        return self.results.get(timeout=5)
+        result = self.results.get(timeout=5)
+        self.open -= 1
+        return result
 
 
 TOUCHERS = [Toucher(), Toucher()]
@@ -240,7 +253,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             outcome = self.model_touch(address, content)
             self.note(f"touch{'' if content is None else ' to write'} ({outcome.kind}, then {end})", address)
-            toucher.tasks.put((address, content, gil))
+            toucher.give(address, content, gil)
             if outcome.kind == "descriptor":
                 it = self.descriptors[outcome.value]
                 eventually(
@@ -308,12 +321,21 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "space"):
             return
-        for number in range(PAGES) if self.sound else ():
-            self.touch_pages([(number, None, True)], "resolve")
+        try:
+            for number in range(PAGES) if self.sound else ():
+                self.touch_pages([(number, None, True)], "resolve")
+        finally:
+            self.clear()
+        assert mman.ranges() == []
+
+    def clear(self) -> None:
+        """Leave nothing to the next sequence: who still waits after a failure must not touch its pages, nor what is gone."""
         for it in self.descriptors.values():
             it.close()
+        for toucher in TOUCHERS:
+            while toucher.open:
+                toucher.ended()
         libc.munmap(ARENA, PAGES * PAGE)
-        assert mman.ranges() == []
 
 
 def mappings_in(start: int, end: int) -> int:
@@ -322,13 +344,20 @@ def mappings_in(start: int, end: int) -> int:
 
 
 def run(examples: int, steps: int, seed: int | None) -> None:
-    """Look for a sequence of calls after which something is not as the model says; it is printed."""
+    """Look for a sequence of calls after which something is not as the model says; it is printed.
+
+    The same `seed` draws the same sequences, so it is printed before a crash can end the process; None: sequences that depend
+    on this file only.
+    """
+    print(f"sequences of seed {seed}", flush=True)
     chosen = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         database=None,
         derandomize=seed is None,
+        phases=[Phase.generate],  # what depends on time is not found again by trying it again
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Machine, settings=chosen)
+    machine = Machine if seed is None else given_seed(seed)(type("Seeded", (Machine,), {}))
+    run_state_machine_as_test(machine, settings=chosen)

@@ -131,6 +131,14 @@ pub fn for_each(visit: impl FnMut(&Entry)) {
     read(|entries| entries.iter().for_each(visit));
 }
 
+/// Visit what has a part in `range`. Takes no lock.
+pub fn for_each_in(range: &Range<usize>, visit: impl FnMut(&Entry)) {
+    read(|entries| {
+        let index = entries.partition_point(|entry| entry.range.end <= range.start);
+        entries[index..].iter().take_while(|entry| entry.range.start < range.end).for_each(visit);
+    });
+}
+
 /// Replace all of it; sorted, without overlaps.
 pub fn publish(engine: &Engine, entries: Vec<Entry>) {
     debug_assert!(entries.windows(2).all(|two| two[0].range.end <= two[1].range.start));

@@ -299,25 +299,24 @@ impl Mman {
             }
             let strict = change.book.policy == Policy::RegisterOnly;
             let mut taken_by = None;
+            let foreign = |marks: &Marks| marks.owner.filter(|owner| owner.id != mine.id);
             let result = change.each_mapping(range, |change, piece, anonymous| {
-                let pieces = change.book.ledger.pieces(piece.clone());
-                let foreign = |marks: &Marks| marks.owner.is_some_and(|owner| owner.id != mine.id);
-                let there = |range: &Range<usize>, marks: &Marks| change.is_current(marks, range.start, anonymous);
-                let taken = |(range, marks): &(Range<usize>, Option<Marks>)| {
-                    marks.as_ref().is_some_and(|marks| foreign(marks) && there(range, marks))
-                };
-                if let Some((range, marks)) = pieces.iter().find(|piece| taken(piece)) {
-                    taken_by =
-                        Some((range.start, marks.as_ref().and_then(|marks| marks.owner).map_or(0, |owner| owner.id)));
-                    return Err(Errno(libc::EBUSY));
+                // Neighbours of two owners are two mappings, though the kernel may know them as one: those before are done.
+                for (piece, marks) in change.book.ledger.pieces(piece) {
+                    let there = |marks: &&Marks| change.is_current(marks, piece.start, anonymous);
+                    if let Some(owner) = marks.as_ref().filter(there).and_then(foreign) {
+                        taken_by = Some((piece.start, owner.id));
+                        return Err(Errno(libc::EBUSY));
+                    }
+                    if strict && !anonymous {
+                        return Err(Errno(libc::EINVAL));
+                    }
+                    change.mark(piece, anonymous, |marks| {
+                        marks.owner = new;
+                        marks.orphaned = false;
+                    })?;
                 }
-                if strict && !anonymous {
-                    return Err(Errno(libc::EINVAL));
-                }
-                change.mark(piece, anonymous, |marks| {
-                    marks.owner = new;
-                    marks.orphaned = false;
-                })
+                Ok(())
             });
             match (result, taken_by) {
                 (Err(errno), Some((at, id))) => Err(failed(

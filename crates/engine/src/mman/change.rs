@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use uffd::{CopyMode, Errno, Handle, Maps, Outcome, RegisterModes};
+use uffd::{Errno, Handle, Maps, RegisterModes};
 
 /// One change of marks.
 pub struct Change<'a> {
@@ -129,47 +129,6 @@ impl Mman {
         }
     }
 
-    /// The parts of a range that are registered with a userfaultfd.
-    fn registered(&self, range: &Range<usize>) -> Vec<Range<usize>> {
-        let Ok(maps) = Maps::open() else { return vec![] };
-        let (mut at, mut found) = (range.start, vec![]);
-        while let Ok(Some(vma)) = maps.at_or_above(at)
-            && vma.start < range.end
-        {
-            let piece = vma.start.max(at)..vma.end.min(range.end);
-            at = piece.end;
-            if self.is_registered(piece.start) {
-                found.push(piece);
-            }
-            if at >= range.end {
-                break;
-            }
-        }
-        found
-    }
-
-    /// Is the mapping at `address` registered with any userfaultfd? A COPY from nowhere says ENOENT if not; else it fails for
-    /// want of bytes. Asked through one that has no events: they would have to be read first, and the pump asks too.
-    pub(super) fn is_registered(&self, address: usize) -> bool {
-        let page = uffd::page_size();
-        loop {
-            match self.engine.signal.engine.copy(address, 0, page, CopyMode::DONTWAKE) {
-                Outcome::Retry => std::thread::yield_now(),
-                outcome => return outcome != Outcome::Failed(Errno(libc::ENOENT)),
-            }
-        }
-    }
-
-    /// Is the page at `address` registered as these marks say? Registering again what is registered is no change, and what is
-    /// somebody else's is EBUSY.
-    fn has_registered(&self, marks: &Marks, address: usize) -> bool {
-        let modes = if marks.kernel == Kernel::Tracked { RegisterModes::WP } else { RegisterModes::MISSING };
-        let fd = fd_of(marks, self.flags.engine);
-        // SAFETY: no change, as said: the page was seen to be registered, and the gate is closed.
-        let again = |fd: Handle| unsafe { fd.register(address, uffd::page_size(), modes) };
-        self.is_registered(address) && fd.is_some_and(|fd| again(fd).is_ok())
-    }
-
     /// Whoever waits there asks again, and is told by the mapping that is there now.
     fn nobody_waits(&self, marks: &Marks, range: &Range<usize>) {
         if let Some(owner) = marks.owner {
@@ -281,7 +240,14 @@ impl Change<'_> {
             new.had_dontfork = self.deny_fork(piece)?;
             new.denied = true;
         }
-        if let Err(errno) = self.register_pages(piece, old, new) {
+        let registered = match self.register_pages(piece, old, new) {
+            Err(_) if !new.anonymous && new.kernel == Kernel::Tracked => {
+                new.kernel = Kernel::Nothing; // a file, or memory that may not be written: nobody tells what becomes of it
+                Ok(())
+            }
+            answer => answer,
+        };
+        if let Err(errno) = registered {
             if new.denied && !old.denied && !new.had_dontfork {
                 advise(piece, libc::MADV_DOFORK)?;
             }
@@ -400,7 +366,7 @@ fn drop_patterns(region: &Region, piece: &Range<usize>, shift: usize) {
 }
 
 /// Which userfaultfd has the range.
-fn fd_of(marks: &Marks, flags: Handle) -> Option<Handle> {
+pub(super) fn fd_of(marks: &Marks, flags: Handle) -> Option<Handle> {
     match marks.kernel {
         Kernel::Nothing => None,
         // Not the owner's for a range that is only tracked: a fork would send its owner an event.

@@ -94,7 +94,7 @@ impl Marks {
     #[must_use]
     pub fn wanted(&self, policy: Policy) -> Kernel {
         match (policy, self.flagged, self.owner) {
-            _ if !self.anonymous => Kernel::Nothing,
+            _ if !self.anonymous => self.owner.map_or(Kernel::Nothing, |_| Kernel::Tracked),
             (Policy::RegisterOnly, _, Some(_)) => Kernel::Descriptor,
             (Policy::RegisterOnly, _, None) if self.orphaned => Kernel::Signal,
             (Policy::RegisterOnly, _, None) => Kernel::Nothing,

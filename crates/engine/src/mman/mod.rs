@@ -8,6 +8,7 @@
 //! descriptor  the state machine of the descriptor, and who waits
 //! late        faults that ended by a timeout, for people
 //! switch      changing who gets the faults of a range, without a gap
+//! probe       what the kernel has registered where
 //! change      marks become registrations, one mapping after the other
 //! calls       madvise, mprotect, register, unregister, close, on_sigbus
 //! remap       remap_anon_pages
@@ -33,6 +34,7 @@ pub mod late;
 pub mod ledger;
 pub mod outcome;
 pub mod poll;
+pub mod probe;
 pub mod protocol;
 pub mod pump;
 pub mod remap;

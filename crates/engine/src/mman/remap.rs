@@ -28,6 +28,9 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     if flags & !RAP_ALLOW_SRC_HOLES != 0 || unaligned || wraps || len == 0 {
         return Err(Errno(libc::EINVAL));
     }
+    if len > page && is_of_two_owners(mman, dst, len, src) {
+        return Err(Errno(libc::EINVAL));
+    }
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
     let mut done = 0;
@@ -52,6 +55,22 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
         }
     }
     Ok(done)
+}
+
+/// Does either end belong to two descriptors? Two mappings then, though the kernel knows memory without the flag as one.
+fn is_of_two_owners(mman: &Mman, dst: usize, len: usize, src: usize) -> bool {
+    let two = |start: usize| {
+        let (mut first, mut differs) = (None, false);
+        view::for_each_in(&(start..start + len), |entry| {
+            let owner = entry.descriptor.map(|handles| handles.engine.as_raw_fd());
+            differs |= *first.get_or_insert(owner) != owner;
+        });
+        differs
+    };
+    (two(dst) || two(src)) && {
+        mman.note_news(); // perhaps of a mapping that is gone
+        two(dst) || two(src)
+    }
 }
 
 /// One UFFDIO_MOVE, through the descriptor that the destination is registered with.
