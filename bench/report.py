@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,8 @@ from typing import Any
 
 from bench.peers import ROOT
 from bench.scenarios import Imports, Scenario, from_data, to_data
+from userfault.rivals.figures import quartiles
+from userfault.rivals.machine import describe_machine
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Report:
     """All rows of one run, and where they were measured."""
 
     rows: list[Row]
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+    machine: dict[str, Any] = field(default_factory=describe_machine)
     revision: str = field(default_factory=lambda: describe_revision())
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -96,23 +96,9 @@ def line_of(row: Row) -> str:
 
 def spread(samples: list[float]) -> str:
     """``6.2 us (6.1-6.4)``."""
-    low, middle, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else samples * 3
+    low, middle, high = quartiles(samples)
     scale, unit = (1e6, "ms") if middle >= 1e6 else (1e3, "us") if middle >= 1e3 else (1, "ns")
     return f"{middle / scale:.1f} {unit} ({low / scale:.1f}-{high / scale:.1f})"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader must know to judge the numbers."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "transparent_hugepages": thp.read_text().strip() if thp.exists() else None,
-    }
 
 
 def describe_revision() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.peers import ROOT, FreshImport, Peer, build_floor
 from bench.report import Report, Row
 from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Pins, Scenario
+from userfault.rivals.figures import take_turns
 
 PAGE = mmap.PAGESIZE
 TIMES = ("ns_per_touch", "ns_per_call", "ns")
@@ -58,19 +59,20 @@ def sides_2014(scenario: Calls2014, built: Path, cpu: int) -> tuple[Peer, Peer]:
 def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
     """Play one round to warm up, then `rounds` rounds in turn; who begins changes with every round."""
     floor, ours = sides(scenario, built, cpu)
-    samples: dict[object, list[float]] = {floor: [], ours: []}
     try:
-        for number in range(rounds + 1):
-            results = {side: side.play() for side in ((floor, ours) if number % 2 else (ours, floor))}
-            if results[floor].get("sum") != results[ours].get("sum"):
-                raise RuntimeError(f"{scenario.name}: the two sides saw different bytes")
-            if number > 0:
-                for side, result in results.items():
-                    samples[side].append(next(result[key] for key in TIMES if key in result))
+        answers = take_turns((floor, ours), lambda side, _: side.play(), rounds)
     finally:
         floor.close()
         ours.close()
-    return Row(scenario, samples[floor], samples[ours])
+    for theirs, mine in zip(*answers, strict=True):
+        if theirs.get("sum") != mine.get("sum"):
+            raise RuntimeError(f"{scenario.name}: the two sides saw different bytes")
+    return Row(scenario, *([time_of(one) for one in side] for side in answers))
+
+
+def time_of(result: dict[str, float]) -> float:
+    """What a round measured, in nanoseconds."""
+    return next(result[key] for key in TIMES if key in result)
 
 
 def main(argv: list[str] | None = None) -> int:
