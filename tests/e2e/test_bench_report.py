@@ -11,39 +11,60 @@ from support.child import run_command
 
 from userfault.rivals import playing
 from userfault.rivals.child import measure, ways
-from userfault.rivals.contenders import CONTENDERS, FAULTING, MEASURES, Contender
+from userfault.rivals.contenders import CONTENDERS, FAULTING, MEASURES, Contender, chosen
 from userfault.rivals.results import Results
 
 BLOCK = 8 << 20
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The folder that one short run wrote, of everybody who can run here."""
-    folder = tmp_path_factory.mktemp("report")
+FEWER = ("np.memmap", "mmap", "64KiB", "4KiB", "huge", "eager")
+"""Of every kind, without the same again in larger pieces."""
+
+
+def short_report(folder, only=()):
+    """Have a short run write its report."""
     command = [sys.executable, "-m", "userfault", "bench", "--report", str(folder), "--short", "--json"]
-    result = run_command(command, timeout=240)
+    result = run_command([*command, *(word for text in only for word in ("--only", text))], timeout=280)
     assert result.returncode == 0, result.talk()
     assert json.loads(result.stdout)["page"] == str(folder / "index.html")
     return folder
 
 
-@pytest.mark.kernel
-@pytest.mark.timeout(300)
-def test_short_report_has_a_number_or_a_reason_for_everything(report):
-    """Each measure of each contender; numbers are positive, reasons are no errors, and the kernel's own way always runs."""
-    results = Results.load(report / "results.json")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What one short run wrote, of all who can run here."""
+    return short_report(tmp_path_factory.mktemp("report"), FEWER)
+
+
+def check_shape(results, contenders, faulting):
+    """Each measure of each contender has a number, or a reason that is no error; the kernel's way and ours always run."""
     assert results.errors == []
-    assert len(results.cells) == len(CONTENDERS) * len(MEASURES)
-    assert len(results.scale) == len(FAULTING) * 2
+    assert len(results.cells) == len(contenders) * len(MEASURES)
+    assert len(results.scale) == len(faulting) * 2
     for cell in [*results.cells, *results.scale]:
         assert bool(cell.samples) != bool(cell.reason), cell
         assert all(sample > 0 for sample in cell.samples)
     for name in ("np.memmap", "userfault zstd, thread, 64KiB"):
         assert all(results.cell(name, asked.key).samples for asked in MEASURES)
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(300)
+def test_short_report_has_a_number_or_a_reason_for_everything(report):
+    """Nothing is left out without a word, and the file says all."""
+    results = Results.load(report / "results.json")
+    check_shape(results, chosen(CONTENDERS, FEWER), chosen(FAULTING, FEWER))
     assert Results.from_data(json.loads(json.dumps(results.to_data()))) == results
     assert results.versions["numpy"]
+
+
+@pytest.mark.slow
+@pytest.mark.kernel
+@pytest.mark.timeout(300)
+def test_report_of_everybody(tmp_path):
+    """The same without leaving anybody out."""
+    check_shape(Results.load(short_report(tmp_path) / "results.json"), CONTENDERS, FAULTING)
 
 
 @pytest.mark.kernel

@@ -86,16 +86,12 @@ def play(size: int | None, rounds: int | None, short: bool, only: tuple[str, ...
         playing.check_size(size)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--size") from None
-    chosen, faulting = (
-        [one for one in group if not only or any(text in one.name for text in only)]
-        for group in (contenders.CONTENDERS, contenders.FAULTING)
-    )
-    if not chosen:
-        raise click.BadParameter(
-            "there is none of that name: " + "; ".join(one.name for one in contenders.CONTENDERS), param_hint="--only"
-        )
+    compared = contenders.chosen(contenders.CONTENDERS, only)
+    if not compared:
+        names = "; ".join(one.name for one in contenders.CONTENDERS)
+        raise click.BadParameter(f"there is none of that name: {names}", param_hint="--only")
     form = replace(form, rounds=rounds or form.rounds)
-    return playing.compare(size, form, say, contenders=chosen, faulting=faulting)
+    return playing.compare(size, form, say, contenders=compared, faulting=contenders.chosen(contenders.FAULTING, only))
 
 
 def show_comparison(results: Results) -> None:

@@ -5,6 +5,7 @@ A new contender is one line of `CONTENDERS`; a new kind of file is a class of `c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,11 @@ FAULTING: tuple[Contender, ...] = (
 
 SPANS = (64 << 20, 512 << 20, 2 << 30, 8 << 30)
 THREADS = (1, 2, 3, 4)
+
+
+def chosen(group: tuple[Contender, ...], only: Sequence[str]) -> list[Contender]:
+    """Those whose names contain one of some texts; all without."""
+    return [one for one in group if not only or any(text in one.name for text in only)]
 
 
 @dataclass(frozen=True)

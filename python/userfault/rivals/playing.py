@@ -163,15 +163,14 @@ def samples_of(answers: list[Answer], key: str) -> dict[str, Any]:
 def run_child(request: dict[str, Any]) -> Answer:
     """Start a process, wait for its line; whatever it started ends with it."""
     command = [sys.executable, measure.__file__, json.dumps(request)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        output, errors = child.communicate(timeout=PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return Failed(f"did not end within {PATIENCE_SECONDS:.0f} s ({request['run']})", wrong=True)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        try:
+            output, errors = child.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return Failed(f"did not end within {PATIENCE_SECONDS:.0f} s ({request['run']})", wrong=True)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
     if child.returncode != 0:
         said = [line for line in errors.splitlines() if line.strip()] or [f"exit status {child.returncode}"]
         return Failed(f"{said[-1][:200]} ({request['run']})", wrong=True)
