@@ -12,7 +12,7 @@ from userfault.rivals.contenders import CONTENDERS, GROUPS, MEASURES
 from userfault.rivals.figures import quartiles, take_turns
 from userfault.rivals.playing import Failed, samples_of
 from userfault.rivals.results import Cell, Results, ScaleCell
-from userfault.rivals.verdicts import factor, verdict, verdicts, when_not_to_use_it
+from userfault.rivals.verdicts import factor, fault_verdict, least_of, verdict, verdicts, when_not_to_use_it
 
 MACHINE = {"cpu": "a <fast> one", "cpus": 2, "memory_bytes": 1 << 30, "kernel": "6.8", "python": "3.11", "load": 0.5}
 BY_NAME = {one.name: one for one in CONTENDERS}
@@ -114,6 +114,26 @@ def test_sentences_of_defeat_come_from_the_numbers_alone():
     assert len(verdicts(full_results())) == len(GROUPS) * len(MEASURES)
 
 
+def test_equal_is_level():
+    """Nobody wins who is no better."""
+    assert verdict(full_results(), ELEMENT, "raw").outcome == "level"
+
+
+def test_faults_have_a_winner_in_each_case():
+    """The least median for each span and number of threads, counted, with the advice of the family."""
+    cells = [
+        ScaleCell("mmap, MADV_RANDOM", 1, 1, [1e-6]),
+        ScaleCell("userfault, thread, 4KiB", 1, 1, [2e-6]),
+        ScaleCell("mmap, MADV_RANDOM", 1, 2, reason="not here"),
+        ScaleCell("userfault, thread, 4KiB", 1, 2, [2e-6]),
+    ]
+    assert least_of(cells) == [cells[0], cells[3]]
+    first, second = fault_verdict(cells).split("; ")
+    assert first == f"mmap, MADV_RANDOM has the least in 1 of 2: {contenders.ADVICE['kernel']}"
+    assert second == "userfault, thread, 4KiB has the least in 1 of 2."
+    assert fault_verdict([]) == "Nothing could be measured."
+
+
 @pytest.mark.parametrize(("ratio", "words"), [(1.25, "20%"), (2.0, "2.0 times"), (154.3, "154 times")])
 def test_factor_in_words(ratio, words):
     assert factor(ratio) == words
@@ -133,13 +153,15 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.loads, self.tags = [], [], []
+        self.open, self.loads, self.tags, self.places, self.links = [], [], [], [], []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data") and value[0] != "#"]
+        self.places += [value for name, value in attrs if name == "id"]
+        self.links += [value[1:] for name, value in attrs if name == "href"]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -156,6 +178,8 @@ def test_page_is_well_formed_and_loads_nothing():
     parsed = Page(text)
     assert parsed.open == []
     assert parsed.loads == []
+    assert parsed.links
+    assert set(parsed.links) <= set(parsed.places)
     assert "script" not in parsed.tags
     assert not re.search(r"https?://|url\(|@import", text)
     assert "a &lt;fast&gt; one" in text
@@ -178,7 +202,6 @@ def test_page_says_errors_aloud():
     assert results.errors == ["np.memmap: wrong answer: 1 instead of 2"]
     text = page.page_of(results)
     assert text.index("Error: np.memmap: wrong answer") < text.index("<h2>")
-    assert "Nothing could be measured" not in text
     assert "Not measured." in text
 
 

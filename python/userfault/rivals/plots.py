@@ -41,7 +41,22 @@ class LogScale:
         return [one for one in values if self.low <= math.log10(one) <= self.high]
 
 
-def bar(quartiles: Quartiles, scale: LogScale) -> str:
+class LinearScale:
+    """Places values between 0 and 1, in proportion.
+
+    Args:
+        values: what has to fit.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.high = max(values)
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        return value / self.high
+
+
+def bar(quartiles: Quartiles, scale: LogScale | LinearScale) -> str:
     """A bar to the median, and a line over the quartiles."""
     low, middle, high = (scale.place(one) * 100 for one in quartiles)
     spread = f'<b style="left:{low:.1f}%;width:{high - low:.1f}%"></b>'

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from userfault.rivals.contenders import ADVICE, CONTENDERS, GROUPS, MEASURES, Contender, Measure
+from userfault.rivals.contenders import ADVICE, CONTENDERS, FAULTING, GROUPS, MEASURES, Contender, Measure
 from userfault.rivals.figures import shown
-from userfault.rivals.results import Results
+from userfault.rivals.results import Results, ScaleCell
 
 OURS = "userfault"
 
@@ -39,7 +39,7 @@ class Verdict:
         """One of userfault, rival, level (the quartiles overlap) and alone (userfault did not run)."""
         if self.mine is None:
             return "alone"
-        if self.mine[1] <= self.theirs[1]:
+        if self.best.family == OURS or self.mine[1] < self.theirs[1]:
             return "userfault"
         return "level" if self.theirs[2] >= self.mine[0] else "rival"
 
@@ -109,3 +109,27 @@ def when_not_to_use_it(results: Results, contenders: Sequence[Contender] = CONTE
             advice = "; ".join(dict.fromkeys(ADVICE[one.best.family] for one in lost))
             sentences.append(f"{title[0].upper()}{title[1:]}: {'; '.join(parts)}. So {advice}.")
     return sentences
+
+
+def least_of(cells: Sequence[ScaleCell]) -> list[ScaleCell]:
+    """The cell with the least median for each span and number of threads."""
+    least: dict[tuple[int, int], tuple[float, ScaleCell]] = {}
+    for cell in cells:
+        if cell.quartiles:
+            known = least.get((cell.span, cell.threads))
+            if known is None or cell.quartiles[1] < known[0]:
+                least[cell.span, cell.threads] = cell.quartiles[1], cell
+    return [cell for _, cell in least.values()]
+
+
+def fault_verdict(cells: Sequence[ScaleCell]) -> str:
+    """Who has the cheapest faults, and how often."""
+    least = least_of(cells)
+    advice = {one.name: ADVICE[one.family] for one in FAULTING}
+    names = sorted({cell.contender for cell in least})
+    parts = []
+    for name in names:
+        won = sum(cell.contender == name for cell in least)
+        text = f"{name} has the least in {won} of {len(least)}"
+        parts.append(f"{text}: {advice[name]}" if advice.get(name) else text)
+    return "; ".join(parts) + "." if parts else "Nothing could be measured."
