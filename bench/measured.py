@@ -7,6 +7,7 @@ test compares.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from userfault.rivals.results import Results
@@ -22,7 +23,7 @@ BEGIN, END = "<!-- measured: python -m bench.measured -->\n", "<!-- end -->\n"
 def paragraph(results: Results) -> str:
     """What README says."""
     machine = results.machine
-    where = f"{machine['cpus']} CPUs, Linux {machine['kernel'].split('-')[0]}, {format_bytes(results.size)} of float32"
+    where = f"{machine['cpus']} CPUs, Linux {machine['kernel']}, {format_bytes(results.size)} of float32"
     head = f"Where another way wins ({where}, medians of {results.rounds} rounds; `userfault bench --report DIR` for yours):\n"
     return "\n".join([head, *(f"- {line}" for line in when_not_to_use_it(results)), ""])
 
@@ -37,6 +38,8 @@ def with_paragraph(page: str, results: Results) -> str:
 def main(source: str) -> None:
     """Keep the run and write the page."""
     results = Results.load(source)
+    release = results.machine["kernel"].split("-")[0]  # the rest names somebody's build
+    results = replace(results, machine={**results.machine, "kernel": release})
     results.save(KEPT)
     README.write_text(with_paragraph(README.read_text(), results))
 

@@ -135,7 +135,7 @@ class Measure:
 
 MEASURES: tuple[Measure, ...] = (
     Measure("element", "random element", "elements", "seconds", "one element where nothing was read yet; opening not counted"),
-    Measure("again", "the same again", "elements", "seconds", "the same elements once more"),
+    Measure("again", "the same again", "elements", "seconds", "the same elements a third time"),
     Measure("column", "strided column", "column", "seconds", "one element of each row of 32 KiB, and their sum"),
     Measure("scan", "full scan", "scan", "seconds", "all of it in blocks of 8 MiB, and the sum"),
     Measure("first", "first answer", "first", "seconds", "from the start of a process to its first right value"),
