@@ -7,6 +7,7 @@ test compares.
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def paragraph(results: Results) -> str:
     machine = results.machine
     where = f"{machine['cpus']} CPUs, Linux {machine['kernel']}, {format_bytes(results.size)} of float32"
     head = f"Where another way wins ({where}, medians of {results.rounds} rounds; `userfault bench --report DIR` for yours):\n"
-    return "\n".join([head, *(f"- {line}" for line in when_not_to_use_it(results)), ""])
+    lines = (textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in when_not_to_use_it(results))
+    return "\n".join([head, *lines, ""])
 
 
 def with_paragraph(page: str, results: Results) -> str:
