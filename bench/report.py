@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 from bench.pairs import KernelCalls, Pair, WheelSize
 from bench.peers import ROOT
 from bench.scenarios import Imports, Scenario, from_data, to_data
+from userfault.rivals.figures import quartiles
+from userfault.rivals.machine import describe_machine
 
 
 @dataclass(frozen=True)
@@ -169,27 +170,13 @@ def spread(samples: list[float], unit: str = "ns", bytes_each: int = 0) -> str:
     """``6.2 us (6.1-6.4)``; of ``bytes_each`` bytes each: ``3.1 GB/s (3.0-3.2)``."""
     if bytes_each:
         samples, unit = [bytes_each / one for one in samples], "GB/s"
-    low, middle, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else samples * 3
+    low, middle, high = quartiles(samples)
     scale = 1.0
     if unit == "ns":
         scale, unit = (1e6, "ms") if middle >= 1e6 else (1e3, "us") if middle >= 1e3 else (1, "ns")
     digits = 1 if scale > 1 or unit == "ns" else 2
     low, middle, high = (f"{one / scale:.{digits}f}" for one in (low, middle, high))
     return f"{middle} {unit} ({low}-{high})"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader must know to judge the numbers."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "transparent_hugepages": thp.read_text().strip() if thp.exists() else None,
-    }
 
 
 def describe_moment() -> dict[str, Any]:

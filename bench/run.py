@@ -16,6 +16,7 @@ from bench.pairs import Against, KernelCalls, Pair, WheelSize
 from bench.peers import ROOT, FreshImport, Peer, build_decoders, build_floor
 from bench.report import Report, Row
 from bench.scenarios import SCENARIOS, SIZES_OF, Calls2014, Imports, Pins, Scenario
+from userfault.rivals.figures import take_turns
 
 PAGE = mmap.PAGESIZE
 TIMES = ("ns_per_touch", "ns_per_call", "ns", "value")
@@ -119,23 +120,23 @@ def measure(scenario: Scenario, built: Path, *, rounds: int, cpu: int) -> Row:
     """Play one round to warm up, then `rounds` rounds in turn; who begins changes with every round."""
     others, ours = sides(scenario, built, cpu)
     everybody = [*others, ours]
-    samples: list[list[float]] = [[] for _ in everybody]
-    floor: list[float] = []
     try:
-        for number in range(rounds + 1):
-            turn = number % len(everybody)
-            results = {side: side.play() for side in everybody[turn:] + everybody[:turn]}
-            if len({result.get("sum") for result in results.values()}) != 1:
-                raise RuntimeError(f"{scenario.name}: the sides saw different bytes")
-            if number > 0:
-                for side, kept in zip(everybody, samples, strict=True):
-                    kept.append(next(results[side][key] for key in TIMES if key in results[side]))
-                floor += [results[ours]["floor"]] if "floor" in results[ours] else []
+        answers = take_turns(everybody, lambda side, _: side.play(), rounds)
     finally:
         for side in everybody:
             side.close()
+    for results in zip(*answers, strict=True):
+        if len({result.get("sum") for result in results}) != 1:
+            raise RuntimeError(f"{scenario.name}: the sides saw different bytes")
+    samples = [[time_of(one) for one in side] for side in answers]
+    floor = [one["floor"] for one in answers[-1] if "floor" in one]
     compared = samples[:-1] or ([floor] if floor else [])
     return Row(scenario, compared[0] if compared else [], samples[-1], compared[1:])
+
+
+def time_of(result: dict[str, float]) -> float:
+    """What a round measured, in the scenario's unit."""
+    return next(result[key] for key in TIMES if key in result)
 
 
 def main(argv: list[str] | None = None) -> int:

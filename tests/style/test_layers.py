@@ -23,6 +23,7 @@ RUNGS = [
     {"mapping"},
     {"migration"},
     {"report"},
+    {"rivals"},
     {"cli"},
 ]
 RUNG_OF = {name: number for number, names in enumerate(RUNGS) for name in names}
