@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
 import os
@@ -283,3 +284,11 @@ def test_operations_of_newer_kernels_fail_politely(fd, memory):
     assert fd.rw_protect(memory).failed
     with pytest.raises(OSError):
         fd.set_mode(enable=uk.Features.RWP_ASYNC)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "rows"])
+def test_range_of_a_ctypes_array_is_its_memory(kind):
+    """They export no strides; whatever is in one piece will do."""
+    kinds = {"bytes": ctypes.c_char * 100, "words": ctypes.c_uint32 * 16, "rows": (ctypes.c_double * 4) * 4}
+    made = kinds[kind]()
+    assert uk.range_of(made) == (ctypes.addressof(made), ctypes.sizeof(made))

@@ -213,3 +213,46 @@ assert a[5000] == 49 and a[9000] == 49
 assert a[0] == 99
 """,
     )
+
+
+def test_bytes_that_were_there_are_not_counted_as_copied(child):
+    """Of a shared region whose file has pages already: each byte is copied or continued, and none is both."""
+    child(
+        """
+import os, time, userfault as uf
+data = os.urandom(1 << 20)
+with uf.map(data, shared=True, on_error="abort", unit="64KiB", mode="c") as region:
+    os.pwrite(region.fileno(), b"w" * 65536, 32768)
+    region.populate()
+    found = region.statistics()
+    assert region.read(0, 1 << 20) == data[:32768] + b"w" * 65536 + data[98304:]
+    assert (found.copied_bytes, found.continued_bytes) == ((1 << 20) - 65536, 65536), found
+with uf.map(data, unit="64KiB") as region:
+    region.numpy()[5]
+    region.populate()
+    while region.statistics().in_flight:
+        time.sleep(0.001)
+    assert region.statistics().copied_bytes == 1 << 20, region.statistics()
+""",
+        timeout=20,
+    ).check()
+
+
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_unit_of_one_page_that_came_with_the_second_read_is_present(child, delivery):
+    """Its first read failed and the page alone was read: that is all of the unit."""
+    child(
+        f"""
+import os, time, userfault as uf
+data = os.urandom(8 * 4096)
+with uf.map(uf.testing.Chaos(uf.Bytes(data), fail=[range(4096, 8192)], failures=1), delivery={delivery!r}, unit="4KiB") as region:
+    view = region.numpy()
+    for page in range(3):
+        assert view[page * 4096] == data[page * 4096]
+    while region.statistics().in_flight:
+        time.sleep(0.001)
+    assert region.statistics().present_units == 3, region.statistics()
+    del view
+""",
+        timeout=20,
+    ).check()

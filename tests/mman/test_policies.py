@@ -279,3 +279,23 @@ def test_close_gives_sigbus_under_register_only(act):
             assert thread.ended() == 7
 
     act(code)
+
+
+def test_flag_stays_where_mprotect_fails(act):
+    """The kernel refuses the protection (RLIMIT_DATA), so the call has done nothing: the range is still flagged."""
+    act(
+        """
+import resource
+mman.set_policy("mprotect")
+memory = mman.anonymous(64 << 30)
+mman.mprotect(memory, mman.PROT_READ | mman.PROT_USERFAULT)
+resource.setrlimit(resource.RLIMIT_DATA, (32 << 30, resource.RLIM_INFINITY))
+assert errno_of(mman.mprotect, memory, mman.PROT_READ | mman.PROT_WRITE) == errno.ENOMEM
+assert [one.flagged for one in mman.ranges()] == [True]
+raised(UserFault, lambda: touch(at(memory, 5)))
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+mman.mprotect(memory, mman.PROT_READ | mman.PROT_WRITE)
+assert touch(at(memory, 5)) == 0
+os._exit(0)
+"""
+    )

@@ -46,7 +46,7 @@ pub struct Who {
 const TRIES: usize = 64;
 
 /// Fill all holes of `unit`. If that fails and the source can give single pages, fill `page` alone: then the unit is
-/// `Ok(false)`, not whole.
+/// `Ok(false)`, not whole, unless that page is all of it.
 ///
 /// # Errors
 /// See [`Stop`]. What was installed stays.
@@ -61,6 +61,7 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     let mut fill = Fill { region, who, scratch: &mut scratch, used: Method::Copy };
     let outcome = fill.range(range.start, range.len()).map(|()| true);
     let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
+    let is_one_page = pages.len() == 1;
     if outcome.is_ok() {
         region.policy.filled(fill.used, watched.map(|start| start.elapsed()));
         region.forget_poison(pages);
@@ -72,7 +73,7 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     add(&region.counters.source_errors, 1);
     fill.range(page * uffd::page_size(), uffd::page_size())?;
     region.forget_poison(page..page + 1);
-    Ok(false)
+    Ok(is_one_page)
 }
 
 /// Pages that show the error pattern become holes: they are filled now.
@@ -83,6 +84,16 @@ fn drop_exposed(region: &Region, bytes: std::ops::Range<usize>) {
             region.take_pattern(page, || region.drop_page(page));
         });
     }
+}
+
+/// Count the bytes that an operation on `size` of them installed; pages that were there already are none of them.
+fn counted(counter: &AtomicU64, size: usize, outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Done => add(counter, size),
+        Outcome::Partial(bytes) => add(counter, bytes),
+        _ => {}
+    }
+    outcome
 }
 
 struct Fill<'a> {
@@ -204,17 +215,17 @@ impl Fill<'_> {
 
     fn install_zero(&mut self, at: usize, bytes: usize) -> Result<(), Stop> {
         let handle = self.region.handle(self.who.table);
-        self.each_hole(at, bytes, |dst, _, left| handle.zeropage(dst, left, Wake::Yes))?;
-        add(&self.region.counters.zero_bytes, bytes);
-        Ok(())
+        let counter = &self.region.counters.zero_bytes;
+        self.each_hole(at, bytes, |dst, _, left| counted(counter, left, handle.zeropage(dst, left, Wake::Yes)))
     }
 
     /// Install pages by COPY.
     fn install(&mut self, at: usize, from: usize, bytes: usize) -> Result<(), Stop> {
         let handle = self.region.handle(self.who.table);
-        self.each_hole(at, bytes, |dst, done, left| handle.copy(dst, from + done, left, CopyMode::NONE))?;
-        add(&self.region.counters.copied_bytes, bytes);
-        Ok(())
+        let counter = &self.region.counters.copied_bytes;
+        self.each_hole(at, bytes, |dst, done, left| {
+            counted(counter, left, handle.copy(dst, from + done, left, CopyMode::NONE))
+        })
     }
 
     /// Install staging pages by MOVE, and by COPY from the first that MOVE refuses; true: all of them went.
@@ -246,18 +257,15 @@ impl Fill<'_> {
     fn install_shared(&mut self, at: usize, from: usize, bytes: usize) -> Result<(), Stop> {
         let handle = self.region.handle(self.who.table);
         let (page, counters) = (uffd::page_size(), &self.region.counters);
-        self.each_hole(at, bytes, |dst, done, left| match handle.copy(dst, from + done, left, CopyMode::NONE) {
-            Outcome::Exists => match handle.continue_(dst, page, ContinueMode::NONE) {
-                Outcome::Done => {
-                    add(&counters.continued_bytes, page);
-                    Outcome::Partial(page)
-                }
+        self.each_hole(at, bytes, |dst, done, left| {
+            match counted(&counters.copied_bytes, left, handle.copy(dst, from + done, left, CopyMode::NONE)) {
+                Outcome::Exists => match handle.continue_(dst, page, ContinueMode::NONE) {
+                    Outcome::Done => counted(&counters.continued_bytes, page, Outcome::Partial(page)),
+                    other => other,
+                },
                 other => other,
-            },
-            other => other,
-        })?;
-        add(&counters.copied_bytes, bytes);
-        Ok(())
+            }
+        })
     }
 
     /// Drive one resolving operation over a range: go on after partial success, step over pages that are there (and wake

@@ -106,12 +106,21 @@ impl Mman {
                     if hole || (on && !anonymous) {
                         return Err(Errno(if hole { libc::ENOMEM } else { libc::EINVAL }));
                     }
+                    let before = change.book.ledger.pieces(piece.clone());
                     if flags && anonymous {
                         change.mark(piece.clone(), anonymous, |marks| marks.flagged = on)?;
                     }
                     // SAFETY: what the caller asked for, on memory that it named.
                     let done = unsafe { libc::mprotect(piece.start as *mut libc::c_void, piece.len(), protection) };
-                    if done == 0 { Ok(()) } else { Err(Errno::last()) }
+                    if done == 0 {
+                        return Ok(());
+                    }
+                    let errno = Errno::last();
+                    for (range, marks) in before.into_iter().filter(|_| flags && anonymous) {
+                        let was = marks.is_some_and(|marks| marks.flagged);
+                        change.mark(range, anonymous, |marks| marks.flagged = was)?;
+                    }
+                    Err(errno)
                 })
                 .map_err(Failed::from)
                 .and_then(no_holes)

@@ -125,12 +125,25 @@ fn make_exclusive(address: usize) -> bool {
     const PRESENT: u64 = 1 << 63;
     const EXCLUSIVELY_MAPPED: u64 = 1 << 56;
     let page = uffd::page_size();
+    // No other move of ours until it is done: a page that one has taken would come back as zeros.
+    let Some(_closed) = close_gate() else { return false };
     let Some(entry) = pagemap_entry(address) else { return false };
     if entry & PRESENT == 0 || entry & EXCLUSIVELY_MAPPED == 0 {
         return false;
     }
     // SAFETY: makes the page writable as a write of its own bytes would; nothing changes in it.
     unsafe { libc::madvise(address as *mut libc::c_void, page, libc::MADV_POPULATE_WRITE) == 0 }
+}
+
+/// The gate, closed; `None`: others are at it all the time.
+fn close_gate() -> Option<gate::Closed> {
+    (0..TRIES).find_map(|_| {
+        let closed = gate::try_close();
+        if closed.is_none() {
+            std::thread::yield_now();
+        }
+        closed
+    })
 }
 
 pub(super) fn pagemap_entry(address: usize) -> Option<u64> {

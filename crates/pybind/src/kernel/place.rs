@@ -3,7 +3,7 @@
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyTuple};
+use pyo3::types::{PyInt, PyMemoryView, PyTuple};
 
 /// Where something is; the buffer, if it came from one, stays exported as long as this lives.
 pub struct Place {
@@ -19,7 +19,9 @@ impl Place {
     }
 
     fn of_buffer(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let Ok(buffer) = PyUntypedBuffer::get(object) else {
+        // Some exporters, ctypes among them, leave out the strides; a memoryview has them.
+        let with_strides = || PyMemoryView::from(object).and_then(|view| PyUntypedBuffer::get(&view));
+        let Ok(buffer) = PyUntypedBuffer::get(object).or_else(|_| with_strides()) else {
             let refused = |_| PyTypeError::new_err("a place is an address, (address, length), or a bytes-like object");
             return Ok(Self::at(object.extract().map_err(refused)?, None));
         };
