@@ -28,9 +28,12 @@ struct Stream {
 /// Scans told apart in one region.
 const STREAMS: usize = 4;
 /// Never more than this ahead of the toucher.
-const AHEAD_BYTES: usize = 8 << 20;
-/// Neighbours in a row before anything is read ahead.
-const STREAK: usize = 3;
+const AHEAD_BYTES: usize = 16 << 20;
+/// The neighbour's neighbour begins a scan: with a first window of so many units, and each that was used up makes the next one so
+/// many times as long.
+const STREAK: usize = 2;
+const FIRST: usize = 4;
+const GROWTH: usize = 4;
 /// Wasted windows in a row before it rests, and for how many faults.
 const WASTED: usize = 4;
 const REST: usize = 256;
@@ -96,13 +99,13 @@ impl Readahead {
         stream.last.store(unit, Relaxed);
         if !stream.is_open() {
             let long = stream.streak.fetch_add(1, Relaxed) + 1 >= STREAK;
-            return if long { stream.open(2.min(self.most), unit, units) } else { None };
+            return if long { stream.open(FIRST.min(self.most), unit, units) } else { None };
         }
         if unit < stream.ahead_end.load(Relaxed) {
             return None; // the toucher was faster: it has filled this one itself
         }
         self.wasted.store(0, Relaxed);
-        stream.open((stream.window.load(Relaxed) * 2).min(self.most), unit, units)
+        stream.open((stream.window.load(Relaxed) * GROWTH).min(self.most), unit, units)
     }
 
     /// The units read ahead behind `unit`: what a toucher that would have to wait for `unit` may fill meanwhile.
@@ -141,20 +144,20 @@ mod tests {
     #[test]
     fn a_scan_opens_a_window_that_grows_while_it_is_used_up() {
         let ahead = Readahead::new(true, 65536, MANY);
-        assert_eq!((0..3).filter_map(|unit| ahead.note(unit, 1000)).next(), None);
-        assert_eq!(ahead.note(3, 1000), Some(4..6));
-        assert_eq!(ahead.behind(4), 5..6);
-        assert_eq!(ahead.note(6, 1000), Some(7..11));
-        assert_eq!(ahead.note(8, 1000), None);
-        assert_eq!(ahead.note(11, 1000), Some(12..20));
-        assert_eq!(ahead.note(20, 24), Some(21..24));
+        assert_eq!((0..2).filter_map(|unit| ahead.note(unit, 1000)).next(), None);
+        assert_eq!(ahead.note(2, 1000), Some(3..7));
+        assert_eq!(ahead.behind(3), 4..7);
+        assert_eq!(ahead.note(7, 1000), Some(8..24));
+        assert_eq!(ahead.note(9, 1000), None);
+        assert_eq!(ahead.note(24, 1000), Some(25..89));
+        assert_eq!(ahead.note(89, 93), Some(90..93));
     }
 
     #[test]
     fn two_scans_of_one_region_are_both_seen() {
         let ahead = Readahead::new(true, 65536, MANY);
-        let asked: Vec<_> = (0..4).flat_map(|at| [at, 500 + at]).filter_map(|unit| ahead.note(unit, 1000)).collect();
-        assert_eq!(asked, [4..6, 504..506]);
+        let asked: Vec<_> = (0..3).flat_map(|at| [at, 500 + at]).filter_map(|unit| ahead.note(unit, 1000)).collect();
+        assert_eq!(asked, [3..7, 503..507]);
     }
 
     #[test]

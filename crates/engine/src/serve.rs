@@ -49,6 +49,14 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
     }
 }
 
+/// A demand fault on `unit` is about to be served: have others begin what a scan will want next, while this thread fills.
+pub fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
+    if let Some(units) = region.readahead.note(unit, region.states.len()) {
+        add(&region.counters.readaheads, 1);
+        engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
+    }
+}
+
 /// Somebody else fills `unit`, which was read ahead: fill one behind it meanwhile. A scan then has as many threads decoding
 /// as there are; one that only waited would gain nothing by reading ahead. False: there is none.
 pub fn help(region: &Region, unit: usize, who: Who) -> bool {

@@ -16,7 +16,7 @@ use crate::flagged::view::{self, Act, Armed};
 use crate::flagged::{self, Called, gate, is_repeated, nest};
 use crate::mapping::{is_poisoned, is_resident};
 use crate::region::{Delivery, Region};
-use crate::serve::help;
+use crate::serve::{help, read_ahead};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::threads::{KeepErrno, Root, thread_id};
@@ -279,16 +279,13 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
 }
 
 fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
+    read_ahead(engine, region, unit);
     let outcome = fill_unit(region, unit, Some(page), IN_HANDLER);
     region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
     evict::arrived(region, unit, Table::Application);
     match outcome {
         Ok(_) => {
             add(&region.counters.demand_units, 1);
-            if let Some(units) = region.readahead.note(unit, region.states.len()) {
-                add(&region.counters.readaheads, 1);
-                engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
-            }
             Ok(Ending::Resolved)
         }
         Err(Stop::Failed(error)) => {

@@ -15,7 +15,7 @@ use crate::interrupt;
 use crate::mapping::is_resident;
 use crate::proc;
 use crate::region::{Region, waits::Wait};
-use crate::serve::{demand, dispatch, engine_thread, help, refuse};
+use crate::serve::{demand, dispatch, engine_thread, help, read_ahead, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};
 use crate::states::State;
 use crate::table::Pin;
@@ -110,13 +110,10 @@ fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Optio
 }
 
 fn fill(engine: &'static Engine, region: &Pin<Region>, page: usize, thread: i32) -> Option<Ending> {
-    let unit = region.unit_of_page(page);
+    read_ahead(engine, region, region.unit_of_page(page));
     let stop = if region.source.latency() == Latency::Fast {
         match demand(region, page, engine_thread(Patience::NoWait)) {
-            Ok(ending) => {
-                read_ahead(engine, region, unit);
-                return Some(ending);
-            }
+            Ok(ending) => return Some(ending),
             Err(stop) => stop,
         }
     } else {
@@ -124,15 +121,7 @@ fn fill(engine: &'static Engine, region: &Pin<Region>, page: usize, thread: i32)
     };
     region.waits.note(wait(region, page, thread));
     dispatch(engine, region, page, thread, stop, 0);
-    read_ahead(engine, region, unit);
     None
-}
-
-fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
-    if let Some(units) = region.readahead.note(unit, region.states.len()) {
-        crate::counters::add(&region.counters.readaheads, 1);
-        engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
-    }
 }
 
 fn wait(region: &Region, page: usize, thread: i32) -> Wait {
