@@ -11,7 +11,7 @@ use crate::scratch::{Loan, Tally};
 use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use uffd::{ContinueMode, CopyMode, Errno, MoveMode, Outcome, Wake};
 
 /// Why a unit is not filled (yet).
@@ -57,13 +57,15 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     };
     let range = region.unit_range(unit);
     drop_exposed(region, range.clone());
-    let watched = region.policy.is_watching().then(Instant::now);
-    let mut fill = Fill { region, who, scratch: &mut scratch, used: Method::Copy };
+    let began = region.policy.is_watching().then(Instant::now);
+    let mut fill = Fill { region, who, scratch: &mut scratch, began, reading: Duration::ZERO, used: None };
     let outcome = fill.range(range.start, range.len()).map(|()| true);
     let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
     let is_one_page = pages.len() == 1;
     if outcome.is_ok() {
-        region.policy.filled(fill.used, watched.map(|start| start.elapsed()));
+        if let Some(method) = fill.used {
+            region.policy.filled(method, began.map(|began| began.elapsed().saturating_sub(fill.reading)));
+        }
         region.forget_poison(pages);
         return outcome;
     }
@@ -100,8 +102,12 @@ struct Fill<'a> {
     region: &'a Region,
     who: Who,
     scratch: &'a mut Scratch,
-    /// How the bytes got there, of those ways that are measured.
-    used: Method,
+    /// Set if the policy wants to know what this fill costs.
+    began: Option<Instant>,
+    /// Of that, the source's time: it is the same for every method.
+    reading: Duration,
+    /// How the bytes of a whole unit got there; zeros have a way of their own.
+    used: Option<Method>,
 }
 
 impl Fill<'_> {
@@ -144,9 +150,11 @@ impl Fill<'_> {
     /// Bytes in memory: the kernel copies them straight to their place, unless staging is faster.
     fn memory(&mut self, at: usize, address: usize, bytes: usize) -> Result<usize, Stop> {
         if self.method(bytes) == Method::Copy {
+            self.used = (bytes == self.region.unit).then_some(Method::Copy);
             self.install(at, address, bytes)?;
         } else {
             self.data(at, bytes)?;
+            self.reading = Duration::ZERO; // a copy of memory that COPY does not need
         }
         Ok(bytes)
     }
@@ -169,6 +177,7 @@ impl Fill<'_> {
         let padded = bytes.next_multiple_of(uffd::page_size());
         let buffer = self.scratch.unit.address();
         self.read(at, bytes, buffer)?;
+        self.used = (bytes == self.region.unit).then_some(Method::Copy);
         if method == Method::Continue {
             return self.install_shared(at, buffer, padded);
         }
@@ -189,7 +198,7 @@ impl Fill<'_> {
             stock.put_populated(slot);
             return Err(stop);
         }
-        self.used = Method::Move;
+        self.used = Some(Method::Move);
         let moved = self.install_by_move(at, from, bytes);
         stock.put_back(slot, moved == Ok(true));
         moved.map(|_| ())
@@ -202,7 +211,9 @@ impl Fill<'_> {
         // fresh anonymous memory, and reached by nobody else meanwhile.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
         let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
+        let began = self.began.map(|_| Instant::now());
         let outcome = self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading);
+        self.reading += began.map_or(Duration::ZERO, |began| began.elapsed());
         let tally = std::mem::take(&mut self.scratch.tally);
         if tally != Tally::default() {
             add(&self.region.counters.frames_decoded, tally.decoded);

@@ -14,7 +14,7 @@ use crate::policy::{Choice, Policy};
 use crate::residence::Residence;
 use crate::scratch::ScratchPool;
 use crate::source::volatile::Offers;
-use crate::source::{Source, Table};
+use crate::source::{Latency, Source, Table};
 use crate::states::{State, UnitStates};
 use crate::stock::Stock;
 use crate::threads::{Root, identity};
@@ -275,7 +275,10 @@ impl Region {
         let resident = parts.options.resident;
         let residence = (1..mapped).contains(&resident).then(|| Residence::new(resident, parts.unit));
         let kept = residence.as_ref().map_or(usize::MAX, Residence::units);
-        let readahead = crate::readahead::Readahead::new(parts.source.readahead_helps(), parts.unit, kept);
+        // Alone on one CPU, a source that never waits is not read any sooner by somebody else.
+        let may_gain = parts.source.latency() == Latency::MayBlock
+            || std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+        let readahead = crate::readahead::Readahead::new(may_gain && parts.source.readahead_helps(), parts.unit, kept);
         let policy = Policy::new(&Choice {
             unit: parts.unit,
             huge: parts.options.huge,
