@@ -7,11 +7,12 @@ use crate::error::Error;
 use crate::queue::Queue;
 use crate::region::{Handles, Region};
 use crate::scratch::{ScratchNeeds, ScratchPool};
+use crate::spread::Spread;
 use crate::stock::Stock;
 use crate::table::AddressTable;
 use crate::threads::Root;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use uffd::{Handle, Userfaultfd};
 
@@ -34,6 +35,10 @@ pub struct Lane {
     pub started: Mutex<bool>,
     /// The CPU its reader pinned itself to, -1: none yet. For people.
     pub cpu: AtomicU32,
+    /// One reader or several?
+    pub spread: Spread,
+    /// Has it a reader on each CPU, asleep or not?
+    pub has_many: AtomicBool,
 }
 
 /// The descriptor with the SIGBUS feature.
@@ -189,6 +194,12 @@ impl Engine {
 
 impl Lane {
     fn new(handle: Handle) -> Self {
-        Self { handle, started: Mutex::new(false), cpu: AtomicU32::new(u32::MAX) }
+        Self {
+            handle,
+            started: Mutex::new(false),
+            cpu: AtomicU32::new(u32::MAX),
+            spread: Spread::default(),
+            has_many: AtomicBool::new(false),
+        }
     }
 }

@@ -19,6 +19,7 @@
 //! policy     COPY or MOVE
 //! residence  which units came when
 //! readahead  sequential detection
+//! spread     one reader for a lane, or one on each CPU
 //! reserve    memory put by for answering faults by errors
 //! stock      staging pages, recycled
 //! region     one range we mapped
@@ -56,6 +57,7 @@ pub mod mapping;
 pub mod policy;
 pub mod residence;
 pub mod readahead;
+pub mod spread;
 pub mod reserve;
 pub mod stock;
 pub mod region;

@@ -115,6 +115,8 @@ pub enum Job {
     Bulk(Arc<Bulk>),
     /// Units from this address on, ahead of a sequential toucher.
     Ahead(usize, usize),
+    /// A lane whose touchers take turns wants a reader on each CPU.
+    Readers(usize),
 }
 
 #[derive(Default)]
@@ -133,6 +135,8 @@ pub const MOST_WORKERS: usize = 32;
 pub struct Queue {
     lists: Mutex<Lists>,
     ahead: [AtomicU64; RING],
+    /// One bit for each lane that wants more readers.
+    readers: AtomicU64,
     bell: Bell,
     idle: AtomicUsize,
     /// Workers there are.
@@ -144,6 +148,7 @@ impl Default for Queue {
         Self {
             lists: Mutex::default(),
             ahead: [const { AtomicU64::new(0) }; RING],
+            readers: AtomicU64::new(0),
             bell: Bell::new(),
             idle: AtomicUsize::new(0),
             workers: AtomicUsize::new(0),
@@ -192,6 +197,19 @@ impl Queue {
         }
     }
 
+    /// Have a worker start more readers for a lane (below 64). Takes no lock.
+    pub fn want_readers(&self, lane: usize) {
+        self.readers.fetch_or(1 << lane, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    fn pop_readers(&self) -> Option<Job> {
+        let lanes = self.readers.load(Ordering::Acquire);
+        let lane = (lanes != 0).then(|| lanes.trailing_zeros() as usize)?;
+        let ours = self.readers.fetch_and(!(1 << lane), Ordering::AcqRel) & 1 << lane != 0;
+        ours.then_some(Job::Readers(lane))
+    }
+
     fn pop_ahead(&self) -> Option<Job> {
         let page = uffd::page_size();
         let word = self.ahead.iter().find_map(|slot| match slot.load(Ordering::Relaxed) {
@@ -234,6 +252,6 @@ impl Queue {
         if let Some(bulk) = self.lists().bulk.pop_front() {
             return Some(Job::Bulk(bulk));
         }
-        self.pop_ahead()
+        self.pop_readers().or_else(|| self.pop_ahead())
     }
 }

@@ -7,7 +7,7 @@
 //! *Blocks on*: read(2) on the lane's userfaultfd.
 
 use crate::counters::Ending;
-use crate::engine::{Engine, Lane};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::failure::is_latched;
 use crate::fill::Stop;
@@ -17,6 +17,7 @@ use crate::proc;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, help, read_ahead, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};
+use crate::spread::Mode;
 use crate::states::State;
 use crate::table::Pin;
 use crate::threads::abort_with;
@@ -33,27 +34,37 @@ const BATCH: usize = 32;
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn start(engine: &'static Engine, lane: usize) -> Result<(), Error> {
-    let lane = &engine.lanes[lane];
-    let mut started = lane.started.lock().unwrap_or_else(PoisonError::into_inner);
+pub fn start(engine: &'static Engine, index: usize) -> Result<(), Error> {
+    let mut started = engine.lanes[index].started.lock().unwrap_or_else(PoisonError::into_inner);
     if !*started {
-        engine.root.spawn("userfault-read", move || read_faults(engine, lane))?;
+        engine.root.spawn("userfault-read", move || read_faults(engine, index, None))?;
         *started = true;
     }
     Ok(())
 }
 
-fn read_faults(engine: &'static Engine, lane: &'static Lane) -> ! {
+/// Readers on each CPU, on this many CPUs at most.
+const MOST_READERS: usize = 8;
+
+/// The reader of a CPU, or without one the reader that follows.
+fn read_faults(engine: &'static Engine, index: usize, cpu: Option<usize>) -> ! {
+    let lane = &engine.lanes[index];
     let mut messages = [UffdMsg::ZERO; BATCH];
     let mut place = Place::default();
+    // One that serves a CPU takes one fault at a time: the next may be another CPU's.
+    let batch = if cpu.is_some_and(pin_to) { 1 } else { BATCH };
     loop {
-        match lane.handle.read_messages(&mut messages) {
+        lane.spread.wait_for(if cpu.is_some() { Mode::PerCpu } else { Mode::Follow });
+        match lane.handle.read_messages(&mut messages[..batch]) {
             Ok(count) => {
                 for fault in messages[..count].iter().filter_map(UffdMsg::fault) {
-                    if let Some(cpu) = place.follow(fault.tid) {
+                    if let Some(cpu) = cpu.map_or_else(|| place.follow(fault.tid), |_| None) {
                         lane.cpu.store(cpu as u32, Ordering::Relaxed);
                     }
                     serve(engine, &fault);
+                    if let Some(mode) = lane.spread.note(fault.tid) {
+                        change_readers(engine, index, mode);
+                    }
                 }
             }
             Err(Errno(libc::EINTR | libc::EAGAIN)) => {}
@@ -63,6 +74,42 @@ fn read_faults(engine: &'static Engine, lane: &'static Lane) -> ! {
                 errno.0
             )),
         }
+    }
+}
+
+/// Change who reads. Threads are started by a worker: starting one allocates, and who faults may hold the allocator's lock.
+fn change_readers(engine: &'static Engine, index: usize, mode: Mode) {
+    let lane = &engine.lanes[index];
+    if mode == Mode::Follow || lane.has_many.load(Ordering::Acquire) {
+        lane.spread.change(mode);
+    } else {
+        engine.queue.want_readers(index);
+    }
+}
+
+/// Start a reader on each CPU and let them read: where there are several CPUs, and threads to be had. Workers.
+pub fn spread_out(engine: &'static Engine, index: usize) {
+    let lane = &engine.lanes[index];
+    let cpus = cpus();
+    if cpus.len() < 2 || lane.has_many.load(Ordering::Acquire) {
+        return;
+    }
+    let start = |cpu: usize| engine.root.spawn("userfault-read", move || read_faults(engine, index, Some(cpu))).is_ok();
+    if cpus.into_iter().filter(|cpu| start(*cpu)).count() > 0 {
+        lane.has_many.store(true, Ordering::Release);
+        lane.spread.change(Mode::PerCpu);
+    }
+}
+
+/// Those that the process's first thread may run on.
+fn cpus() -> Vec<usize> {
+    // SAFETY: the kernel fills our set, which is as long as said; CPU_ISSET reads inside it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
+            return vec![];
+        }
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).take(MOST_READERS).collect()
     }
 }
 

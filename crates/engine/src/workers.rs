@@ -13,6 +13,7 @@ use crate::region::Region;
 use crate::serve::{demand, dispatch, engine_thread};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
+use crate::thread;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ fn work(engine: &'static Engine) -> ! {
             Job::Fault(job) => fault(engine, job),
             Job::Bulk(bulk) => share(engine, &bulk),
             Job::Ahead(address, units) => ahead(engine, address, units),
+            Job::Readers(lane) => thread::spread_out(engine, lane),
         }
     }
 }

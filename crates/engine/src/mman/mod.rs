@@ -10,7 +10,8 @@
 //! switch      changing who gets the faults of a range, without a gap
 //! probe       what the kernel has registered where
 //! change      marks become registrations, one mapping after the other
-//! calls       madvise, mprotect, register, unregister, close, on_sigbus
+//! calls       madvise, mprotect, on_sigbus, policies
+//! commands    calls on a descriptor: open, register, unregister, wake, close
 //! remap       remap_anon_pages
 //! handover    a thread that keeps the language's lock gives it up at its touch
 //! follow      forked children whose faults come here
@@ -24,6 +25,7 @@
 //! *Threads*: changes run on the root thread, which needs no lock of the caller's; `remap` on any.
 
 pub mod calls;
+pub mod commands;
 pub mod change;
 pub mod descriptor;
 pub mod follow;
