@@ -3,10 +3,11 @@
 //!
 //! *Locks*: none. *Threads*: `insert` from any thread or handler; `sweep` from one thread at a time.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, zeroed_words};
 
-/// Pages covered by one summary bit: 64 words of 64 bits.
-const GROUP_PAGES: usize = 64 * 64;
+/// Words covered by one summary bit. Fewer for loom, which tries every order of looks at them.
+const GROUP_WORDS: usize = if cfg!(loom) { 2 } else { 64 };
+const GROUP_PAGES: usize = GROUP_WORDS * 64;
 
 /// The set.
 pub struct PageBits {
@@ -15,23 +16,19 @@ pub struct PageBits {
     count: AtomicUsize,
 }
 
-/// Zeroed without being touched: a region of a terabyte costs what its failures touch.
-fn zeroed(words: usize) -> Box<[AtomicU64]> {
-    // A zeroed Vec comes from calloc, which maps fresh pages lazily for large sizes.
-    let plain: Box<[u64]> = vec![0u64; words].into_boxed_slice();
-    // SAFETY: AtomicU64 has the size, alignment and bit validity of u64, and the box is owned.
-    unsafe { Box::from_raw(Box::into_raw(plain) as *mut [AtomicU64]) }
-}
-
 impl PageBits {
     /// An empty set of pages `0..pages`.
     #[must_use]
     pub fn new(pages: usize) -> Self {
         let groups = pages.div_ceil(GROUP_PAGES).max(1);
-        Self { leaves: zeroed(groups * 64), summary: zeroed(groups.div_ceil(64)), count: AtomicUsize::new(0) }
+        Self {
+            leaves: zeroed_words(groups * GROUP_WORDS),
+            summary: zeroed_words(groups.div_ceil(64)),
+            count: AtomicUsize::new(0),
+        }
     }
 
-    /// How many pages are in it.
+    /// How many pages are in it, or a few more while some are put in.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
@@ -46,10 +43,15 @@ impl PageBits {
     /// Add a page; true if the set was empty before.
     pub fn insert(&self, page: usize) -> bool {
         let bit = 1 << (page % 64);
-        let new = self.leaves[page / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0;
+        // Counted first: a page that is taken out before its insertion is over must not make the set look empty that
+        // holds another one by now.
+        let first = self.count.fetch_add(1, Ordering::AcqRel) == 0;
+        if self.leaves[page / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
         let group = page / GROUP_PAGES;
         self.summary[group / 64].fetch_or(1 << (group % 64), Ordering::AcqRel);
-        new && self.count.fetch_add(1, Ordering::AcqRel) == 0
+        first
     }
 
     /// Is this page in it?
@@ -85,7 +87,7 @@ impl PageBits {
     /// True if something stays in the group.
     fn sweep_group(&self, group: usize, visit: &mut impl FnMut(usize) -> bool) -> bool {
         let mut stays = false;
-        for leaf in group * 64..(group + 1) * 64 {
+        for leaf in group * GROUP_WORDS..(group + 1) * GROUP_WORDS {
             for bit in bits_of(self.leaves[leaf].load(Ordering::Acquire)) {
                 let page = leaf * 64 + bit;
                 if self.remove(page) && !visit(page) {

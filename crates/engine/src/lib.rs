@@ -4,6 +4,8 @@
 //!
 //! ```text
 //! futex      wait and wake on a word, callable from a signal handler
+//! sync       atomics and waiting, which loom replaces where every order of events is tried
+//! slots      up to 64 slots, handed out one at a time
 //! bits       which pages of a region show the error pattern: set from signal handlers, swept by the keeper
 //! counters   one counter for each ending of a fault, and the rest of the statistics
 //! cause      why bytes could not be had
@@ -42,6 +44,8 @@
 //! ```
 
 pub mod futex;
+pub mod sync;
+pub mod slots;
 pub mod bits;
 pub mod counters;
 pub mod cause;

@@ -2,7 +2,7 @@
 //!
 //! *Locks*: none. *Threads*: any, handlers too.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{AtomicUsize, Ordering};
 
 /// The units of a region in the order in which they came: a ring as long as the budget. Whoever has filled a unit puts it in
 /// and takes out the one whose place it is. A unit filled twice stands there twice and leaves with the older place: the
@@ -49,9 +49,10 @@ impl Residence {
         (turn, self.swap(turn, unit + 1))
     }
 
-    /// Put `place` (unit + 1; 0: nothing) where it is `turn`'s; answers the unit that stood there.
+    /// Put `place` (unit + 1; 0: nothing) where it is `turn`'s; answers the unit that stood there. Whoever gets a unit sees
+    /// it settled: one that still looked absent or in filling would be passed over, and nothing names it again.
     pub fn swap(&self, turn: usize, place: usize) -> Option<usize> {
-        self.order[turn % self.order.len()].swap(place, Ordering::Relaxed).checked_sub(1)
+        self.order[turn % self.order.len()].swap(place, Ordering::AcqRel).checked_sub(1)
     }
 }
 

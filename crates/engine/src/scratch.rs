@@ -4,8 +4,8 @@
 //! *Locks*: none. [`ScratchPool`] hands out its scratches by compare-and-swap, so a signal handler may take one.
 //! *Threads*: a scratch belongs to one thread between `take` and drop of the guard.
 
+use crate::slots::Slots;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a source wants to find in a [`Scratch`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -112,19 +112,18 @@ impl Drop for AlignedBuffer {
     }
 }
 
-/// How many scratches a pool can hold: one bit each.
+/// How many scratches a pool can hold.
 const POOL_SLOTS: usize = 16;
 
 /// Scratches shared by all regions of one shape, handed out without a lock.
 pub struct ScratchPool {
     unit_bytes: usize,
     needs: ScratchNeeds,
-    /// Bit i set: `slots[i]` is free.
-    free: AtomicU64,
+    free: Slots,
     slots: Vec<UnsafeCell<Scratch>>,
 }
 
-// SAFETY: a slot is reached only by the one thread that cleared its bit in `free` (acquire) until it sets it (release).
+// SAFETY: a slot is reached only by the one thread that took it from `free` until it puts it back.
 unsafe impl Sync for ScratchPool {}
 // SAFETY: as above; `DCtx` is a plain owned allocation.
 unsafe impl Send for ScratchPool {}
@@ -135,7 +134,7 @@ impl ScratchPool {
     pub fn new(unit_bytes: usize, needs: ScratchNeeds, count: usize) -> Self {
         let count = count.clamp(1, POOL_SLOTS);
         let slots = (0..count).map(|_| UnsafeCell::new(Scratch::new(unit_bytes, needs))).collect();
-        Self { unit_bytes, needs, free: AtomicU64::new((1 << count) - 1), slots }
+        Self { unit_bytes, needs, free: Slots::new(count), slots }
     }
 
     /// The shape it was made for.
@@ -166,17 +165,7 @@ impl ScratchPool {
     }
 
     fn try_take(&self) -> Option<ScratchGuard<'_>> {
-        loop {
-            let free = self.free.load(Ordering::Relaxed);
-            if free == 0 {
-                return None;
-            }
-            let bit = free.trailing_zeros();
-            let taken = free & !(1 << bit);
-            if self.free.compare_exchange_weak(free, taken, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                return Some(ScratchGuard { pool: self, index: bit as usize });
-            }
-        }
+        self.free.take().map(|slot| ScratchGuard { pool: self, slot })
     }
 }
 
@@ -210,26 +199,26 @@ impl std::ops::DerefMut for Loan<'_> {
 /// A scratch on loan; goes back when dropped.
 pub struct ScratchGuard<'a> {
     pool: &'a ScratchPool,
-    index: usize,
+    slot: u32,
 }
 
 impl std::ops::Deref for ScratchGuard<'_> {
     type Target = Scratch;
     fn deref(&self) -> &Scratch {
-        // SAFETY: this guard cleared the slot's bit, so it is the only way to the slot.
-        unsafe { &*self.pool.slots[self.index].get() }
+        // SAFETY: this guard took the slot, so it is the only way to the slot.
+        unsafe { &*self.pool.slots[self.slot as usize].get() }
     }
 }
 
 impl std::ops::DerefMut for ScratchGuard<'_> {
     fn deref_mut(&mut self) -> &mut Scratch {
         // SAFETY: as in `deref`.
-        unsafe { &mut *self.pool.slots[self.index].get() }
+        unsafe { &mut *self.pool.slots[self.slot as usize].get() }
     }
 }
 
 impl Drop for ScratchGuard<'_> {
     fn drop(&mut self) {
-        self.pool.free.fetch_or(1 << self.index, Ordering::Release);
+        self.pool.free.put(self.slot);
     }
 }

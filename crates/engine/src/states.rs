@@ -4,8 +4,7 @@
 //!
 //! Whoever turns a unit to `Filling` owns it: it alone installs or drops pages of the unit until it settles the state.
 
-use crate::futex;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use crate::sync::{self, AtomicU8, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 /// The state of a unit.
@@ -42,10 +41,7 @@ impl UnitStates {
     /// All absent.
     #[must_use]
     pub fn new(units: usize) -> Self {
-        let plain: Box<[u8]> = vec![0u8; units].into_boxed_slice();
-        // SAFETY: AtomicU8 has the size, alignment and bit validity of u8, and the box is owned.
-        let units = unsafe { Box::from_raw(Box::into_raw(plain) as *mut [AtomicU8]) };
-        Self { units, settled: AtomicU32::new(0), waiters: AtomicU32::new(0) }
+        Self { units: sync::zeroed_bytes(units), settled: AtomicU32::new(0), waiters: AtomicU32::new(0) }
     }
 
     /// How many units.
@@ -74,21 +70,25 @@ impl UnitStates {
     /// Give up ownership: the unit is now `to`; waiters look again.
     pub fn settle(&self, unit: usize, to: State) {
         debug_assert_ne!(to, State::Filling);
-        self.units[unit].store(to as u8, Ordering::SeqCst);
-        if self.waiters.load(Ordering::SeqCst) > 0 {
-            self.settled.fetch_add(1, Ordering::SeqCst);
-            futex::wake_all(&self.settled);
+        self.units[unit].store(to as u8, Ordering::Release);
+        // Paired with the one in `wait_while_filling`: we see the waiter, or the waiter sees the state.
+        fence(Ordering::SeqCst);
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            self.settled.fetch_add(1, Ordering::Release);
+            sync::wake_all(&self.settled);
         }
     }
 
     /// Sleep while the unit is being filled, at most about `limit`; returns the state seen last.
     pub fn wait_while_filling(&self, unit: usize, limit: Duration) -> State {
-        self.waiters.fetch_add(1, Ordering::SeqCst);
-        let seen = self.settled.load(Ordering::SeqCst);
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // Before the state: a settlement after our look at it changes the word, and we do not fall asleep.
+        let seen = self.settled.load(Ordering::Acquire);
         if self.get(unit) == State::Filling {
-            futex::wait(&self.settled, seen, Some(limit));
+            sync::wait(&self.settled, seen, Some(limit));
         }
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
         self.get(unit)
     }
 

@@ -7,7 +7,7 @@
 //! *Locks*: none, two bit words. *Threads*: any, handlers too (`take_populated`, `put_*` only).
 
 use crate::error::Error;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::slots::Slots;
 use uffd::{Handle, MoveMode, Outcome, RegisterModes};
 
 /// Slots of one unit size, registered with one descriptor.
@@ -15,8 +15,8 @@ pub struct Stock {
     base: usize,
     unit: usize,
     huge: bool,
-    populated: AtomicU64,
-    holes: AtomicU64,
+    populated: Slots,
+    holes: Slots,
 }
 
 /// A slot on loan. Give it back with `put_populated` or `put_hole`.
@@ -41,8 +41,7 @@ impl Stock {
             crate::mapping::unmap(base, slots * unit);
             Error::Os { what: "registering staging pages".into(), errno }
         })?;
-        let holes = if slots == 64 { u64::MAX } else { (1 << slots) - 1 };
-        Ok(Self { base, unit, huge, populated: AtomicU64::new(0), holes: AtomicU64::new(holes) })
+        Ok(Self { base, unit, huge, populated: Slots::new(0), holes: Slots::new(slots) })
     }
 
     /// The shape regions ask for.
@@ -60,18 +59,18 @@ impl Stock {
     /// A slot that may be written.
     #[must_use]
     pub fn take_populated(&self) -> Option<StockSlot> {
-        take(&self.populated)
+        self.populated.take().map(StockSlot)
     }
 
     /// A slot that something may be moved into.
     #[must_use]
     pub fn take_hole(&self) -> Option<StockSlot> {
-        take(&self.holes)
+        self.holes.take().map(StockSlot)
     }
 
     /// Its pages are there.
     pub fn put_populated(&self, slot: StockSlot) {
-        self.populated.fetch_or(1 << slot.0, Ordering::Release);
+        self.populated.put(slot.0);
     }
 
     /// After a fill: its pages went to their place (`gone`), or something may be left of them: then they are dropped, so
@@ -85,7 +84,7 @@ impl Stock {
 
     /// Its pages are gone.
     pub fn put_hole(&self, slot: StockSlot) {
-        self.holes.fetch_or(1 << slot.0, Ordering::Release);
+        self.holes.put(slot.0);
     }
 
     /// A hole filled with fresh pages: for huge units, where even that beats copying (docs/facts.md, Filling). The slot leaves
@@ -142,19 +141,6 @@ impl Stock {
     /// Slots that are populated, for statistics.
     #[must_use]
     pub fn populated_slots(&self) -> u32 {
-        self.populated.load(Ordering::Relaxed).count_ones()
-    }
-}
-
-fn take(word: &AtomicU64) -> Option<StockSlot> {
-    loop {
-        let bits = word.load(Ordering::Relaxed);
-        if bits == 0 {
-            return None;
-        }
-        let bit = bits.trailing_zeros();
-        if word.compare_exchange_weak(bits, bits & !(1 << bit), Ordering::Acquire, Ordering::Relaxed).is_ok() {
-            return Some(StockSlot(bit));
-        }
+        self.populated.count()
     }
 }
