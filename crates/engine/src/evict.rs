@@ -13,6 +13,7 @@ use crate::region::Region;
 use crate::residence::{BATCH_UNITS, Residence};
 use crate::source::Table;
 use crate::states::State;
+use std::ops::Range;
 use std::time::Instant;
 
 /// `unit` was filled and settled by the caller: the oldest leaves if the budget is used up.
@@ -129,15 +130,29 @@ fn drop_at_once(ranges: &[libc::iovec]) -> bool {
 /// settled the unit, while a slow source may hold one for long.
 pub const SETTLING: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// A caller wants the unit gone; false: it is not there. Engine threads.
-pub fn evict(region: &Region, unit: usize, patience: Instant) -> bool {
-    while region.states.get(unit) == State::Filling && Instant::now() < patience {
-        region.states.wait_while_filling(unit, SETTLING);
+/// A caller wants these units gone; returns how many were there. Small ones leave in batches. Engine threads.
+pub fn evict(region: &Region, units: Range<usize>, patience: Instant) -> usize {
+    let one_by_one = region.stock.is_some() || region.file.is_some();
+    let step = if one_by_one { 1 } else { BATCH_UNITS };
+    units.clone().step_by(step).map(|first| evict_few(region, first..(first + step).min(units.end), patience)).sum()
+}
+
+fn evict_few(region: &Region, units: Range<usize>, patience: Instant) -> usize {
+    let mut ours = [0; BATCH_UNITS];
+    let mut count = 0;
+    for unit in units {
+        while region.states.get(unit) == State::Filling && Instant::now() < patience {
+            region.states.wait_while_filling(unit, SETTLING);
+        }
+        if region.states.claim(unit, State::Present) {
+            ours[count] = unit;
+            count += 1;
+        }
     }
-    let ours = region.states.claim(unit, State::Present);
-    if ours {
-        empty(region, unit, true, Table::Engine);
-        left(region, unit, Table::Engine);
+    match &ours[..count] {
+        [unit] => empty(region, *unit, true, Table::Engine),
+        units => drop_all(region, units),
     }
-    ours
+    ours[..count].iter().for_each(|unit| left(region, *unit, Table::Engine));
+    count
 }

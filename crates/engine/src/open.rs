@@ -264,7 +264,7 @@ impl Owned {
         let stop = if bytes.end >= region.len { region.states.len() } else { bytes.end / region.unit };
         Ok(self.engine.root.run(move || {
             let patience = Instant::now() + evict::SETTLING;
-            (start..stop.max(start)).filter(|unit| evict::evict(&region, *unit, patience)).count()
+            evict::evict(&region, start..stop.max(start), patience)
         }))
     }
 

@@ -14,7 +14,6 @@ use crate::mman::why::Wanted;
 use crate::source::Source;
 use crate::threads::drop_left;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use uffd::Errno;
 
