@@ -37,6 +37,30 @@ with uf.map(path) as region:
     )
 
 
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_pages_that_left_a_shared_region_but_not_its_file_come_back(child, delivery):
+    """Unmapped as the kernel does it when memory is short: the next touch maps them again, with what was written."""
+    run(
+        child,
+        f"""
+import mmap
+from support.lazy import check_endings, libc
+with uf.map(path, shared=True, on_error="abort", unit="64KiB", mode="c", delivery={delivery!r}) as region:
+    mapped = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+    region.populate()
+    array = region.numpy()
+    array[5] = 77
+    libc.madvise(region.address, mapped, mmap.MADV_DONTNEED)
+    assert array[5] == 77 and array[6:].tobytes() == data[6:]
+    before = check_endings(region).continued_bytes
+    libc.madvise(region.address, mapped, mmap.MADV_DONTNEED)
+    region.populate()
+    assert region.statistics().continued_bytes - before == mapped, "populate maps them too"
+    del array
+""",
+    )
+
+
 def test_system_calls_on_absent_pages_just_work_with_thread_delivery(child):
     """readinto, write, sendfile-like calls and hashing see the bytes, wherever the kernel reads or writes them."""
     run(

@@ -4,7 +4,6 @@
 //! The caller owns the unit (`states.claim`) and settles it afterwards.
 
 use crate::counters::add;
-use crate::mapping::is_resident;
 use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::{Loan, Tally};
@@ -298,7 +297,7 @@ impl Fill<'_> {
                     let there = (at + done) / page;
                     // Exposed since this fill began: a timeout, or Ctrl-C. Else it is there, or poisoned.
                     let hidden = region.take_pattern(there, || region.hide(there));
-                    if !hidden && (is_resident(address) || !region.lift_poison(there)) {
+                    if !hidden && (region.has_page(there) || !region.lift_poison(there)) {
                         // There; or the pattern, of which its toucher is about to make a note.
                         let _ = region.handle(self.who.table).wake(address, page);
                         done += page;

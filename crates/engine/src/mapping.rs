@@ -102,7 +102,8 @@ pub fn advise(start: usize, bytes: usize, advice: libc::c_int) -> Result<(), Err
     Ok(())
 }
 
-/// Is the page at `address` there? A swapped-out page answers no: resolving it then answers EEXIST, which is right too.
+/// Is the private page at `address` there? A swapped-out page answers no: resolving it then answers EEXIST, which is right
+/// too. Of a memory file this would say whether the file has the page: see [`is_mapped`].
 #[must_use]
 pub fn is_resident(address: usize) -> bool {
     let mut answer = 0u8;
@@ -111,20 +112,37 @@ pub fn is_resident(address: usize) -> bool {
     done == 0 && answer & 1 == 1
 }
 
+const PRESENT: u64 = 1 << 63;
+const SWAP_OR_MARKER: u64 = 1 << 62;
+
 /// Is the page at `address` poisoned? Its entry in the page table is then neither a page nor nothing. System calls only:
 /// signal handlers call it.
 #[must_use]
 pub fn is_poisoned(address: usize) -> bool {
-    const PRESENT: u64 = 1 << 63;
-    const SWAP_OR_MARKER: u64 = 1 << 62;
-    let mut entry = 0u64;
+    let mut entry = [0];
+    entries(address, &mut entry) && entry[0] & (PRESENT | SWAP_OR_MARKER) == SWAP_OR_MARKER
+}
+
+/// Are so many pages from `address` on in this process's page table? A page of a memory file may be in the file only: never
+/// touched here, or unmapped by the kernel when memory was short. System calls only: signal handlers call it.
+#[must_use]
+pub fn is_mapped(address: usize, pages: usize) -> bool {
+    let mut answers = [0; 64];
+    (0..pages).step_by(answers.len()).all(|first| {
+        let answers = &mut answers[..(pages - first).min(64)];
+        entries(address + first * uffd::page_size(), answers) && answers.iter().all(|entry| entry & PRESENT != 0)
+    })
+}
+
+/// The entries of pagemap from the page at `address` on; false: they cannot be read.
+fn entries(address: usize, answers: &mut [u64]) -> bool {
     let at = (address / uffd::page_size() * size_of::<u64>()) as libc::off_t;
-    // SAFETY: a constant path; eight bytes of room.
+    // SAFETY: a constant path; room for as many bytes as are asked for.
     let got = unsafe {
         let fd = libc::open(c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        let got = libc::pread(fd, (&raw mut entry).cast(), size_of::<u64>(), at);
+        let got = libc::pread(fd, answers.as_mut_ptr().cast(), size_of_val(answers), at);
         libc::close(fd);
         got
     };
-    got == 8 && entry & (PRESENT | SWAP_OR_MARKER) == SWAP_OR_MARKER
+    usize::try_from(got) == Ok(size_of_val(answers))
 }

@@ -14,7 +14,7 @@ use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::flagged::view::{self, Act, Armed};
 use crate::flagged::{self, Called, gate, is_repeated, nest};
-use crate::mapping::{is_poisoned, is_resident};
+use crate::mapping::is_poisoned;
 use crate::region::{Delivery, Region};
 use crate::serve::{help, read_ahead};
 use crate::source::{Cause, Patience, SourceError, Table};
@@ -216,7 +216,7 @@ fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c
     };
     let inside = gate::enter();
     let still_ours = view::find(address).is_some_and(|entry| matches!(entry.armed, Armed::Signal));
-    let absent = still_ours && !is_resident(region.page_address(page));
+    let absent = still_ours && !region.has_page(page);
     let shown = absent && failure::show(region, page, &failed(cause));
     drop(inside);
     if shown || called == Called::Raised {
@@ -269,7 +269,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
             }
             continue;
         }
-        if state == State::Present && is_resident(region.page_address(page)) {
+        if state == State::Present && region.has_page(page) {
             return Ok(Ending::Coalesced);
         }
         if region.states.claim(unit, state) {

@@ -12,7 +12,6 @@ use crate::error::Error;
 use crate::failure::is_latched;
 use crate::fill::Stop;
 use crate::interrupt;
-use crate::mapping::is_resident;
 use crate::proc;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, help, read_ahead, refuse};
@@ -144,7 +143,7 @@ fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Optio
                 }
                 None => continue,
             },
-            State::Present if is_resident(region.page_address(page)) => {
+            State::Present if region.has_page(page) => {
                 let _ = region.handles.engine.wake(region.page_address(page), uffd::page_size());
                 return Some(Ending::Coalesced);
             }

@@ -135,6 +135,9 @@ fn has_hole(region: &Region, unit: usize) -> bool {
     if !region.exposed.is_empty() && (first_page..first_page + pages).any(|page| region.exposed.contains(page)) {
         return true;
     }
+    if region.file.is_some() {
+        return !crate::mapping::is_mapped(region.base + range.start, pages);
+    }
     let mut answers = [0u8; 512];
     (0..pages).step_by(answers.len()).any(|first| {
         let count = (pages - first).min(answers.len());

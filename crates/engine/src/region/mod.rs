@@ -367,6 +367,13 @@ impl Region {
         }
     }
 
+    /// Is this page there, so that a touch of it goes on?
+    #[must_use]
+    pub fn has_page(&self, page: usize) -> bool {
+        let address = self.page_address(page);
+        if self.file.is_some() { mapping::is_mapped(address, 1) } else { mapping::is_resident(address) }
+    }
+
     /// Is it being taken down?
     #[must_use]
     pub fn is_closing(&self) -> bool {
@@ -377,8 +384,10 @@ impl Region {
     /// Engine threads only.
     pub fn settle(&self, unit: usize, state: State) {
         self.states.settle(unit, state);
-        if self.forget_waits(unit) && state == State::Absent {
-            self.wake_unit(unit); // those who were told to wait ask again
+        if self.forget_waits(unit) {
+            // Those who were told to wait ask again, even of a unit that was filled: their page may have been dropped
+            // (madvise, or the kernel unmapping a page of a memory file) after the fill had passed it.
+            self.wake_unit(unit);
         }
     }
 
