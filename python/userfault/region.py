@@ -418,8 +418,8 @@ class checked:
 
     def __enter__(self) -> checked:
         refresh_handlers()
+        self._before = self._epochs()  # first: a page that fails from now on counts
         _core.rearm_failed()  # a page that shows the pattern already would fault on nothing in here
-        self._before = self._epochs()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -149,3 +149,44 @@ else:
     raise AssertionError("accepted")
 """,
     )
+
+
+@both
+@pytest.mark.parametrize("unit", ["4KiB", "2MiB"])
+def test_a_unit_that_comes_again_and_again_stays_when_it_has_come(child, delivery, unit):
+    """The ring then holds little else; the unit must not push itself out before its toucher has seen it."""
+    run(
+        child,
+        f"""
+budget = 8 * uf.units.parse_bytes({unit!r})
+region = uf.map(np.ones(64 << 20, "u1"), delivery={delivery!r}, unit={unit!r}, huge={unit == "2MiB"}, resident=budget)
+view = region.numpy()
+for _ in range(100):
+    region.evict(slice(0, region.unit))
+    assert view[0] == 1
+assert region.statistics().faults < 1000, region.statistics()
+""",
+        timeout=20,
+    )
+
+
+@both
+def test_a_source_that_fails_and_recovers_under_a_budget_is_served(child, delivery):
+    """Failed fills push nothing out, and leave nothing behind that nobody counts."""
+    run(
+        child,
+        f"""
+source = uf.testing.Chaos(uf.Bytes(np.ones(64 << 20, "u1")), fail=[range(0, 2 << 20)], failures=40)
+region = uf.map(source, delivery={delivery!r}, huge=True, resident=16 << 20)
+view = memoryview(region)
+for _ in range(400):
+    try:
+        with uf.checked():
+            assert view[5] in (1, 255)
+        break
+    except uf.PageError:
+        pass
+assert view[5] == 1
+""",
+        timeout=30,
+    )

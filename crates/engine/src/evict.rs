@@ -22,7 +22,9 @@ pub fn arrived(region: &Region, unit: usize, table: Table) {
     let (turn, Some(oldest)) = residence.enter(unit) else { return };
     let timed = region.policy.is_watching().then(Instant::now);
     let (method, count) = match region.policy.method() {
-        Method::Copy if residence.batch() > 1 => (Method::Copy, release_batch(region, residence, turn, oldest, table)),
+        Method::Copy if residence.batch() > 1 => {
+            (Method::Copy, release_batch(region, residence, unit, (turn, oldest), table))
+        }
         method => (method, usize::from(release(region, oldest, method, table))),
     };
     if let Some(start) = timed {
@@ -33,7 +35,9 @@ pub fn arrived(region: &Region, unit: usize, table: Table) {
 /// Claim a unit that is to leave; false: somebody fills it just now, and will put it in the ring again.
 fn claim(region: &Region, unit: usize) -> bool {
     let state = region.states.get(unit);
-    state != State::Filling && region.states.claim(unit, state)
+    let ours = state != State::Filling && region.states.claim(unit, state);
+    add(&region.counters.evicted_units, usize::from(ours && state == State::Present));
+    ours
 }
 
 fn release(region: &Region, unit: usize, method: Method, table: Table) -> bool {
@@ -62,15 +66,21 @@ fn left(region: &Region, unit: usize, table: Table) {
         Table::Engine => region.settle(unit, State::Absent),
         Table::Application => region.states.settle(unit, State::Absent),
     }
-    add(&region.counters.evicted_units, 1);
 }
 
 /// The oldest unit and those after it, in one call; returns how many left.
-fn release_batch(region: &Region, residence: &Residence, turn: usize, oldest: usize, table: Table) -> usize {
+fn release_batch(
+    region: &Region,
+    residence: &Residence,
+    came: usize,
+    (turn, oldest): (usize, usize),
+    table: Table,
+) -> usize {
     let mut units = [0; BATCH_UNITS];
     let mut count = 0;
     let next = (1..residence.batch()).filter_map(|after| residence.swap(turn + after, 0));
-    for unit in std::iter::once(oldest).chain(next).filter(|unit| claim(region, *unit)) {
+    // The ring may hold the unit that came more than once: it stays, or its toucher would ask for ever.
+    for unit in std::iter::once(oldest).chain(next).filter(|unit| *unit != came && claim(region, *unit)) {
         units[count] = unit;
         count += 1;
     }
@@ -154,5 +164,6 @@ fn evict_few(region: &Region, units: Range<usize>, patience: Instant) -> usize {
         units => drop_all(region, units),
     }
     ours[..count].iter().for_each(|unit| left(region, *unit, Table::Engine));
+    add(&region.counters.evicted_units, count);
     count
 }

@@ -4,6 +4,7 @@
 //! The caller owns the unit (`states.claim`) and settles it afterwards.
 
 use crate::counters::add;
+use crate::mapping::advise;
 use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::{Loan, Tally};
@@ -69,12 +70,22 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
         return outcome;
     }
     let (Err(Stop::Failed(_)), Some(page), true) = (&outcome, page, region.source.page_granular()) else {
+        drop_part(region, range, &outcome);
         return outcome;
     };
     add(&region.counters.source_errors, 1);
-    fill.range(page * uffd::page_size(), uffd::page_size())?;
+    let alone = fill.range(page * uffd::page_size(), uffd::page_size()).map(|()| true);
+    drop_part(region, range, &alone);
+    alone?;
     region.forget_poison(page..page + 1);
     Ok(is_one_page)
+}
+
+/// A part of a unit that failed would stay beyond a resident budget: nobody would know that it has to leave.
+fn drop_part(region: &Region, bytes: std::ops::Range<usize>, outcome: &Result<bool, Stop>) {
+    if region.residence.is_some() && matches!(outcome, Err(Stop::Failed(_) | Stop::Gone)) {
+        let _ = advise(region.base + bytes.start, bytes.len(), libc::MADV_DONTNEED);
+    }
 }
 
 /// Pages that show the error pattern become holes: they are filled now.
@@ -129,7 +140,13 @@ impl Fill<'_> {
         let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
         let extent = self.region.source.extent(at as u64, left, &mut reading);
         let whole = |bytes: usize| if bytes >= left { left } else { bytes / page * page };
+        // A huge page is filled as one, zeros among its bytes and all: several pieces would be small pages.
+        let in_pieces = self.region.options.huge && left == self.region.unit;
         match extent {
+            Extent::Zero(bytes) | Extent::Memory(_, bytes) | Extent::Data(bytes) if in_pieces && bytes < left => {
+                self.data(at, left)?;
+                Ok(left)
+            }
             Extent::Zero(bytes) if whole(bytes) > 0 => {
                 let bytes = whole(bytes);
                 self.install_zero(at, bytes.next_multiple_of(page))?;
@@ -244,7 +261,7 @@ impl Fill<'_> {
         let counters = &self.region.counters;
         // SAFETY: `from` is a staging slot on loan to this thread; its pages may go.
         let moved = self.each_hole(at, bytes, |dst, done, left| unsafe {
-            handle.move_pages(dst, from + done, left, MoveMode::NONE)
+            counted(&counters.moved_bytes, left, handle.move_pages(dst, from + done, left, MoveMode::NONE))
         });
         match moved {
             Err(Stop::Failed(SourceError { cause: Cause::Os(libc::EBUSY | libc::EINVAL), offset })) => {
@@ -252,13 +269,9 @@ impl Fill<'_> {
                 // before them are gone from staging: a COPY of them would be a fault of our own, which nobody answers.
                 let gone = offset as usize - at;
                 add(&counters.move_fallbacks, 1);
-                add(&counters.moved_bytes, gone);
                 self.install(at + gone, from + gone, bytes - gone).map(|()| false)
             }
-            outcome => {
-                add(&counters.moved_bytes, bytes);
-                outcome.map(|()| true)
-            }
+            outcome => outcome.map(|()| true),
         }
     }
 

@@ -42,11 +42,11 @@ impl Residence {
         self.batch
     }
 
-    /// `unit` came: its turn, and the unit that has to leave for it.
+    /// `unit` came: its turn, and the unit that has to leave for it, never itself.
     #[must_use]
     pub fn enter(&self, unit: usize) -> (usize, Option<usize>) {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        (turn, self.swap(turn, unit + 1))
+        (turn, self.swap(turn, unit + 1).filter(|oldest| *oldest != unit))
     }
 
     /// Put `place` (unit + 1; 0: nothing) where it is `turn`'s; answers the unit that stood there. Whoever gets a unit sees
@@ -65,6 +65,13 @@ mod tests {
         let residence = Residence::new(8 * 4096, 4096);
         assert!((0..8).all(|unit| residence.enter(unit).1.is_none()));
         assert_eq!((8..12).map(|unit| residence.enter(unit).1).collect::<Vec<_>>(), [0, 1, 2, 3].map(Some));
+    }
+
+    #[test]
+    fn a_unit_that_comes_again_and_again_never_has_to_leave_for_itself() {
+        let residence = Residence::new(8 * 4096, 4096);
+        assert!((0..100).all(|_| residence.enter(5).1.is_none()));
+        assert_eq!(residence.enter(6).1, Some(5));
     }
 
     #[test]

@@ -68,8 +68,10 @@ pub fn help(region: &Region, unit: usize, who: Who) -> bool {
         Table::Engine => region.settle(unit, state),
         Table::Application => region.states.settle(unit, state),
     }
-    evict::arrived(region, unit, who.table);
-    add(&region.counters.helped_units, usize::from(outcome.is_ok()));
+    if outcome.is_ok() {
+        evict::arrived(region, unit, who.table);
+        add(&region.counters.helped_units, 1);
+    }
     outcome.is_ok()
 }
 

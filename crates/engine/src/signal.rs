@@ -282,7 +282,9 @@ fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> R
     read_ahead(engine, region, unit);
     let outcome = fill_unit(region, unit, Some(page), IN_HANDLER);
     region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
-    evict::arrived(region, unit, Table::Application);
+    if outcome.is_ok() {
+        evict::arrived(region, unit, Table::Application);
+    }
     match outcome {
         Ok(_) => {
             add(&region.counters.demand_units, 1);

@@ -110,7 +110,9 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
         }
         let outcome = fill_unit(region, unit, None, engine_thread(Patience::Wait));
         region.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
-        evict::arrived(region, unit, Table::Engine);
+        if outcome.is_ok() {
+            evict::arrived(region, unit, Table::Engine);
+        }
         match outcome {
             Ok(_) => {
                 add(&region.counters.prefetched_units, 1);
