@@ -109,11 +109,12 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
+    let (base, file) = map(engine, bytes, &options)?;
+    // After the mapping: a range that does not fit must not leave a reader behind, with its stack and arena.
     let lane = engine.next_lane();
     if options.delivery == Delivery::Thread {
-        thread::start(engine, lane)?;
+        thread::start(engine, lane).inspect_err(|_| mapping::unmap(base, bytes))?;
     }
-    let (base, file) = map(engine, bytes, &options)?;
     let handles = match options.delivery {
         Delivery::Signal => engine.signal_handles(),
         Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
