@@ -29,7 +29,7 @@ from userfault.errors import (
 )
 from userfault.mapping import load, map
 from userfault.region import Options, Region, Statistics, checked
-from userfault.sources import Bytes, Checksum, Deadline, File, Image, Retry, Source, Zero
+from userfault.sources import Bytes, Checksum, Deadline, File, Function, Image, Retry, Source, Zero
 from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = [
     "Checksum",
     "Deadline",
     "File",
+    "Function",
     "Image",
     "ImageError",
     "OptionError",

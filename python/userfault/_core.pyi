@@ -207,17 +207,25 @@ class NativeSource:
     def image(path: str) -> NativeSource:
         """Return a source of the bytes inside an image."""
 
+    @staticmethod
+    def called(source: object) -> NativeSource:
+        """Return a source whose reads are calls of Python: of the attributes of `userfault.sources.called.Opened`."""
+
     def retry(self, attempts: int, pause_seconds: float) -> NativeSource:
         """Return one that reads again after transient failures."""
 
     def deadline(self, limit_seconds: float) -> NativeSource:
-        """Return one whose reads end in time."""
+        """Return one whose reads end in time; OptionError for one that is Python."""
 
     def checksum(self, block: int, sums: list[int]) -> NativeSource:
         """Return one that verifies XXH64 sums of blocks."""
 
     def chaos(self, fail: list[tuple[int, int]], delay_seconds: float, failures: int | None) -> NativeSource:
         """Return one that fails and dawdles on purpose."""
+
+    @property
+    def is_called(self) -> bool:
+        """Whether its reads are calls of Python."""
 
     @property
     def length(self) -> int:
@@ -358,8 +366,8 @@ def set_exceptions(
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""
 
-def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException]] | None:
-    """Return and clear what was noted for this thread: source, offset, errno, text, address, exception class."""
+def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException], BaseException | None] | None:
+    """Return and clear what was noted for this thread: source, offset, errno, text, address, class, what a source raised."""
 
 def take_resolver_error() -> BaseException | None:
     """Return and clear the exception that a resolver raised in this thread."""

@@ -16,6 +16,7 @@ A failed system call that has no better name is an `OSError` of the kind its err
 from __future__ import annotations
 
 import os
+import pickle
 from typing import Any, TypeAlias
 
 from userfault import _core
@@ -46,14 +47,15 @@ class PageError(UserfaultError, OSError):
     Attributes:
         source: The name of the source, as its repr.
         offset: Offset in bytes in the source of the first byte that could not be had.
-        cause: Why: an `OSError` when the kernel gave an errno, else a sentence.
+        cause: Why: what a Python source raised, an `OSError` when the kernel gave an errno (both are the `__cause__` too), else
+            a sentence.
     """
 
     source: str
     offset: int
-    cause: OSError | str
+    cause: BaseException | str
 
-    def __init__(self, source: str | None = None, offset: int | None = None, cause: OSError | str | None = None) -> None:
+    def __init__(self, source: str | None = None, offset: int | None = None, cause: BaseException | str | None = None) -> None:
         """Make one; without arguments it picks up what the engine noted for the calling thread."""
         if source is None:
             source, offset, cause = _noted()
@@ -61,16 +63,16 @@ class PageError(UserfaultError, OSError):
         self.offset = -1 if offset is None else offset
         self.cause = "unknown" if cause is None else cause
         where = f" at byte {self.offset}" if self.offset >= 0 else ""
-        super().__init__(f"{self.source}{where}: {self.cause}")
-        if isinstance(self.cause, OSError):
-            self.errno = self.cause.errno
+        super().__init__(f"{self.source}{where}: {_described(self.cause)}")
+        if isinstance(self.cause, BaseException):
+            self.errno = getattr(self.cause, "errno", None)
             self.__cause__ = self.cause
 
     def __str__(self) -> str:
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.offset, self.cause)
+        return type(self), (self.source, self.offset, _portable(self.cause))
 
 
 class PagePurged(PageError):
@@ -90,9 +92,9 @@ class UserFault(UserfaultError, OSError):
     """
 
     address: int
-    cause: OSError | str
+    cause: BaseException | str
 
-    def __init__(self, address: int | None = None, cause: OSError | str | None = None) -> None:
+    def __init__(self, address: int | None = None, cause: BaseException | str | None = None) -> None:
         """Make one; without arguments it picks up what the engine noted for the calling thread."""
         raised = None
         if address is None:
@@ -101,23 +103,30 @@ class UserFault(UserfaultError, OSError):
             address, cause = (noted[4], _cause(noted)) if noted else (0, _REPLACED)
         self.address = address
         self.cause = "unknown" if cause is None else cause
-        super().__init__(f"nobody resolved the fault at {address:#x}: {self.cause}")
-        self.__cause__ = raised if raised is not None else self.cause if isinstance(self.cause, OSError) else None
+        super().__init__(f"nobody resolved the fault at {address:#x}: {_described(self.cause)}")
+        self.__cause__ = raised if raised is not None else self.cause if isinstance(self.cause, BaseException) else None
 
     def __str__(self) -> str:
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.address, self.cause)
+        return type(self), (self.address, _portable(self.cause))
 
 
-_Taken: TypeAlias = tuple[str, int, int | None, str, int, type[BaseException]]
+_Taken: TypeAlias = tuple[str, int, int | None, str, int, type[BaseException], BaseException | None]
 _REPLACED = "the details were replaced by those of later failures"
 
 
-def _cause(noted: _Taken) -> OSError | str:
-    _, _, errno, text, _, _ = noted
+def _cause(noted: _Taken) -> BaseException | str:
+    _, _, errno, text, _, _, raised = noted
+    if raised is not None:
+        return raised
     return text if errno is None else OSError(errno, os.strerror(errno))
+
+
+def _described(cause: BaseException | str) -> str:
+    """A sentence; of an exception that says nothing, its name."""
+    return str(cause) or type(cause).__name__ if isinstance(cause, OSError | str) else f"{type(cause).__name__}: {cause}"
 
 
 def noted_failure() -> PageError | UserFault:
@@ -125,13 +134,22 @@ def noted_failure() -> PageError | UserFault:
     noted = _core.take_failure()
     if noted is None:
         return PageError("a page could not be had", None, _REPLACED)
-    source, offset, _, _, address, class_ = noted
+    source, offset, _, _, address, class_, _ = noted
     if class_ is UserFault:
         return UserFault(address, _cause(noted))
     return (PagePurged if class_ is PagePurged else PageError)(source, offset, _cause(noted))
 
 
-def _noted() -> tuple[str, int | None, OSError | str | None]:
+def _portable(cause: BaseException | str) -> BaseException | str:
+    """As it is, or in words where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(cause))
+    except Exception:
+        return _described(cause)
+    return cause
+
+
+def _noted() -> tuple[str, int | None, BaseException | str | None]:
     noted = _core.take_failure()
     return (noted[0], noted[1], _cause(noted)) if noted else ("a page could not be had", None, _REPLACED)
 

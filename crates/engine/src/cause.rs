@@ -30,6 +30,19 @@ pub enum Cause {
     Recursion,
     /// The caller's function that should have resolved a fault raised, or came back without having done so.
     Resolver,
+    /// A source in the language above raised.
+    Raised(Raised),
+    /// The thread waits for itself: its source touched memory that the same source has to fill.
+    OwnRegion,
+}
+
+/// An exception of the language above, which keeps it under this number for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// Which.
+    pub ticket: u32,
+    /// Might the same read succeed a moment later?
+    pub transient: bool,
 }
 
 impl Cause {
@@ -48,6 +61,7 @@ impl Cause {
                     | libc::ESTALE
             ),
             Cause::Timeout | Cause::Injected => true,
+            Cause::Raised(raised) => raised.transient,
             _ => false,
         }
     }
@@ -69,6 +83,8 @@ impl Cause {
             Cause::Unresolved => "no userfaultfd is registered there and no resolver was given for SIGBUS",
             Cause::Recursion => "its resolver touched memory that needs it in turn (the same page, or too deep)",
             Cause::Resolver => "the resolver did not put a page there",
+            Cause::Raised(_) => "the source raised an exception",
+            Cause::OwnRegion => "the source touched memory that it has to fill itself",
         }
     }
 }

@@ -12,6 +12,7 @@
 //! error      what can go wrong outside a fault
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
+//! language   the language above and its lock
 //! threads    engine threads and their own descriptor table
 //! image      the format at rest
 //! source     where pages come from
@@ -52,6 +53,7 @@ pub mod cause;
 pub mod error;
 pub mod scratch;
 pub mod proc;
+pub mod language;
 pub mod threads;
 pub mod image;
 pub mod source;

@@ -3,6 +3,7 @@
 //! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
 //! programs, and as a note of the exception, which a traceback shows.
 
+use crate::called;
 use engine::error::Error;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -91,6 +92,10 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
             let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
             raised(py, "PageError", (source, offset, cause))
         }
+        Cause::Raised(ticket) => match called::kept(py, ticket) {
+            Some(exception) => raised(py, "PageError", (source, offset, exception)),
+            None => raised(py, "PageError", (source, offset, error.cause.describe())),
+        },
         Cause::Purged => raised(py, "PagePurged", (source, offset, error.cause.describe())),
         cause => raised(py, "PageError", (source, offset, cause.describe())),
     }

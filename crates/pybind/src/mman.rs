@@ -227,12 +227,7 @@ fn call_resolver(token: usize, address: usize) -> Called {
 /// In a thread that waits for a page: let others run Python meanwhile.
 fn give_way(touch: fn(usize), address: usize) {
     if raise::holds_gil() {
-        // SAFETY: this thread holds the GIL and has nothing of the interpreter's in hand but the touch it was interrupted in.
-        unsafe {
-            let state = ffi::PyEval_SaveThread();
-            touch(address);
-            ffi::PyEval_RestoreThread(state);
-        }
+        engine::language::without_lock(|| touch(address));
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
+use crate::called;
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -75,6 +76,7 @@ fn set_exceptions(main_thread: u64, page: Bound<'_, PyAny>, purged: Bound<'_, Py
         CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
     }
     engine::failure::set_raise(raise);
+    engine::language::set_hooks(&GIL);
 }
 
 /// The exception that `kind` becomes.
@@ -98,6 +100,18 @@ pub fn holds_gil() -> bool {
     unsafe {
         let current = std::mem::transmute::<usize, extern "C" fn() -> *mut ffi::PyThreadState>(lookup)();
         !current.is_null() && current == ffi::PyGILState_GetThisThreadState()
+    }
+}
+
+/// What the engine may ask about the GIL.
+static GIL: engine::language::Hooks = engine::language::Hooks { holds_lock: holds_gil, without_lock: without_gil };
+
+fn without_gil(work: &mut dyn FnMut()) {
+    // SAFETY: the engine asks for it only in a thread that holds the GIL; the same thread takes it back.
+    unsafe {
+        let state = ffi::PyEval_SaveThread();
+        work();
+        ffi::PyEval_RestoreThread(state);
     }
 }
 
@@ -215,13 +229,15 @@ fn answer(request: &Request) -> bool {
 /// Before the interpreter is finalized (an atexit hook): the helper must not take the GIL any more.
 #[pyfunction]
 fn stop_helper() {
+    called::stop();
     STOP.store(true, Ordering::Release);
     BELL.ring_all();
 }
 
-type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>);
+type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);
 
-/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address, class).
+/// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address, class,
+/// what a Python source raised).
 ///
 /// The exception has surfaced, so the pages that showed the pattern become holes at once: a second touch raises again
 /// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
@@ -243,7 +259,11 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
     let class = class_of(failure.kind);
     // SAFETY: the GIL is held; the exception classes are never freed.
     let class = (!class.is_null()).then(|| unsafe { Bound::from_borrowed_ptr(py, class) }.unbind());
-    Some((name, offset, errno, failure.error.cause.describe(), failure.address, class))
+    let raised = match failure.error.cause {
+        Cause::Raised(raised) => called::kept(py, raised),
+        _ => None,
+    };
+    Some((name, offset, errno, failure.error.cause.describe(), failure.address, class, raised))
 }
 
 /// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.

@@ -1,5 +1,6 @@
 //! Native sources as Python names them: opaque handles that `userfault.sources` wraps in picklable objects.
 
+use crate::called::{Called, PythonSource};
 use crate::errors::{engine_error, option_error};
 use engine::source::Source;
 use engine::source::bytes::Bytes;
@@ -67,12 +68,23 @@ impl NativeSource {
         opened.map(Self::of).map_err(|error| crate::image::image_error(py, &error, &label))
     }
 
+    /// `source`: what `userfault.sources.called` made of it.
+    #[staticmethod]
+    fn called(source: Called) -> Self {
+        Self::of(PythonSource::new(source))
+    }
+
     fn retry(&self, attempts: u32, pause_seconds: f64) -> Self {
         Self::of(Retry::new(self.0.clone(), attempts, seconds(pause_seconds)))
     }
 
-    fn deadline(&self, limit_seconds: f64) -> Self {
-        Self::of(Deadline::new(self.0.clone(), seconds(limit_seconds)))
+    fn deadline(&self, py: Python<'_>, limit_seconds: f64) -> PyResult<Self> {
+        if self.0.is_called() {
+            let text = "Deadline reads in a thread of its own, where a Python source may not run; userfault.map(timeout=...) is a \
+                        deadline for each touch";
+            return Err(option_error(py, text));
+        }
+        Ok(Self::of(Deadline::new(self.0.clone(), seconds(limit_seconds))))
     }
 
     fn checksum(&self, py: Python<'_>, block: usize, sums: Vec<u64>) -> PyResult<Self> {
@@ -94,6 +106,11 @@ impl NativeSource {
     #[getter]
     fn name(&self) -> String {
         self.0.name()
+    }
+
+    #[getter]
+    fn is_called(&self) -> bool {
+        self.0.is_called()
     }
 
     #[getter]

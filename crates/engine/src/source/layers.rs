@@ -3,6 +3,7 @@
 //!
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
+use crate::language;
 use super::{Cause, Extent, Latency, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
 use crate::threads::leave;
 use std::ops::Range;
@@ -36,7 +37,7 @@ impl Source for Retry {
         loop {
             left -= 1;
             match self.inner.read_into(offset, out, how) {
-                Err(error) if error.cause.is_transient() && left > 0 => std::thread::sleep(pause),
+                Err(error) if error.cause.is_transient() && left > 0 => language::pause(pause),
                 outcome => return outcome,
             }
             pause *= 2;
@@ -61,6 +62,18 @@ impl Source for Retry {
 
     fn page_granular(&self) -> bool {
         false // each page of a failing unit would be tried again, with all its pauses
+    }
+
+    fn is_called(&self) -> bool {
+        self.inner.is_called()
+    }
+
+    fn piece(&self) -> usize {
+        self.inner.piece()
+    }
+
+    fn hint(&self, bytes: Range<u64>) {
+        self.inner.hint(bytes)
     }
 
     fn needs(&self) -> ScratchNeeds {
@@ -211,6 +224,18 @@ impl Source for Checksum {
         self.inner.latency()
     }
 
+    fn is_called(&self) -> bool {
+        self.inner.is_called()
+    }
+
+    fn piece(&self) -> usize {
+        self.inner.piece()
+    }
+
+    fn hint(&self, bytes: Range<u64>) {
+        self.inner.hint(bytes)
+    }
+
     fn needs(&self) -> ScratchNeeds {
         self.inner.needs()
     }
@@ -248,7 +273,7 @@ impl Source for Chaos {
 
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
         if !self.delay.is_zero() {
-            std::thread::sleep(self.delay);
+            language::pause(self.delay);
         }
         if let Some(at) = self.fails(&(offset..offset + out.len() as u64)) {
             return Err(SourceError::new(at, Cause::Injected));
@@ -278,6 +303,18 @@ impl Source for Chaos {
 
     fn readahead_helps(&self) -> bool {
         false
+    }
+
+    fn is_called(&self) -> bool {
+        self.inner.is_called()
+    }
+
+    fn piece(&self) -> usize {
+        self.inner.piece()
+    }
+
+    fn hint(&self, bytes: Range<u64>) {
+        self.inner.hint(bytes)
     }
 
     fn needs(&self) -> ScratchNeeds {

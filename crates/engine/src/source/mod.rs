@@ -132,6 +132,19 @@ pub trait Source: Send + Sync {
         ScratchNeeds::default()
     }
 
+    /// Is it code of the language above? Then it runs where that may: in the thread that touched, or on its workers.
+    fn is_called(&self) -> bool {
+        false
+    }
+
+    /// How many bytes one read of many likes to have; 0: no wish.
+    fn piece(&self) -> usize {
+        0
+    }
+
+    /// These bytes will be wanted soon. Must not wait.
+    fn hint(&self, _bytes: std::ops::Range<u64>) {}
+
     /// Of volatile memory: which pages the kernel may take.
     fn offers(&self) -> Option<&std::sync::Arc<volatile::Offers>> {
         None

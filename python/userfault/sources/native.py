@@ -1,7 +1,4 @@
-"""Sources: where pages come from.
-
-A source is a small picklable description. `userfault.map` opens it; nothing is read before a page is touched.
-"""
+"""Sources that are native code: zeros, bytes, files, images, and layers around any source."""
 
 from __future__ import annotations
 
@@ -12,52 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from userfault import _core
 from userfault.errors import OptionError
+from userfault.sources.base import Source, native
 from userfault.units import parse_bytes, parse_count, parse_seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Bytes", "Checksum", "Deadline", "File", "Image", "Retry", "Source", "Zero", "native", "source_of"]
-
-
-class Source:
-    """What every source is. Choose one of its subclasses.
-
-    Sources of your own, in Python, are the matter of a later version; today a source is one of this module's, or layers of
-    them.
-    """
-
-    def open(self) -> _core.NativeSource:
-        """Open it: the native half, as `userfault.map` uses it.
-
-        Returns:
-            A handle that keeps files open and buffers exported as long as it lives.
-
-        Raises:
-            OSError: A file cannot be opened.
-            OptionError: The parameters do not fit what was found.
-        """
-        raise TypeError(f"{type(self).__name__} cannot be opened: a source is one of userfault.sources, or layers of them")
-
-
-def native(source: Source) -> _core.NativeSource:
-    """Open a source, if it is one: for those who were given it.
-
-    Args:
-        source: What should be a source.
-
-    Returns:
-        As `Source.open`.
-
-    Raises:
-        OptionError: It is none; otherwise as `Source.open`.
-    """
-    if isinstance(source, Source):
-        return source.open()
-    raise OptionError(
-        f"source: must be a Source, such as File, Bytes or Image, and is of type {type(source).__name__}; "
-        "only userfault.map takes paths and bytes themselves"
-    )
+__all__ = ["Bytes", "Checksum", "Deadline", "File", "Image", "Retry", "Zero"]
 
 
 @dataclass(frozen=True)
@@ -210,33 +168,3 @@ class Checksum(Source):
         """Open it; see `Source.open`."""
         sums = [parse_count(value, f"sums[{number}]", 0, 2**64 - 1) for number, value in enumerate(self.sums)]
         return native(self.source).checksum(parse_bytes(self.block, "block"), sums)
-
-
-_ZSTD_FRAME = 0xFD2FB528
-_SKIPPABLE_FRAMES = range(0x184D2A50, 0x184D2A60)
-
-
-def source_of(what: Source | str | os.PathLike[str] | Buffer) -> Source:
-    """The source that `what` means: itself, a path opened by what it holds, or bytes in memory.
-
-    Args:
-        what: A Source, a path, or an object with the buffer protocol.
-
-    Returns:
-        The source; a file that begins as zstd data does is an Image.
-
-    Raises:
-        OSError: The file cannot be read.
-        TypeError: It is none of these.
-    """
-    if isinstance(what, Source):
-        return what
-    if isinstance(what, (str, os.PathLike)):
-        with open(what, "rb") as file:
-            magic = int.from_bytes(file.read(4), "little")
-        return Image(what) if magic == _ZSTD_FRAME or magic in _SKIPPABLE_FRAMES else File(what)
-    try:
-        memoryview(what)
-    except TypeError:
-        raise TypeError(f"{type(what).__name__}: expected a Source, a path, or a bytes-like object") from None
-    return Bytes(what)

@@ -1,0 +1,109 @@
+"""A Python source as the engine calls it: opened once for each region, closed with the last."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from userfault.errors import OptionError
+from userfault.sources.waiting import waited_for
+from userfault.units import parse_bytes
+
+if TYPE_CHECKING:
+    from userfault.sources.base import Source
+
+__all__ = ["Opened"]
+
+ReadInto = Callable[[int, memoryview], Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the engine is told; its fields are looked up by name.
+
+    Attributes:
+        read_into: `Source.read_into`, or what waits for it.
+        prefetch_hint: `Source.prefetch_hint`, if that does anything.
+        close: To be called once, when nothing reads any more.
+        length: Bytes.
+        name: For people.
+        unit: Bytes; 0: no wish.
+        piece: Bytes; 0: no wish.
+        readahead: See `Source`.
+    """
+
+    read_into: ReadInto
+    prefetch_hint: Callable[[int, int], None] | None
+    close: Callable[[], None]
+    length: int
+    name: str
+    unit: int
+    piece: int
+    readahead: bool
+
+    @classmethod
+    def of(cls, source: Source, is_async: bool) -> Opened:
+        """Open `source`.
+
+        Args:
+            source: One whose class defines `read_into`.
+            is_async: Whether that is a coroutine function.
+
+        Returns:
+            The description.
+
+        Raises:
+            OptionError: `length` is missing or no number of bytes; a wish is none.
+        """
+        from userfault.sources.base import Source
+
+        hints = type(source).prefetch_hint is not Source.prefetch_hint
+        made = cls(
+            read_into=waited_for(source.read_into) if is_async else source.read_into,
+            prefetch_hint=source.prefetch_hint if hints else None,
+            close=lambda: _closed(source),
+            length=_length(source),
+            name=repr(source),
+            unit=_wish(source, "unit"),
+            piece=_wish(source, "preferred_size"),
+            readahead=bool(source.readahead),
+        )
+        with _LOCK:
+            _OPEN.setdefault(id(source), []).append(source)
+        return made
+
+
+# Reentrant: a region may die, and close its source, in a garbage collection that starts anywhere.
+_LOCK = threading.RLock()
+#: By identity, for sources compare as they like: one entry for each time that it is open.
+_OPEN: dict[int, list[Source]] = {}
+
+
+def _closed(source: Source) -> None:
+    with _LOCK:
+        opened = _OPEN[id(source)]
+        opened.pop()
+        if not opened:
+            del _OPEN[id(source)]
+    if not opened:
+        source.close()
+
+
+def _length(source: Source) -> int:
+    kind = type(source).__name__
+    try:
+        given = source.length if hasattr(source, "length") else len(source)  # type: ignore[arg-type]
+        length = operator.index(given)
+    except TypeError:
+        raise OptionError(f"{kind} must have a length: an attribute `length` in bytes, or __len__") from None
+    if not 0 <= length < 1 << 63:
+        raise OptionError(f"{kind}: a length of {length} bytes cannot be mapped")
+    return length
+
+
+def _wish(source: Source, name: str) -> int:
+    wish = getattr(source, name)
+    return 0 if wish is None else parse_bytes(wish, f"{type(source).__name__}.{name}")

@@ -1,0 +1,67 @@
+"""Sources that are coroutines: one event loop for all of them, in a thread of the library's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
+from typing import Any
+
+__all__ = ["MOST_IN_FLIGHT", "event_loop", "waited_for"]
+
+#: Reads of one source that run at once; the others wait for their turn.
+MOST_IN_FLIGHT = 64
+
+_STARTING = threading.Lock()
+_LOOP: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The library's event loop of this process, started if need be.
+
+    Returns:
+        A running loop; use `asyncio.run_coroutine_threadsafe` to have something run there.
+    """
+    global _LOOP
+    with _STARTING:
+        if _LOOP is None or _LOOP[0] != os.getpid():  # a forked child has no thread that runs it
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="userfault-loop", daemon=True)
+            thread.start()
+            _LOOP = (os.getpid(), loop, thread)
+        return _LOOP[1]
+
+
+def waited_for(
+    read_into: Callable[[int, memoryview], Coroutine[Any, Any, int | None]],
+) -> Callable[[int, memoryview], int | None]:
+    """Make a function of a coroutine function: it runs on the event loop, and the caller waits without the GIL.
+
+    Args:
+        read_into: As `Source.read_into`, `async`.
+
+    Returns:
+        The same for a thread that can wait.
+    """
+    loop = event_loop()
+    turns = asyncio.Semaphore(MOST_IN_FLIGHT)
+
+    async def in_turn(offset: int, buffer: memoryview) -> int | None:
+        async with turns:
+            return await read_into(offset, buffer)
+
+    def wait(offset: int, buffer: memoryview) -> int | None:
+        if _LOOP is not None and threading.current_thread() is _LOOP[2]:
+            raise RuntimeError("an asynchronous source was touched on its own event loop, which would wait for itself")
+        future = asyncio.run_coroutine_threadsafe(in_turn(offset, buffer), loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise TimeoutError("the read was cancelled") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C: nobody wants it any more
+            raise
+
+    return wait
