@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from userfault.sources.base import Source, native
 from userfault.sources.function import Function
+from userfault.sources.local import Bytes, Checksum, Deadline, File, Image, Retry, Zero
 from userfault.sources.naming import source_of
-from userfault.sources.native import Bytes, Checksum, Deadline, File, Image, Retry, Zero
 
 __all__ = [
     "Bytes",

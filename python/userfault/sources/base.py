@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-
+from typing import Any
 
 from userfault import _core
 from userfault.errors import OptionError
@@ -18,7 +18,7 @@ class Source:
     A source of your own has `length` (an attribute or property, or `__len__`) and `read_into`. Its other attributes are wishes:
 
     Attributes:
-        length: Bytes in all; fixed while it is open.
+        length: Bytes in all, or a string such as "1TiB"; fixed while it is open.
         unit: Bytes filled for one touch, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: 64 KiB.
         preferred_size: Bytes that one read of many likes to have (prefetch, populate), or a string; None: one unit.
         readahead: Whether a sequential reader's next units are read by other threads before they are touched.
@@ -36,7 +36,7 @@ class Source:
         ...             numbers[index] = (offset // 8 + index) ** 2
     """
 
-    length: int
+    length: Any
     unit: int | str | None = None
     preferred_size: int | str | None = None
     readahead: bool = False

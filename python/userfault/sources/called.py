@@ -60,9 +60,10 @@ class Opened:
         """
         from userfault.sources.base import Source
 
+        read_into: ReadInto = source.read_into
         hints = type(source).prefetch_hint is not Source.prefetch_hint
         made = cls(
-            read_into=waited_for(source.read_into) if is_async else source.read_into,
+            read_into=waited_for(read_into) if is_async else read_into,
             prefetch_hint=source.prefetch_hint if hints else None,
             close=lambda: _closed(source),
             length=_length(source),
@@ -96,7 +97,7 @@ def _length(source: Source) -> int:
     kind = type(source).__name__
     try:
         given = source.length if hasattr(source, "length") else len(source)  # type: ignore[arg-type]
-        length = operator.index(given)
+        length = parse_bytes(given, f"{kind}.length") if isinstance(given, str) else operator.index(given)
     except TypeError:
         raise OptionError(f"{kind} must have a length: an attribute `length` in bytes, or __len__") from None
     if not 0 <= length < 1 << 63:

@@ -47,7 +47,8 @@ class Function(Source):
 
     def read_into(self, offset: int, buffer: memoryview) -> int | None:
         """See `Source.read_into`."""
-        return self.function(offset, buffer)
+        filled: int | None = self.function(offset, buffer)
+        return filled
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from userfault.sources.base import Source
-from userfault.sources.native import Bytes, File, Image
+from userfault.sources.local import Bytes, File, Image
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
