@@ -11,9 +11,9 @@ use crate::spread::Spread;
 use crate::stock::Stock;
 use crate::table::AddressTable;
 use crate::threads::Root;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use uffd::{Handle, Userfaultfd};
 
 /// What the kernel lets this process do.
@@ -31,6 +31,8 @@ pub struct Abilities {
 pub struct Lane {
     /// In the engine's table.
     pub handle: Handle,
+    /// In the application's table, made for the first region whose touchers serve themselves; `None`: it cannot be had.
+    pub application: OnceLock<Option<OwnedFd>>,
     /// Has its reader thread been started?
     pub started: Mutex<bool>,
     /// The CPU its reader pinned itself to, -1: none yet. For people.
@@ -163,6 +165,20 @@ impl Engine {
         Handles::of(self.signal.application.handle(), self.signal.engine)
     }
 
+    /// A lane's descriptor in both tables: for touchers that serve themselves. Application threads.
+    #[must_use]
+    pub fn lane_handles(&self, index: usize) -> Handles {
+        let lane = &self.lanes[index];
+        if !self.root.has_private_table() {
+            return Handles::of(lane.handle, lane.handle);
+        }
+        match lane.application.get_or_init(|| self.root.borrow(lane.handle.as_raw_fd())) {
+            Some(copy) => Handles::of(Handle::from_raw(copy.as_raw_fd()), lane.handle),
+            // It resolves just as well, but wakes nobody: who waits for the same unit asks again when its time is up.
+            None => Handles { engine: lane.handle, ..self.signal_handles() },
+        }
+    }
+
     /// Staging for this descriptor and unit; made on first use, kept for good.
     ///
     /// # Errors
@@ -196,6 +212,7 @@ impl Lane {
     fn new(handle: Handle) -> Self {
         Self {
             handle,
+            application: OnceLock::new(),
             started: Mutex::new(false),
             cpu: AtomicU32::new(u32::MAX),
             spread: Spread::default(),

@@ -62,10 +62,7 @@ fn empty(region: &Region, unit: usize, recycle: bool, table: Table) {
 }
 
 fn left(region: &Region, unit: usize, table: Table) {
-    match table {
-        Table::Engine => region.settle(unit, State::Absent),
-        Table::Application => region.states.settle(unit, State::Absent),
-    }
+    region.settle_from(table, unit, State::Absent);
 }
 
 /// The oldest unit and those after it, in one call; returns how many left.

@@ -52,6 +52,7 @@ const TRIES: usize = 64;
 /// See [`Stop`]. What was installed stays.
 pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) -> Result<bool, Stop> {
     let mut scratch = match who.table {
+        _ if region.source.is_called() => region.scratch.take_or_make(false),
         Table::Application => Loan::Pooled(region.scratch.take()),
         Table::Engine => region.scratch.take_or_make(region.source.latency() == Latency::MayBlock),
     };
@@ -137,7 +138,12 @@ impl Fill<'_> {
     /// Fill what lies at `at`; returns how many bytes, whole pages unless the source ends there.
     fn extent(&mut self, at: usize, left: usize) -> Result<usize, Stop> {
         let page = uffd::page_size();
-        let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
+        let mut reading = Reading {
+            patience: self.who.patience,
+            table: self.who.table,
+            limit: self.region.options.timeout,
+            scratch: self.scratch,
+        };
         let extent = self.region.source.extent(at as u64, left, &mut reading);
         let whole = |bytes: usize| if bytes >= left { left } else { bytes / page * page };
         // A huge page is filled as one, zeros among its bytes and all: several pieces would be small pages.
@@ -226,7 +232,12 @@ impl Fill<'_> {
         // SAFETY: `buffer` is this thread's scratch or a staging slot on loan: at least `padded` bytes, populated or
         // fresh anonymous memory, and reached by nobody else meanwhile.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
-        let mut reading = Reading { patience: self.who.patience, table: self.who.table, scratch: self.scratch };
+        let mut reading = Reading {
+            patience: self.who.patience,
+            table: self.who.table,
+            limit: self.region.options.timeout,
+            scratch: self.scratch,
+        };
         let began = self.began.map(|_| Instant::now());
         let outcome = self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading);
         self.reading += began.map_or(Duration::ZERO, |began| began.elapsed());

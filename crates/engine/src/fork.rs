@@ -9,9 +9,10 @@ use crate::cause::Kind;
 use crate::engine::Engine;
 use crate::flagged::{self, gate, view};
 use crate::threads::{self, KeepErrno, close_if_userfaultfd, say};
-use crate::{interrupt, signal};
+use crate::{directed, interrupt, signal};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
@@ -42,7 +43,7 @@ pub fn hook() {
 pub static STARTING: Mutex<()> = Mutex::new(());
 
 /// Locks that the child could otherwise find taken for good, by a thread that it does not have.
-type Locks = [MutexGuard<'static, ()>; 5];
+type Locks = [MutexGuard<'static, ()>; 6];
 struct Held(UnsafeCell<Option<Locks>>);
 // SAFETY: touched only by the thread that forks, between taking STARTING and giving it back.
 unsafe impl Sync for Held {}
@@ -51,7 +52,9 @@ static HELD: Held = Held(UnsafeCell::new(None));
 unsafe extern "C" fn before() {
     let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     let marks = gate::hold();
-    let locks = [starting, threads::hold_start(), signal::hold_install(), interrupt::hold_install(), marks];
+    let handlers = [signal::hold_install(), interrupt::hold_install(), directed::hold_install()];
+    let [bus, interrupts, directed] = handlers;
+    let locks = [starting, threads::hold_start(), bus, interrupts, directed, marks];
     // SAFETY: STARTING is held.
     unsafe { *HELD.0.get() = Some(locks) };
     flagged::fork::before();
@@ -77,6 +80,9 @@ unsafe extern "C" fn in_child() {
     });
     flagged::fork::in_child(|start, bytes| tombstone(start, bytes, libc::MAP_FIXED), close_if_userfaultfd);
     close_if_userfaultfd(engine.signal.application.handle().as_raw_fd());
+    for lane in &engine.lanes {
+        lane.application.get().and_then(Option::as_ref).inspect(|copy| close_if_userfaultfd(copy.as_raw_fd()));
+    }
     if !engine.root.has_private_table() {
         // The lanes are in the table that was copied.
         engine.lanes.iter().for_each(|lane| close_if_userfaultfd(lane.handle.as_raw_fd()));

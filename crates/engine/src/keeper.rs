@@ -3,6 +3,7 @@
 //!
 //! *Locks*: a region's `waits`, `poisoned`, `rearm`. *Threads*: one engine thread. *Blocks on*: [`ATTENTION`].
 
+use crate::called;
 use crate::cause::Kind;
 use crate::counters::Ending;
 use crate::engine::Engine;
@@ -35,7 +36,7 @@ pub fn start(engine: &'static Engine) -> Result<(), Error> {
         loop {
             let rung = ATTENTION.rung();
             crate::flagged::look_if_asked();
-            let mut due = round(engine);
+            let mut due = round(engine).into_iter().chain(called::look_for_lost(engine)).min();
             reserve::fill(engine.signal.engine);
             if reserve::is_short() {
                 due = due.into_iter().chain([Instant::now() + TOP_UP]).min();

@@ -12,6 +12,9 @@ pub struct Hooks {
     pub holds_lock: fn() -> bool,
     /// Call `work` with the lock given up; the calling thread holds it.
     pub without_lock: fn(work: &mut dyn FnMut()),
+    /// Can the calling thread, which does not hold it, have it within this time, or does its holder wait for the caller? In
+    /// signal handlers too.
+    pub can_be_had: fn(limit: Duration) -> bool,
 }
 
 static HOOKS: AtomicPtr<Hooks> = AtomicPtr::new(std::ptr::null_mut());
@@ -30,6 +33,12 @@ fn hooks() -> Option<&'static Hooks> {
 #[must_use]
 pub fn holds_lock() -> bool {
     hooks().is_some_and(|hooks| (hooks.holds_lock)())
+}
+
+/// Has the calling thread the lock, or can it have it within `limit`?
+#[must_use]
+pub fn may_have_lock(limit: Duration) -> bool {
+    hooks().is_some_and(|hooks| (hooks.holds_lock)() || (hooks.can_be_had)(limit))
 }
 
 /// Call `work`, which may wait, without the language's lock.

@@ -33,7 +33,9 @@
 //! queue      work for the worker pool
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
+//! directed   a signal to one thread that waits for a page
 //! flagged    memory of the caller's that can fault: who is told of what
+//! called     sources that are code of the language above, run by whoever touches
 //! keeper     deadlines, re-arming
 //! signal     delivery in the touching thread
 //! thread     delivery to readers
@@ -74,7 +76,9 @@ pub mod interrupt;
 pub mod queue;
 pub mod engine;
 pub mod serve;
+pub mod directed;
 pub mod flagged;
+pub mod called;
 pub mod keeper;
 pub mod signal;
 pub mod thread;

@@ -10,10 +10,10 @@ use crate::mapping;
 use crate::queue::Bulk;
 use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
 use crate::residence::{FEWEST_UNITS, Residence};
-use crate::source::{Reading, Source, Table};
+use crate::source::{NO_LIMIT, Reading, ScratchNeeds, Source, Table};
 use crate::table::{CHUNK, Pin};
 use crate::threads::{Root, drop_left, leave};
-use crate::{evict, fork, keeper, signal, thread, volatile, workers};
+use crate::{called, evict, fork, keeper, signal, thread, volatile, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
@@ -26,6 +26,8 @@ use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
 const LANES: usize = 16;
 /// Workers that fill one range ahead, at most: a prefetch never has them all.
 const BULK_WORKERS: usize = 4;
+/// The same where they only wait for code of the language above.
+const CALLED_BULK_WORKERS: usize = 8;
 /// From this unit on evicted pages are kept for the next fill even without a resident budget.
 const STAGED_FROM: usize = 256 << 10;
 /// The unit when neither caller nor source has a wish.
@@ -117,6 +119,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     }
     let handles = match options.delivery {
         Delivery::Signal => engine.signal_handles(),
+        Delivery::Thread if source.is_called() => engine.lane_handles(lane),
         Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
     };
     let modes =
@@ -127,13 +130,17 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         mapping::unmap(base, bytes);
         return Err(Error::Os { what: format!("registering {bytes} bytes with userfaultfd"), errno });
     }
-    let recycles = options.resident > 0 || options.huge || unit >= STAGED_FROM;
+    if source.is_called() {
+        ready_for_called(options.delivery);
+    }
+    // What is called may keep its buffer for long, or a view of it for good: staging is not for that.
+    let recycles = (options.resident > 0 || options.huge || unit >= STAGED_FROM) && !source.is_called();
     let stock = if recycles && engine.abilities.can_move && !options.shared {
         engine.stock(handles.engine, unit, options.huge).ok()
     } else {
         None
     };
-    let scratch = engine.pool(unit, source.needs());
+    let scratch = engine.pool(unit, ScratchNeeds { slow: source.is_called(), ..source.needs() });
     signal::ensure_front();
     let id = engine.next_region();
     let source_is_volatile = source.offers().is_some();
@@ -144,6 +151,14 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         volatile::begin(owned.get()?)?;
     }
     Ok(owned)
+}
+
+/// Its code will run in handlers of whoever touches.
+fn ready_for_called(delivery: Delivery) {
+    match delivery {
+        Delivery::Thread => drop(called::install()), // without a signal workers serve all there is
+        Delivery::Signal => signal::need_own_stack(),
+    }
 }
 
 /// Check the options, settle what depends on the kernel, and answer the unit.
@@ -243,9 +258,13 @@ impl Owned {
         let region = self.get()?;
         let units = within_budget(region, region.units_touching(bytes), awaited)?;
         let bulk = Bulk::new(region.clone(), units.clone(), awaited);
-        let shares = units.len().clamp(1, BULK_WORKERS);
+        let is_called = region.source.is_called();
+        let shares = units.len().clamp(1, if is_called { CALLED_BULK_WORKERS } else { BULK_WORKERS });
+        let hinted = units.start * region.unit..(units.end * region.unit).min(region.len);
+        region.source.hint(hinted.start as u64..hinted.end as u64);
+        let lacks = if is_called { self.engine.queue.lacks(shares) } else { 0 };
         if self.engine.queue.push_bulk(&bulk, shares) {
-            workers::start_another(self.engine);
+            (0..lacks.max(1)).for_each(|_| workers::start_another(self.engine));
         }
         Ok(bulk)
     }
@@ -367,8 +386,12 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
         let piece = DEFAULT_UNIT.min(len - at);
         // SAFETY: a part of the fresh mapping above.
         let out = unsafe { std::slice::from_raw_parts_mut((base + at) as *mut u8, piece) };
-        let mut how =
-            Reading { patience: crate::source::Patience::Wait, table: Table::Application, scratch: &mut scratch };
+        let mut how = Reading {
+            patience: crate::source::Patience::Wait,
+            table: Table::Application,
+            limit: NO_LIMIT,
+            scratch: &mut scratch,
+        };
         if let Err(error) = source.read_into(at as u64, out, &mut how) {
             mapping::unmap(base, bytes);
             return Err(Error::Page { source_name: source.name(), error });

@@ -186,6 +186,13 @@ impl Queue {
         self.idle.load(Ordering::SeqCst) < waiting && self.workers.load(Ordering::SeqCst) < MOST_WORKERS
     }
 
+    /// How many more workers `shares` of them would need.
+    #[must_use]
+    pub fn lacks(&self, shares: usize) -> usize {
+        let room = MOST_WORKERS.saturating_sub(self.workers.load(Ordering::SeqCst));
+        shares.saturating_sub(self.idle.load(Ordering::SeqCst)).min(room)
+    }
+
     /// Ask for `units` units from `address` on (page-aligned). Callable from a signal handler; dropped when too much is
     /// under way.
     pub fn push_ahead(&self, address: usize, units: usize) {

@@ -16,6 +16,8 @@ pub struct ScratchNeeds {
     pub frame_bytes: usize,
     /// Is a zstd decoder wanted?
     pub decoder: bool,
+    /// May whoever has it keep it for long? Those have a pool of their own, and make another where it is empty.
+    pub slow: bool,
 }
 
 /// One thread's working memory. All fields are public: sources fill them directly.

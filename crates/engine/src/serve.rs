@@ -64,10 +64,7 @@ pub fn help(region: &Region, unit: usize, who: Who) -> bool {
     let Some(unit) = region.readahead.behind(unit).find(free) else { return false };
     let outcome = fill_unit(region, unit, None, who);
     let state = if outcome == Ok(true) { State::Present } else { State::Absent };
-    match who.table {
-        Table::Engine => region.settle(unit, state),
-        Table::Application => region.states.settle(unit, state),
-    }
+    region.settle_from(who.table, unit, state);
     if outcome.is_ok() {
         evict::arrived(region, unit, who.table);
         add(&region.counters.helped_units, 1);

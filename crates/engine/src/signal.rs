@@ -7,7 +7,9 @@
 //!
 //! *Locks*: none. *Threads*: any application thread.
 
+use crate::called;
 use crate::counters::{Ending, add};
+use crate::directed::Interrupted;
 use crate::engine::Engine;
 use crate::evict;
 use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
@@ -19,6 +21,7 @@ use crate::region::{Delivery, Region};
 use crate::serve::{help, read_ahead};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
+use crate::table::Pin;
 use crate::threads::{KeepErrno, Root, thread_id};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -90,7 +93,8 @@ extern "C-unwind" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, co
         return;
     }
     match engine.table.pin(address).filter(|region| region.contains(address)) {
-        Some(region) => touch(engine, &region, region.page_of(address)),
+        // SAFETY: the kernel passes the context of this handler.
+        Some(region) => touch(engine, &region, region.page_of(address), &unsafe { Interrupted::of(context) }),
         None if view::is_used() && touch_flagged(engine, address, context) => {}
         None => chain(signal, info, context),
     }
@@ -126,12 +130,15 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
     }
 }
 
-fn touch(engine: &'static Engine, region: &Region, page: usize) {
+fn touch(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
     if region.options.delivery == Delivery::Thread {
         // Thread delivery sends SIGBUS for pages it poisoned, and for nothing else; the fault was counted there.
         let latched = SourceError::new((page * uffd::page_size()) as u64, Cause::Latched);
         let noted = failure::find(region.id, region.page_address(page));
         return expose(region, page, noted.unwrap_or(Failure::of(region, page, latched)));
+    }
+    if region.source.is_called() {
+        return called::serve_signal(engine, region, page, interrupted);
     }
     if let Some(failure) = serve_touch(engine, region, page) {
         expose(region, page, failure);
@@ -209,7 +216,8 @@ fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c
     let (called, cause) = match nest::begin(thread, region.page_address(page)) {
         None => (Called::TooLate, Cause::Recursion),
         Some(_) if is_latched(thread) => (Called::TooLate, Cause::Latched),
-        Some(_nested) => match with_mask_of(context, || flagged::call(token, address)) {
+        // SAFETY: the kernel passes the context of this handler.
+        Some(_nested) => match unsafe { Interrupted::of(context) }.with_its_mask(|| flagged::call(token, address)) {
             Called::TooLate => (Called::TooLate, Cause::Timeout),
             called => (called, Cause::Resolver),
         },
@@ -221,20 +229,6 @@ fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c
     drop(inside);
     if shown || called == Called::Raised {
         failure::announce(Failure { address, ..failed(cause) });
-    }
-}
-
-/// Run `work` with the signals blocked that the interrupted code had blocked: it may take long, and may itself touch memory
-/// that faults.
-fn with_mask_of<T>(context: *mut libc::c_void, work: impl FnOnce() -> T) -> T {
-    let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the kernel passes a valid ucontext to an SA_SIGINFO handler; both sets are valid for the calls.
-    unsafe {
-        let mut inside: libc::sigset_t = std::mem::zeroed();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const (*context).uc_sigmask, &raw mut inside);
-        let answer = work();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inside, std::ptr::null_mut());
-        answer
     }
 }
 
@@ -281,7 +275,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
 fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
     read_ahead(engine, region, unit);
     let outcome = fill_unit(region, unit, Some(page), IN_HANDLER);
-    region.states.settle(unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+    region.settle_from(Table::Application, unit, if outcome == Ok(true) { State::Present } else { State::Absent });
     if outcome.is_ok() {
         evict::arrived(region, unit, Table::Application);
     }

@@ -6,6 +6,7 @@
 //! *Locks*: a region's `waits` and `poisoned`, for faults that wait or fail only. *Threads*: engine threads.
 //! *Blocks on*: read(2) on the lane's userfaultfd.
 
+use crate::called::{self, Looks};
 use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -50,6 +51,7 @@ fn read_faults(engine: &'static Engine, index: usize, cpu: Option<usize>) -> ! {
     let lane = &engine.lanes[index];
     let mut messages = [UffdMsg::ZERO; BATCH];
     let mut place = Place::default();
+    let mut looks = Looks::default();
     // One that serves a CPU takes one fault at a time: the next may be another CPU's.
     let batch = if cpu.is_some_and(pin_to) { 1 } else { BATCH };
     loop {
@@ -60,7 +62,7 @@ fn read_faults(engine: &'static Engine, index: usize, cpu: Option<usize>) -> ! {
                     if let Some(cpu) = cpu.map_or_else(|| place.follow(fault.tid), |_| None) {
                         lane.cpu.store(cpu as u32, Ordering::Relaxed);
                     }
-                    serve(engine, &fault);
+                    serve(engine, &fault, &mut looks);
                     if let Some(mode) = lane.spread.note(fault.tid) {
                         change_readers(engine, index, mode);
                     }
@@ -112,9 +114,12 @@ fn cpus() -> Vec<usize> {
     }
 }
 
-fn serve(engine: &'static Engine, fault: &Fault) {
+fn serve(engine: &'static Engine, fault: &Fault, looks: &mut Looks) {
     // A fault outside every region: its region was closed, and munmap plus WAKE answered it.
     let Some(region) = engine.table.pin(fault.address).filter(|region| region.contains(fault.address)) else { return };
+    if region.source.is_called() && called::tell(&region, fault, looks) {
+        return; // its toucher serves it, and counts it
+    }
     region.counters.begin();
     if let Some(ending) = answer(engine, &region, fault) {
         region.counters.end(ending);
@@ -130,6 +135,9 @@ fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Optio
     }
     if is_latched(fault.tid) {
         return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Latched)));
+    }
+    if called::is_own(region, fault) {
+        return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::OwnRegion)));
     }
     loop {
         let state = region.states.get(unit);

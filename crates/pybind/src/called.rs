@@ -3,8 +3,9 @@
 //! *Locks*: `spare` and `RAISED`, taken only with the GIL held, for a few instructions in which no Python runs.
 //! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
+use crate::readers;
 use engine::cause::Raised;
-use engine::source::{Cause, Latency, Reading, Source, SourceError};
+use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -12,7 +13,7 @@ use pyo3::types::{PyByteArray, PyMemoryView};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What Python says of a source when it is opened.
 #[derive(FromPyObject)]
@@ -33,7 +34,10 @@ pub struct Called {
 }
 
 /// The source.
-pub struct PythonSource {
+pub struct PythonSource(Arc<Reader>);
+
+/// What reads it; a read that nobody waits for any more may outlive the source.
+pub struct Reader {
     called: Called,
     /// Buffers that nobody else refers to, for the next reads.
     spare: Mutex<Vec<Py<PyByteArray>>>,
@@ -47,14 +51,24 @@ const UNWRITTEN: u8 = 0xFF;
 impl PythonSource {
     /// Open it.
     pub fn new(called: Called) -> Self {
-        Self { called, spare: Mutex::default() }
+        Self(Arc::new(Reader { called, spare: Mutex::default() }))
+    }
+}
+
+impl Reader {
+    /// Read, in a thread that may run Python.
+    pub fn read(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+        // SAFETY: the GIL is held. The interrupted code may be about to handle an exception: it gets it back at the end.
+        let _pending = unsafe { Pending::set_aside() };
+        self.call(py, offset, out).unwrap_or_else(|error| Err(SourceError::new(offset, keep(py, error))))
     }
 
     fn buffer<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyByteArray> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map(|buffer| buffer.into_bound(py)).filter(|buffer| buffer.len() == length).unwrap_or_else(|| {
-            PyByteArray::new(py, &vec![UNWRITTEN; length])
-        })
+        spare
+            .map(|buffer| buffer.into_bound(py))
+            .filter(|buffer| buffer.len() == length)
+            .unwrap_or_else(|| PyByteArray::new(py, &vec![UNWRITTEN; length]))
     }
 
     fn put_back(&self, buffer: Bound<'_, PyByteArray>) {
@@ -64,7 +78,7 @@ impl PythonSource {
         }
     }
 
-    fn read(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> PyResult<Result<(), SourceError>> {
+    fn call(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> PyResult<Result<(), SourceError>> {
         let buffer = self.buffer(py, out.len());
         // SAFETY: the GIL is held, and nobody else refers to the buffer yet.
         unsafe { buffer.as_bytes_mut() }.fill(UNWRITTEN);
@@ -106,33 +120,26 @@ fn wrong_answer(answer: &Bound<'_, PyAny>, length: usize) -> PyErr {
 
 impl Source for PythonSource {
     fn len(&self) -> u64 {
-        self.called.length
+        self.0.called.length
     }
 
-    fn read_into(&self, offset: u64, out: &mut [u8], _how: &mut Reading<'_>) -> Result<(), SourceError> {
-        let failed = |cause| Err(SourceError::new(offset, cause));
+    fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
         if STOPPED.load(Ordering::Acquire) {
-            return failed(Cause::Os(libc::ESHUTDOWN));
+            return Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN)));
         }
-        let outcome = Python::try_attach(|py| {
-            // SAFETY: the GIL is held. The interrupted code may be about to handle an exception: it gets it back below.
-            let pending = unsafe { Pending::set_aside() };
-            let outcome = match self.read(py, offset, out) {
-                Ok(outcome) => outcome,
-                Err(error) => failed(keep(py, error)),
-            };
-            drop(pending);
-            outcome
-        });
-        outcome.unwrap_or_else(|| failed(Cause::Os(libc::ESHUTDOWN)))
+        if how.table == Table::Engine {
+            return readers::read(&self.0, offset, out, how.limit);
+        }
+        let read = Python::try_attach(|py| self.0.read(py, offset, out));
+        read.unwrap_or(Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN))))
     }
 
     fn name(&self) -> String {
-        self.called.name.clone()
+        self.0.called.name.clone()
     }
 
     fn preferred_unit(&self) -> usize {
-        self.called.unit
+        self.0.called.unit
     }
 
     fn latency(&self) -> Latency {
@@ -150,7 +157,7 @@ impl Source for PythonSource {
     }
 
     fn readahead_helps(&self) -> bool {
-        self.called.readahead
+        self.0.called.readahead
     }
 
     fn is_called(&self) -> bool {
@@ -158,11 +165,11 @@ impl Source for PythonSource {
     }
 
     fn piece(&self) -> usize {
-        self.called.piece
+        self.0.called.piece
     }
 
     fn hint(&self, bytes: Range<u64>) {
-        let Some(hint) = &self.called.prefetch_hint else { return };
+        let Some(hint) = &self.0.called.prefetch_hint else { return };
         Python::try_attach(|py| {
             if let Err(error) = hint.call1(py, (bytes.start, bytes.end - bytes.start)) {
                 error.write_unraisable(py, Some(hint.bind(py)));
@@ -171,7 +178,7 @@ impl Source for PythonSource {
     }
 }
 
-impl Drop for PythonSource {
+impl Drop for Reader {
     fn drop(&mut self) {
         if STOPPED.load(Ordering::Acquire) {
             return; // the interpreter ends: what the source has, it loses anyway
@@ -262,6 +269,7 @@ pub fn kept(py: Python<'_>, raised: Raised) -> Option<Py<PyAny>> {
 }
 
 /// Before the interpreter is finalized (an atexit hook).
-pub fn stop() {
+pub fn stop(py: Python<'_>) {
     STOPPED.store(true, Ordering::Release);
+    readers::stop(py);
 }

@@ -9,6 +9,7 @@ mod kernel;
 mod late;
 mod mman;
 mod raise;
+mod readers;
 mod region;
 mod sources;
 mod volatile;
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     kernel::register(module)?;
     mman::register(module)?;
     raise::register(module)?;
+    readers::register(module)?;
     region::register(module)?;
     sources::register(module)?;
     volatile::register(module)?;

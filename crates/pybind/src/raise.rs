@@ -104,7 +104,12 @@ pub fn holds_gil() -> bool {
 }
 
 /// What the engine may ask about the GIL.
-static GIL: engine::language::Hooks = engine::language::Hooks { holds_lock: holds_gil, without_lock: without_gil };
+static GIL: engine::language::Hooks =
+    engine::language::Hooks { holds_lock: holds_gil, without_lock: without_gil, can_be_had };
+
+fn can_be_had(limit: std::time::Duration) -> bool {
+    known_to_python() || gil_can_be_had(limit)
+}
 
 fn without_gil(work: &mut dyn FnMut()) {
     // SAFETY: the engine asks for it only in a thread that holds the GIL; the same thread takes it back.
@@ -228,8 +233,8 @@ fn answer(request: &Request) -> bool {
 
 /// Before the interpreter is finalized (an atexit hook): the helper must not take the GIL any more.
 #[pyfunction]
-fn stop_helper() {
-    called::stop();
+fn stop_helper(py: Python<'_>) {
+    called::stop(py);
     STOP.store(true, Ordering::Release);
     BELL.ring_all();
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError
+from userfault.sources.readers import ensure_readers
 from userfault.sources.waiting import waited_for
 from userfault.units import parse_bytes
 
@@ -72,6 +73,7 @@ class Opened:
             piece=_wish(source, "preferred_size"),
             readahead=bool(source.readahead),
         )
+        ensure_readers()
         with _LOCK:
             _OPEN.setdefault(id(source), []).append(source)
         return made

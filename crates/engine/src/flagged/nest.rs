@@ -62,6 +62,15 @@ pub fn is_running(thread: i32) -> bool {
     find(thread).is_some()
 }
 
+/// Is this thread resolving that page? Any thread may ask.
+#[must_use]
+pub fn resolves(thread: i32, page: usize) -> bool {
+    find(thread).is_some_and(|stack| {
+        let depth = stack.depth.load(Ordering::Relaxed).min(DEPTH);
+        stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) == page)
+    })
+}
+
 impl Drop for Nested {
     fn drop(&mut self) {
         if self.0.depth.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -383,11 +383,29 @@ impl Region {
     /// The unit was filled or emptied, or cannot be filled: give up its ownership and answer everybody who waited for it.
     /// Engine threads only.
     pub fn settle(&self, unit: usize, state: State) {
+        self.settle_from(Table::Engine, unit, state);
+    }
+
+    /// The same in a thread with this table of descriptors: in signal handlers too.
+    pub fn settle_from(&self, table: Table, unit: usize, state: State) {
         self.states.settle(unit, state);
-        if self.forget_waits(unit) {
+        // With signal delivery nobody waits in the kernel.
+        let may_wait = table == Table::Engine || self.options.delivery == Delivery::Thread;
+        if may_wait && self.forget_waits(unit) {
             // Those who were told to wait ask again, even of a unit that was filled: their page may have been dropped
             // (madvise, or the kernel unmapping a page of a memory file) after the fill had passed it.
-            self.wake_unit(unit);
+            let range = self.unit_range(unit);
+            self.wake_from(table, self.base + range.start, range.len());
+        }
+    }
+
+    /// Only the descriptor of the registration wakes; where this table has no copy of it, a thread that has it is asked.
+    fn wake_from(&self, table: Table, start: usize, bytes: usize) {
+        let engine = self.handles.engine;
+        if table == Table::Engine || self.handles.original == engine {
+            let _ = self.handle(table).wake(start, bytes);
+        } else if let Some(root) = Root::current() {
+            let _ = root.run(move || engine.wake(start, bytes));
         }
     }
 

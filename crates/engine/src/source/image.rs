@@ -53,6 +53,7 @@ impl ImageSource {
             compressed_bytes: (index.largest_compressed_bytes() as usize).next_power_of_two(),
             frame_bytes: (frame_bytes as usize).next_power_of_two(),
             decoder: true,
+            slow: false,
         };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         // Smaller ones are always wanted whole.

@@ -27,12 +27,17 @@ pub(super) fn read(
     bytes: usize,
 ) -> Result<Vec<u8>, SourceError> {
     let mut out = vec![0xEE; bytes];
-    let mut how = Reading { patience: Patience::Wait, table: Table::Application, scratch };
+    let mut how =
+        Reading { patience: Patience::Wait, table: Table::Application, limit: crate::source::NO_LIMIT, scratch };
     source.read_into(offset, &mut out, &mut how).map(|()| out)
 }
 
 fn extent(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize) -> Extent {
-    source.extent(offset, bytes, &mut Reading { patience: Patience::Wait, table: Table::Application, scratch })
+    source.extent(
+        offset,
+        bytes,
+        &mut Reading { patience: Patience::Wait, table: Table::Application, limit: crate::source::NO_LIMIT, scratch },
+    )
 }
 
 /// Frames of 64 KiB, a run of zeros over three of them, and a short end.

@@ -3,8 +3,8 @@
 //!
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
+use super::{Cause, Extent, Latency, NO_LIMIT, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
 use crate::language;
-use super::{Cause, Extent, Latency, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
 use crate::threads::leave;
 use std::ops::Range;
 use std::sync::{Arc, mpsc};
@@ -115,7 +115,7 @@ impl Source for Deadline {
         let read = move || {
             let mut bytes = vec![0; len];
             let mut scratch = Scratch::new(uffd::page_size(), inner.needs());
-            let mut how = Reading { patience: Patience::Wait, table, scratch: &mut scratch };
+            let mut how = Reading { patience: Patience::Wait, table, limit: NO_LIMIT, scratch: &mut scratch };
             let outcome = inner.read_into(offset, &mut bytes, &mut how).map(|()| bytes);
             drop(scratch);
             if let Err(late) = answer.send((outcome, inner)) {
@@ -328,7 +328,8 @@ impl Source for Chaos {
 /// As the source's.
 pub fn read_plainly(source: &dyn Source, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
     let mut scratch = Scratch::new(uffd::page_size(), source.needs());
-    let mut how = Reading { patience: Patience::Wait, table: Table::Application, scratch: &mut scratch };
+    let mut how =
+        Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, scratch: &mut scratch };
     source.read_into(offset, out, &mut how)
 }
 

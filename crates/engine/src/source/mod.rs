@@ -4,6 +4,8 @@
 //! *Threads*: every method may be called from many threads at once.
 //! *Blocks on*: only sources whose [`Latency`] is `MayBlock` wait for anything slower than the page cache.
 
+use std::time::Duration;
+
 pub mod bytes;
 pub mod fd;
 pub mod file;
@@ -56,12 +58,17 @@ pub enum Table {
     Engine,
 }
 
+/// The limit of a read that nobody limits.
+pub const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
+
 /// Everything a read needs besides the source: how to behave, and memory that was allocated beforehand.
 pub struct Reading<'a> {
     /// May it wait?
     pub patience: Patience,
     /// Which descriptor table is the caller's?
     pub table: Table,
+    /// Nobody waits for it any longer than this.
+    pub limit: Duration,
     /// Buffers and decoder, owned by the caller for the duration of the read.
     pub scratch: &'a mut Scratch,
 }

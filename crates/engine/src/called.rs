@@ -1,0 +1,365 @@
+//! Sources that are code of the language above: whoever touches runs them, in the middle of the touch.
+//!
+//! With signal delivery the SIGBUS handler does. With thread delivery the reader tells the thread that waits, by a directed
+//! signal, and goes on reading; the thread's handler gets the page, and its instruction goes on. Who cannot run that code is
+//! served by a worker: system calls, threads that do not hold the language's lock (whoever holds it may wait for them), and
+//! threads that block the signal. Nobody waits with the lock for somebody who may need it.
+//!
+//! A signal that comes late finds its thread anywhere: inside the allocator, say, where no foreign code may run. So the reader
+//! notes at which instruction and stack the kernel says the thread waits, and the handler serves only a thread that is there:
+//! at an instruction that touches lazy memory, which is never inside an allocator or a lock of the interpreter.
+//!
+//! *Locks*: a region's `waits`, as engine threads do. *Threads*: readers tell; the rest runs in the toucher's handlers.
+//! *Blocks on*: the source, and whoever fills the same unit: without the language's lock, and not beyond the region's timeout.
+
+use crate::counters::{Ending, add};
+use crate::directed::{self, Interrupted, Place, Receives};
+use crate::engine::Engine;
+use crate::evict;
+use crate::failure::{Failure, expose, is_latched, is_this_latched, now_ns};
+use crate::fill::{Stop, Who, fill_unit};
+use crate::flagged::nest;
+use crate::futex::ATTENTION;
+use crate::queue::FaultJob;
+use crate::region::{Delivery, Region};
+use crate::source::{Cause, Patience, SourceError, Table};
+use crate::states::State;
+use crate::table::Pin;
+use crate::threads::thread_id;
+use crate::{interrupt, language, proc};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use uffd::Fault;
+
+/// Get ready to tell touchers. False: no signal is free, so workers serve all there is.
+pub fn install() -> bool {
+    directed::install(Receives::Called, receive)
+}
+
+/// A thread that was told, from the message to its handler.
+struct Told {
+    thread: AtomicI32,
+    state: AtomicU32,
+    address: AtomicUsize,
+    instruction: AtomicUsize,
+    stack: AtomicUsize,
+    since_ns: AtomicU64,
+}
+
+const FREE: u32 = 0;
+/// The reader writes the entry.
+const WRITING: u32 = 1;
+/// The signal is on its way.
+const SENT: u32 = 2;
+/// The thread cannot run the source: its next message is for a worker.
+const DECLINED: u32 = 3;
+
+const ENTRIES: usize = 1024;
+/// Entries that a thread's may be in.
+const REACH: usize = 8;
+static TOLD: [Told; ENTRIES] = [const {
+    Told {
+        thread: AtomicI32::new(0),
+        state: AtomicU32::new(FREE),
+        address: AtomicUsize::new(0),
+        instruction: AtomicUsize::new(0),
+        stack: AtomicUsize::new(0),
+        since_ns: AtomicU64::new(0),
+    }
+}; ENTRIES];
+
+fn entries(thread: i32) -> impl Iterator<Item = &'static Told> {
+    (0..REACH).map(move |step| &TOLD[(thread as usize).wrapping_mul(7).wrapping_add(step) % ENTRIES])
+}
+
+fn entry_of(thread: i32) -> Option<&'static Told> {
+    entries(thread).find(|told| told.thread.load(Ordering::Acquire) == thread)
+}
+
+/// The entry of a thread; `true`: it is new.
+fn claim_entry(thread: i32) -> Option<(&'static Told, bool)> {
+    if let Some(told) = entry_of(thread) {
+        return Some((told, false));
+    }
+    // One of a thread that was told long ago is free for another.
+    let old = |told: &&'static Told| {
+        let owner = told.thread.load(Ordering::Acquire);
+        told.state.load(Ordering::Acquire) == FREE
+            && told.thread.compare_exchange(owner, thread, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    entries(thread).find(old).map(|told| (told, true))
+}
+
+/// What a reader knows of the threads that it told last.
+#[derive(Default)]
+pub struct Looks {
+    known: [Option<(i32, OwnedFd)>; 4],
+    next: usize,
+}
+
+impl Looks {
+    /// Where in user code the thread waits. `None`: in a system call, or it is none of ours, or /proc does not tell.
+    fn place_of(&mut self, thread: i32) -> Option<Place> {
+        let known = self.known.iter().position(|known| known.as_ref().is_some_and(|(id, _)| *id == thread));
+        let index = known.unwrap_or_else(|| {
+            self.next = (self.next + 1) % self.known.len();
+            self.known[self.next] =
+                proc::open(format_args!("/proc/self/task/{thread}/syscall")).map(|file| (thread, file));
+            self.next
+        });
+        let (_, file) = self.known[index].as_ref()?;
+        for _ in 0..200 {
+            let mut room = [0; 256];
+            let Some(text) = proc::read(file, &mut room) else { break };
+            if text.first() != Some(&b'r') {
+                return place_in(text);
+            }
+            // "running": it is on its way to sleep.
+            // SAFETY: sched_yield has no preconditions.
+            unsafe { libc::sched_yield() };
+        }
+        self.known[index] = None; // its thread may be gone, and the number another's
+        None
+    }
+}
+
+/// "-1 STACK INSTRUCTION" (proc(5)): it waits outside any system call. Threads of the kernel's have neither.
+fn place_in(text: &[u8]) -> Option<Place> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (stack, instruction) = text.strip_prefix("-1 0x")?.trim_ascii_end().split_once(" 0x")?;
+    let place = Place {
+        instruction: usize::from_str_radix(instruction, 16).ok()?,
+        stack: usize::from_str_radix(stack, 16).ok()?,
+    };
+    (place.instruction != 0 && place.stack != 0).then_some(place)
+}
+
+/// Does a thread block the signal that it would be told by? Asked once for each.
+fn blocks_signal(thread: i32) -> bool {
+    let Some(file) = proc::open(format_args!("/proc/self/task/{thread}/status")) else { return true };
+    let mut room = [0; 4096];
+    let status = proc::read(&file, &mut room).unwrap_or_default();
+    let mask = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"SigBlk:"));
+    let mask = mask.and_then(|mask| std::str::from_utf8(mask.trim_ascii()).ok());
+    let bit = 1u64 << (directed::signal() - 1).clamp(0, 63);
+    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_none_or(|mask| mask & bit != 0)
+}
+
+/// A reader's: have the toucher serve itself. False: somebody else has to.
+pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> bool {
+    let thread = fault.tid;
+    if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) {
+        return false;
+    }
+    let address = region.page_address(region.page_of(fault.address));
+    let Some((told, is_new)) = claim_entry(thread) else { return false };
+    let state = told.state.load(Ordering::Acquire);
+    if state == DECLINED && told.address.load(Ordering::Relaxed) == address {
+        told.state.store(FREE, Ordering::Release);
+        return false;
+    }
+    if is_new && blocks_signal(thread) {
+        told.thread.store(0, Ordering::Release);
+        return false;
+    }
+    let Some(place) = looks.place_of(thread) else {
+        told.state.store(FREE, Ordering::Release);
+        return false;
+    };
+    told.state.store(WRITING, Ordering::Relaxed);
+    told.address.store(address, Ordering::Relaxed);
+    told.instruction.store(place.instruction, Ordering::Relaxed);
+    told.stack.store(place.stack, Ordering::Relaxed);
+    told.since_ns.store(now_ns(), Ordering::Relaxed);
+    told.state.store(SENT, Ordering::Release);
+    if !directed::send(thread, address) {
+        told.state.store(FREE, Ordering::Release);
+        return false;
+    }
+    if !WATCHED.swap(true, Ordering::SeqCst) {
+        ATTENTION.ring();
+    }
+    true
+}
+
+/// Does the thread wait for what its own source is there to fill?
+#[must_use]
+pub fn is_own(region: &Region, fault: &Fault) -> bool {
+    let unit = region.unit_of_page(region.page_of(fault.address));
+    region.source.is_called() && nest::resolves(fault.tid, unit_address(region, unit))
+}
+
+fn unit_address(region: &Region, unit: usize) -> usize {
+    region.base + region.unit_range(unit).start
+}
+
+/// Are there threads on their way to their handlers? The keeper looks after them meanwhile.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+/// A thread that has not come to its handler by then does not get there: it blocks the signal.
+const LOST: Duration = Duration::from_secs(1);
+
+/// The keeper's: hand threads that never came to their handler to workers; when to look again.
+pub fn look_for_lost(engine: &'static Engine) -> Option<Instant> {
+    if !WATCHED.load(Ordering::SeqCst) {
+        return None;
+    }
+    let now = now_ns();
+    let mut waiting = false;
+    for told in TOLD.iter().filter(|told| told.state.load(Ordering::Acquire) == SENT) {
+        let age = now.saturating_sub(told.since_ns.load(Ordering::Relaxed));
+        if age < LOST.as_nanos() as u64 {
+            waiting = true;
+        } else if told.state.compare_exchange(SENT, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            hand_to_worker(engine, told.address.load(Ordering::Relaxed), told.thread.load(Ordering::Relaxed));
+        }
+    }
+    if !waiting {
+        WATCHED.store(false, Ordering::SeqCst);
+        // One that was told just before is seen by the next look, one told after rings.
+        waiting = TOLD.iter().any(|told| told.state.load(Ordering::SeqCst) == SENT);
+        WATCHED.fetch_or(waiting, Ordering::SeqCst);
+    }
+    waiting.then(|| Instant::now() + LOST)
+}
+
+fn hand_to_worker(engine: &'static Engine, address: usize, thread: i32) {
+    let Some(region) = engine.table.pin(address).filter(|region| region.contains(address)) else { return };
+    let page = region.page_of(address);
+    let unit = region.unit_of_page(page);
+    let state = region.states.get(unit);
+    if state == State::Filling || !region.states.claim(unit, state) {
+        return; // who fills it wakes everybody
+    }
+    region.counters.begin();
+    engine.queue.push_fault(FaultJob { region, page, thread, after: None, deferrals: 0 });
+}
+
+/// In the handler of the signal.
+fn receive(address: usize, interrupted: &Interrupted) -> bool {
+    let Some(engine) = Engine::current() else { return false };
+    let Some(region) = engine.table.pin(address).filter(|region| region.contains(address)) else { return false };
+    let Some(told) = entry_of(thread_id()) else { return true };
+    let place = interrupted.place();
+    let is_there = told.address.load(Ordering::Acquire) == address
+        && told.instruction.load(Ordering::Relaxed) == place.instruction
+        && told.stack.load(Ordering::Relaxed) == place.stack;
+    let next = if is_there && !language::holds_lock() { DECLINED } else { FREE };
+    let is_ours = told.state.compare_exchange(SENT, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if is_ours && is_there && next == FREE {
+        serve(engine, &region, region.page_of(address), interrupted);
+    }
+    true // else its instruction asks again, if there is anything left to ask for
+}
+
+/// In a handler of the thread that touched `page`: get it here and now, or raise.
+pub fn serve(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
+    region.counters.begin();
+    let outcome = interrupted.with_its_mask(|| resolve(engine, region, page));
+    region.counters.end(*outcome.as_ref().unwrap_or(&Ending::Poisoned));
+    if let Err(error) = outcome {
+        expose(region, page, Failure::of(region, page, error));
+    }
+}
+
+/// How long one sleep lasts before it looks around.
+const SLICE: Duration = Duration::from_millis(5);
+
+const HERE: Who = Who { table: Table::Application, patience: Patience::Wait };
+
+fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Ending, SourceError> {
+    let unit = region.unit_of_page(page);
+    let failed = |cause| Err(SourceError::new((page * uffd::page_size()) as u64, cause));
+    if is_this_latched() {
+        return failed(Cause::Latched);
+    }
+    let Some(_nested) = nest::begin(thread_id(), unit_address(region, unit)) else { return failed(Cause::OwnRegion) };
+    let (began, interrupts) = (Instant::now(), interrupt::count());
+    loop {
+        let state = region.states.get(unit);
+        if state == State::Present && region.has_page(page) {
+            return Ok(Ending::Coalesced);
+        }
+        if state != State::Filling {
+            if region.states.claim(unit, state) {
+                return fill(engine, region, page, unit);
+            }
+            continue;
+        }
+        // Who fills it may need the lock that this thread holds.
+        let state = language::without_lock(|| region.states.wait_while_filling(unit, SLICE));
+        if state != State::Filling {
+            continue;
+        }
+        if began.elapsed() > region.options.timeout {
+            return failed(Cause::Timeout);
+        }
+        if was_interrupted(interrupts) {
+            return failed(Cause::Interrupted);
+        }
+    }
+}
+
+/// Ctrl-C, while another thread runs the source. Only the main thread gets a KeyboardInterrupt.
+fn was_interrupted(interrupts: u32) -> bool {
+    // SAFETY: getpid has no preconditions.
+    let is_main = thread_id() == unsafe { libc::getpid() };
+    is_main && interrupt::is_expected() && interrupt::count() != interrupts
+}
+
+fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
+    crate::serve::read_ahead(engine, region, unit);
+    let outcome = fill_unit(region, unit, Some(page), HERE);
+    region.settle_from(Table::Application, unit, if outcome == Ok(true) { State::Present } else { State::Absent });
+    match outcome {
+        Ok(_) => {
+            add(&region.counters.demand_units, 1);
+            evict::arrived(region, unit, Table::Application);
+            Ok(Ending::Resolved)
+        }
+        Err(Stop::Failed(error)) => {
+            add(&region.counters.source_errors, 1);
+            Err(error)
+        }
+        // The kernel gets nowhere at the moment: the instruction asks again.
+        Err(_) => Ok(Ending::Coalesced),
+    }
+}
+
+/// In the SIGBUS handler, with signal delivery: a thread that does not hold the language's lock waits for it here.
+pub fn serve_signal(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
+    debug_assert_eq!(region.options.delivery, Delivery::Signal);
+    if language::may_have_lock(region.options.timeout) {
+        return serve(engine, region, page, interrupted);
+    }
+    region.counters.begin();
+    region.counters.end(Ending::Poisoned);
+    let error = SourceError::new((page * uffd::page_size()) as u64, Cause::Timeout);
+    expose(region, page, Failure::of(region, page, error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_in_user_code_has_a_place_and_one_in_a_system_call_has_none() {
+        let place = Place { instruction: 0x7f12, stack: 0x7ffe };
+        assert_eq!(place_in(b"-1 0x7ffe 0x7f12\n"), Some(place));
+        for other in ["0 0x3 0x7f 0x1 0x0 0x0 0x0 0x7ffe 0x7f12\n", "running\n", "-1 0x0 0x0\n", ""] {
+            assert_eq!(place_in(other.as_bytes()), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_of_one_thread_until_it_is_needed() {
+        let (told, is_new) = claim_entry(900_001).unwrap();
+        assert!(is_new);
+        assert!(!claim_entry(900_001).unwrap().1);
+        told.state.store(SENT, Ordering::Release);
+        let others: Vec<_> = (0..200).filter_map(|step| claim_entry(900_001 + step * ENTRIES as i32)).collect();
+        assert!(!others.is_empty());
+        assert!(std::ptr::eq(entry_of(900_001).unwrap(), told));
+        told.state.store(FREE, Ordering::Release);
+    }
+}

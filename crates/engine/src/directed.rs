@@ -1,0 +1,175 @@
+//! A signal to one thread that waits in the kernel for a page, so that it does something about it itself.
+//!
+//! It may come late: the page came from elsewhere, and the thread is anywhere by now. Who receives it has to see to that.
+//!
+//! *Locks*: one, to install. *Threads*: engine threads send; a receiver runs in the thread that was sent to, with this signal
+//! blocked and no other.
+
+use crate::threads::KeepErrno;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What the thread was doing when the signal came.
+pub struct Interrupted(*mut libc::ucontext_t);
+
+impl Interrupted {
+    /// Of a signal handler's third argument.
+    ///
+    /// # Safety
+    /// `context` is what the kernel passed to the SA_SIGINFO handler that is running.
+    #[must_use]
+    pub unsafe fn of(context: *mut libc::c_void) -> Self {
+        Self(context.cast())
+    }
+
+    /// The instruction and the stack that it was at.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        // SAFETY: a valid ucontext, as `of` was promised.
+        let machine = unsafe { &(*self.0).uc_mcontext };
+        #[cfg(target_arch = "x86_64")]
+        return Place {
+            instruction: machine.gregs[libc::REG_RIP as usize] as usize,
+            stack: machine.gregs[libc::REG_RSP as usize] as usize,
+        };
+        #[cfg(target_arch = "aarch64")]
+        return Place { instruction: machine.pc as usize, stack: machine.sp as usize };
+    }
+
+    /// Run `work` with the signals blocked that the interrupted code had blocked: it may take long, and may itself touch
+    /// memory that faults.
+    pub fn with_its_mask<T>(&self, work: impl FnOnce() -> T) -> T {
+        // SAFETY: a valid ucontext, as `of` was promised; both sets are valid for the calls.
+        unsafe {
+            let mut inside: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const (*self.0).uc_sigmask, &raw mut inside);
+            let answer = work();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const inside, std::ptr::null_mut());
+            answer
+        }
+    }
+}
+
+/// Where a thread is in user code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Address of the instruction.
+    pub instruction: usize,
+    /// Its stack pointer.
+    pub stack: usize,
+}
+
+/// Takes a signal that is about a page at an address; false: it is for somebody else.
+pub type Receiver = fn(address: usize, interrupted: &Interrupted) -> bool;
+
+/// Who receives, in the order in which they are asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Receives {
+    /// Regions whose source is code of the language above.
+    Called,
+    /// Descriptors of the 2014 interface.
+    Mman,
+}
+
+static RECEIVERS: [AtomicPtr<()>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+/// The signal in use; 0: none is free.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// Keep everybody from installing the handler: for the time of a fork.
+pub fn hold_install() -> MutexGuard<'static, ()> {
+    INSTALLING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Have `receiver` asked, and take a real-time signal that nobody uses, from the top. False: none is free.
+pub fn install(receives: Receives, receiver: Receiver) -> bool {
+    RECEIVERS[receives as usize].store(receiver as *mut (), Ordering::Release);
+    let _installing = hold_install();
+    let signal = SIGNAL.load(Ordering::Acquire);
+    if signal != 0 && action_of(signal) == handler as *const () as usize {
+        return true;
+    }
+    let free = (libc::SIGRTMIN() + 1..=libc::SIGRTMAX()).rev().find(|signal| action_of(*signal) == libc::SIG_DFL);
+    let Some(signal) = free else { return false };
+    // SAFETY: sigaction with our structure, on a signal that had the default action.
+    unsafe {
+        let mut ours: libc::sigaction = std::mem::zeroed();
+        ours.sa_sigaction = handler as *const () as usize;
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        libc::sigaction(signal, &raw const ours, std::ptr::null_mut());
+    }
+    SIGNAL.store(signal, Ordering::Release);
+    true
+}
+
+fn action_of(signal: i32) -> usize {
+    // SAFETY: asks for the current action only.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut current);
+        current.sa_sigaction
+    }
+}
+
+/// The layout of siginfo_t for a queued signal with a value (sigqueue(3)); libc has no setters for it.
+#[repr(C)]
+struct Queued {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    padding: libc::c_int,
+    process: libc::pid_t,
+    user: libc::uid_t,
+    value: usize,
+    rest: [u8; 96],
+}
+
+const _: () = assert!(size_of::<Queued>() == size_of::<libc::siginfo_t>());
+
+/// Which signal it is; 0: none could be had.
+#[must_use]
+pub fn signal() -> i32 {
+    SIGNAL.load(Ordering::Acquire)
+}
+
+/// Send it to `thread`, which waits for the page of `address`. False: it could not be sent.
+pub fn send(thread: i32, address: usize) -> bool {
+    let signal = signal();
+    if signal == 0 {
+        return false;
+    }
+    // SAFETY: the structure is as large as the kernel reads; getpid and getuid have no preconditions.
+    unsafe {
+        let process = libc::getpid();
+        let info = Queued {
+            signal,
+            errno: 0,
+            code: libc::SI_QUEUE,
+            padding: 0,
+            process,
+            user: libc::getuid(),
+            value: address,
+            rest: [0; 96],
+        };
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info) == 0
+    }
+}
+
+extern "C-unwind" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let _errno = KeepErrno::new();
+    // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.
+    let (code, address) = unsafe { ((*info).si_code, (*info.cast::<Queued>()).value) };
+    if code != libc::SI_QUEUE {
+        return;
+    }
+    // SAFETY: the kernel passes the context of this handler.
+    let interrupted = unsafe { Interrupted::of(context) };
+    for receiver in &RECEIVERS {
+        let receiver = receiver.load(Ordering::Acquire);
+        // SAFETY: `install` stored a `Receiver`, and it was seen non-null.
+        if !receiver.is_null() && unsafe { std::mem::transmute::<*mut (), Receiver>(receiver) }(address, &interrupted) {
+            return;
+        }
+    }
+}
