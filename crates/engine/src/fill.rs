@@ -82,6 +82,23 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     Ok(is_one_page)
 }
 
+/// Fill all holes of several units by one read of the source, in memory made for it.
+///
+/// # Errors
+/// See [`Stop`]. What was installed stays.
+pub fn fill_units(region: &Region, units: std::ops::Range<usize>, who: Who) -> Result<(), Stop> {
+    let bytes = region.unit_range(units.start).start..region.unit_range(units.end - 1).end;
+    drop_exposed(region, bytes.clone());
+    let mut scratch = Scratch::new(bytes.len(), region.source.needs());
+    let mut fill = Fill { region, who, scratch: &mut scratch, began: None, reading: Duration::ZERO, used: None };
+    let outcome = fill.range(bytes.start, bytes.len());
+    if outcome.is_ok() {
+        region.forget_poison(bytes.start / uffd::page_size()..bytes.end / uffd::page_size());
+    }
+    drop_part(region, bytes, &outcome.map(|()| true));
+    outcome
+}
+
 /// A part of a unit that failed would stay beyond a resident budget: nobody would know that it has to leave.
 fn drop_part(region: &Region, bytes: std::ops::Range<usize>, outcome: &Result<bool, Stop>) {
     if region.residence.is_some() && matches!(outcome, Err(Stop::Failed(_) | Stop::Gone)) {

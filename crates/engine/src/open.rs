@@ -263,9 +263,8 @@ impl Owned {
         let hinted = units.start * region.unit..(units.end * region.unit).min(region.len);
         region.source.hint(hinted.start as u64..hinted.end as u64);
         let lacks = if is_called { self.engine.queue.lacks(shares) } else { 0 };
-        if self.engine.queue.push_bulk(&bulk, shares) {
-            (0..lacks.max(1)).for_each(|_| workers::start_another(self.engine));
-        }
+        let all_busy = self.engine.queue.push_bulk(&bulk, shares);
+        (0..lacks.max(usize::from(all_busy))).for_each(|_| workers::start_another(self.engine));
         Ok(bulk)
     }
 

@@ -64,14 +64,14 @@ impl Bulk {
         self.active.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The next unit, if any is left.
-    pub fn take(&self) -> Option<usize> {
+    /// The next units, at most `count`, if any are left.
+    pub fn take(&self, count: usize) -> Option<Range<usize>> {
         if self.cancelled.load(Ordering::Acquire) || self.region.is_closing() {
             self.next.store(self.units.end, Ordering::SeqCst);
             return None;
         }
-        let unit = self.next.fetch_add(1, Ordering::SeqCst);
-        (unit < self.units.end).then_some(unit)
+        let start = self.next.fetch_add(count, Ordering::SeqCst);
+        (start < self.units.end).then(|| start..(start + count).min(self.units.end))
     }
 
     /// See `join`.

@@ -7,13 +7,14 @@ use crate::counters::add;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evict;
-use crate::fill::{Stop, fill_unit};
+use crate::fill::{Stop, fill_unit, fill_units};
 use crate::queue::{Bulk, FaultJob, Job};
 use crate::region::Region;
 use crate::serve::{demand, dispatch, engine_thread};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::thread;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -61,11 +62,12 @@ fn fault(engine: &'static Engine, job: FaultJob) {
 /// Take units of a bulk until none is left; demand faults in between.
 fn share(engine: &'static Engine, bulk: &Bulk) {
     bulk.join();
-    while let Some(unit) = bulk.take() {
+    let piece = (bulk.region.source.piece() / bulk.region.unit).max(1);
+    while let Some(units) = bulk.take(piece) {
         while let Some(job) = engine.queue.next_fault() {
             fault(engine, job);
         }
-        if let Err(error) = fill_ahead(&bulk.region, unit, bulk.awaited)
+        if let Err(error) = fill_all_ahead(&bulk.region, units, bulk.awaited)
             && bulk.awaited
         {
             bulk.fail(error);
@@ -85,6 +87,39 @@ fn ahead(engine: &'static Engine, address: usize, units: usize) {
             return;
         }
     }
+}
+
+/// Fill units that nobody may be waiting for: those that are absent in one read, as far as they lie together.
+fn fill_all_ahead(region: &Region, units: Range<usize>, must: bool) -> Result<(), SourceError> {
+    let mut unit = units.start;
+    while unit < units.end {
+        let free = |unit: &usize| region.states.claim(*unit, State::Absent);
+        let run = if units.len() > 1 { unit..unit + (unit..units.end).take_while(free).count() } else { unit..unit };
+        if run.len() > 1 && fill_run(region, run.clone()) {
+            unit = run.end;
+            continue;
+        }
+        run.clone().for_each(|unit| region.settle(unit, State::Absent));
+        for unit in unit..run.end.max(unit + 1) {
+            fill_ahead(region, unit, must)?;
+        }
+        unit = run.end.max(unit + 1);
+    }
+    Ok(())
+}
+
+/// Fill units that the caller owns by one read, and give them up. False: that failed, so each has to be tried by itself, and
+/// the caller still owns them.
+fn fill_run(region: &Region, units: Range<usize>) -> bool {
+    if fill_units(region, units.clone(), engine_thread(Patience::Wait)).is_err() {
+        return false;
+    }
+    for unit in units.clone() {
+        region.settle(unit, State::Present);
+        evict::arrived(region, unit, Table::Engine);
+    }
+    add(&region.counters.prefetched_units, units.len());
+    true
 }
 
 /// Fill a unit that nobody may be waiting for. A failure is the caller's to tell: no page is poisoned for it.

@@ -3,7 +3,7 @@
 //! *Locks*: `spare` and `RAISED`, taken only with the GIL held, for a few instructions in which no Python runs.
 //! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
-use crate::readers;
+use crate::{overdue, raise, readers};
 use engine::cause::Raised;
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
@@ -130,7 +130,12 @@ impl Source for PythonSource {
         if how.table == Table::Engine {
             return readers::read(&self.0, offset, out, how.limit);
         }
-        let read = Python::try_attach(|py| self.0.read(py, offset, out));
+        let read = Python::try_attach(|py| {
+            let watched = overdue::watch(how.limit, &raise::BELL);
+            let read = self.0.read(py, offset, out);
+            let overdue = watched.end() && read.is_err();
+            if overdue { Err(SourceError::new(offset, Cause::Timeout)) } else { read }
+        });
         read.unwrap_or(Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN))))
     }
 

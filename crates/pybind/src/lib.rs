@@ -8,6 +8,7 @@ mod image;
 mod kernel;
 mod late;
 mod mman;
+mod overdue;
 mod raise;
 mod readers;
 mod region;

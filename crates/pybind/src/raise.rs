@@ -7,6 +7,7 @@
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
 use crate::called;
+use crate::overdue;
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -55,7 +56,8 @@ static REQUESTS: [Request; 64] = [const {
 }; 64];
 /// What resolvers raised, by thread. Locked only with the GIL held.
 static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
-static BELL: Bell = Bell::new();
+/// Wakes the helper.
+pub static BELL: Bell = Bell::new();
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -85,7 +87,7 @@ fn class_of(kind: Kind) -> *mut ffi::PyObject {
 }
 
 /// Python's `threading.get_ident()` of the calling thread.
-fn ident() -> u64 {
+pub fn ident() -> u64 {
     // SAFETY: no preconditions.
     unsafe { libc::pthread_self() as u64 }
 }
@@ -203,7 +205,8 @@ fn help() {
     while !STOP.load(Ordering::Acquire) {
         let rung = BELL.rung();
         if REQUESTS.iter().all(|request| !answer(request)) {
-            BELL.wait(rung, None);
+            BELL.wait(rung, overdue::tick());
+            overdue::look();
         }
     }
 }
