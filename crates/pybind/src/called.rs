@@ -84,8 +84,10 @@ impl Reader {
         unsafe { buffer.as_bytes_mut() }.fill(UNWRITTEN);
         let view = PyMemoryView::from(&buffer)?;
         let answer = self.called.read_into.call1(py, (offset, &view));
-        // Whoever kept a part of the view keeps the buffer with it: then it is not used again.
-        let is_free = view.call_method0("release").is_ok();
+        // Whoever kept a view of the view refers to the buffer with it: then it is not used again.
+        let released = view.call_method0("release").is_ok();
+        // SAFETY: the GIL is held, and the reference is ours.
+        let is_free = released && unsafe { ffi::Py_REFCNT(buffer.as_ptr()) } == 1;
         let filled = answer?;
         let short = match filled.bind(py) {
             none if none.is_none() => None,
@@ -176,6 +178,8 @@ impl Source for PythonSource {
     fn hint(&self, bytes: Range<u64>) {
         let Some(hint) = &self.0.called.prefetch_hint else { return };
         Python::try_attach(|py| {
+            // SAFETY: the GIL is held.
+            let _pending = unsafe { Pending::set_aside() };
             if let Err(error) = hint.call1(py, (bytes.start, bytes.end - bytes.start)) {
                 error.write_unraisable(py, Some(hint.bind(py)));
             }
@@ -189,10 +193,21 @@ impl Drop for Reader {
             return; // the interpreter ends: what the source has, it loses anyway
         }
         Python::try_attach(|py| {
-            if let Err(error) = self.called.close.call0(py) {
-                error.write_unraisable(py, None);
+            // An error of this thread that has not surfaced yet would surface in `close`, and be lost there.
+            if engine::failure::is_this_latched() {
+                return readers::close(self.called.close.clone_ref(py));
             }
+            // SAFETY: the GIL is held.
+            let _pending = unsafe { Pending::set_aside() };
+            close(py, &self.called.close);
         });
+    }
+}
+
+/// Call `Source.close`, or what counts for it.
+pub fn close(py: Python<'_>, close: &Py<PyAny>) {
+    if let Err(error) = close.call0(py) {
+        error.write_unraisable(py, None);
     }
 }
 

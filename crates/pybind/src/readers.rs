@@ -4,7 +4,7 @@
 //! *Locks*: the list of a pool, for a few instructions without the GIL. *GIL*: released while a reader waits.
 //! *Blocks on*: an engine thread waits for its answer, but not beyond its limit: a source that hangs keeps a reader, no fault.
 
-use crate::called::Reader;
+use crate::called::{self, Reader};
 use engine::futex::{self, Bell};
 use engine::source::{Cause, SourceError};
 use pyo3::prelude::*;
@@ -24,10 +24,17 @@ struct Request {
     answer: Mutex<Option<Result<Vec<u8>, SourceError>>>,
 }
 
+/// What a reader does.
+enum Work {
+    Read(Arc<Request>),
+    /// A source is let go by a thread in which its `close` cannot be called.
+    Close(Py<PyAny>),
+}
+
 /// Readers and their work, of one process.
 struct Pool {
     generation: u32,
-    waiting: Mutex<VecDeque<Arc<Request>>>,
+    waiting: Mutex<VecDeque<Work>>,
     bell: Bell,
     /// Readers that wait for work.
     idle: AtomicUsize,
@@ -59,6 +66,16 @@ fn pool() -> &'static Pool {
     }
 }
 
+fn push(pool: &Pool, work: Work) {
+    pool.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
+    pool.bell.ring();
+}
+
+/// Have a reader call `close`; nobody waits for it.
+pub fn close(close: Py<PyAny>) {
+    push(pool(), Work::Close(close));
+}
+
 /// Have a reader read, and wait for it; engine threads.
 pub fn read(reader: &Arc<Reader>, offset: u64, out: &mut [u8], limit: Duration) -> Result<(), SourceError> {
     let pool = pool();
@@ -71,8 +88,7 @@ pub fn read(reader: &Arc<Reader>, offset: u64, out: &mut [u8], limit: Duration) 
         given_up: AtomicBool::new(false),
         answer: Mutex::default(),
     });
-    pool.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(request.clone());
-    pool.bell.ring();
+    push(pool, Work::Read(request.clone()));
     let began = Instant::now();
     while request.done.load(Ordering::Acquire) == 0 {
         let left = limit.saturating_sub(began.elapsed());
@@ -93,10 +109,17 @@ pub fn read(reader: &Arc<Reader>, offset: u64, out: &mut [u8], limit: Duration) 
 #[pyfunction]
 fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool> {
     let pool = pool();
-    let Some((request, is_last)) = py.detach(|| next(pool)) else { return Ok(false) };
+    let Some((work, is_last)) = py.detach(|| next(pool)) else { return Ok(false) };
     if is_last && let Err(error) = start_another.call0() {
         error.write_unraisable(py, None); // those there are do the work
     }
+    let request = match work {
+        Work::Read(request) => request,
+        Work::Close(close) => {
+            called::close(py, &close);
+            return Ok(true);
+        }
+    };
     if !request.given_up.load(Ordering::Acquire) {
         let mut bytes = vec![0; request.length];
         let answer = request.reader.read(py, request.offset, &mut bytes).map(|()| bytes);
@@ -108,15 +131,15 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
 }
 
 /// Work, and whether more of it waits while nobody is idle.
-fn next(pool: &'static Pool) -> Option<(Arc<Request>, bool)> {
+fn next(pool: &'static Pool) -> Option<(Work, bool)> {
     loop {
         let rung = pool.bell.rung();
         if pool.stopped.load(Ordering::Acquire) {
             return None;
         }
         let mut waiting = pool.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(request) = waiting.pop_front() {
-            return Some((request, !waiting.is_empty() && pool.idle.load(Ordering::SeqCst) == 0));
+        if let Some(work) = waiting.pop_front() {
+            return Some((work, !waiting.is_empty() && pool.idle.load(Ordering::SeqCst) == 0));
         }
         drop(waiting);
         pool.idle.fetch_add(1, Ordering::SeqCst);

@@ -39,7 +39,7 @@ pub struct NativeRegion {
     /// In which of a line of forked processes it was opened. In a child nothing else is looked at: another thread of the
     /// parent may have held the lock for good.
     generation: u32,
-    source: NativeSource,
+    source_name: String,
     address: usize,
     len: usize,
     unit: usize,
@@ -87,13 +87,13 @@ impl NativeRegion {
             shared,
             kind: Kind::Page,
         };
-        let native = NativeSource(source.0.clone());
         let (delivery, writable) = (options.delivery, options.mode == Mode::Change);
         let inner = source.0.clone();
+        let (name, length) = (inner.name(), usize::try_from(inner.len()).unwrap_or(usize::MAX));
         if eager {
             let (address, bytes) = py.detach(|| load_eagerly(&*inner)).map_err(|error| engine_error(py, error))?;
             let memory = Memory::Eager(address, bytes);
-            return Ok(Self::of(memory, native, address, bytes, writable, true));
+            return Ok(Self::of(memory, (name, length), address, bytes, writable, true));
         }
         let opened = py.detach(|| {
             raise::ensure_helper()?;
@@ -105,7 +105,7 @@ impl NativeRegion {
             Err(error) => return Err(engine_error(py, error)),
         };
         let kernel = kernel && delivery == Delivery::Thread;
-        Ok(Self::of(Memory::Lazy(owned), native, address, unit, writable, kernel))
+        Ok(Self::of(Memory::Lazy(owned), (name, length), address, unit, writable, kernel))
     }
 
     #[getter]
@@ -165,7 +165,7 @@ impl NativeRegion {
                     return Err(engine_error(py, Error::Closed(text.into())));
                 }
                 Some(Ok(())) => return Ok(()),
-                Some(Err(error)) => return Err(page_error(py, &self.source.0.name(), &error)),
+                Some(Err(error)) => return Err(page_error(py, &self.source_name, &error)),
                 None => py.check_signals().inspect_err(|_| bulk.cancelled.store(true, Ordering::Release))?,
             }
         }
@@ -194,7 +194,7 @@ impl NativeRegion {
             }
         }
         let error = SourceError::new(offset as u64, Cause::Timeout);
-        Err(page_error(py, &self.source.0.name(), &error))
+        Err(page_error(py, &self.source_name, &error))
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -274,18 +274,17 @@ const READ_TRIES: usize = 64;
 impl NativeRegion {
     fn of(
         memory: Memory,
-        source: NativeSource,
+        (source_name, len): (String, usize),
         address: usize,
         unit: usize,
         writable: bool,
         kernel_faults: bool,
     ) -> Self {
         let eager = matches!(memory, Memory::Eager(..));
-        let len = usize::try_from(source.0.len()).unwrap_or(usize::MAX);
         Self {
             memory: RwLock::new(memory),
             generation: engine::fork::generation(),
-            source,
+            source_name,
             address,
             len,
             unit,

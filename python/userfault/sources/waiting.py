@@ -14,6 +14,7 @@ __all__ = ["MOST_IN_FLIGHT", "event_loop", "waited_for"]
 #: Reads of one source that run at once; the others wait for their turn.
 MOST_IN_FLIGHT = 64
 
+_SLICE_SECONDS = 0.05
 _STARTING = threading.Lock()
 _LOOP: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
 
@@ -56,7 +57,13 @@ def waited_for(
         if _LOOP is not None and threading.current_thread() is _LOOP[2]:
             raise RuntimeError("an asynchronous source was touched on its own event loop, which would wait for itself")
         future = asyncio.run_coroutine_threadsafe(in_turn(offset, buffer), loop)
+        pending = threading.Lock()
+        pending.acquire()
+        future.add_done_callback(lambda _: pending.release())
         try:
+            # In slices: the TimeoutError of a touch that takes too long is raised between two of them.
+            while not pending.acquire(timeout=_SLICE_SECONDS):
+                pass
             return future.result()
         except CancelledError:
             raise TimeoutError("the read was cancelled") from None

@@ -64,6 +64,11 @@ impl Source for Retry {
         false // each page of a failing unit would be tried again, with all its pauses
     }
 
+    /// Around a source of the language above: that may wait where it runs, so this may.
+    fn signal_safe(&self) -> bool {
+        self.inner.is_called()
+    }
+
     fn is_called(&self) -> bool {
         self.inner.is_called()
     }
@@ -224,6 +229,11 @@ impl Source for Checksum {
         self.inner.latency()
     }
 
+    /// Around a source of the language above: that may wait where it runs, so this may.
+    fn signal_safe(&self) -> bool {
+        self.inner.is_called()
+    }
+
     fn is_called(&self) -> bool {
         self.inner.is_called()
     }
@@ -294,7 +304,7 @@ impl Source for Chaos {
     }
 
     fn signal_safe(&self) -> bool {
-        self.delay.is_zero() && self.inner.signal_safe()
+        (self.delay.is_zero() || self.inner.is_called()) && self.inner.signal_safe()
     }
 
     fn page_granular(&self) -> bool {
