@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from userfault import _core
 from userfault._core import remap_anon_pages
-from userfault.errors import UserFault
+from userfault.errors import OptionError, UserFault
 from userfault.mman.descriptor import PROTOCOL, FdInfo, Userfaultfd2014, userfaultfd
 from userfault.mman.forked import ForkedUserfaultfd
 from userfault.mman.late import TimedOut
@@ -265,6 +265,7 @@ def on_sigbus(range: Range, resolver: Resolver) -> None:
     Raises:
         OSError: EINVAL: not all of it is flagged, the source is shorter or cannot run in a signal handler, or policy
             "register-only".
+        OptionError: A source that is Python: a callable is the way.
         TypeError: Not a resolver.
     """
     place = _writable(range)
@@ -272,7 +273,10 @@ def on_sigbus(range: Range, resolver: Resolver) -> None:
     if resolver is None:
         _core.mman_on_sigbus(place, "raise")
     elif isinstance(resolver, Source):
-        _core.mman_on_sigbus(place, "source", None, resolver.open())
+        opened = resolver.open()
+        if opened.is_called:
+            raise OptionError(f"on_sigbus: {resolver!r} is Python, and called as such here: give a function resolver(address)")
+        _core.mman_on_sigbus(place, "source", None, opened)
     elif resolver is signal.SIG_DFL:
         _core.mman_on_sigbus(place, "default")
     elif callable(resolver):

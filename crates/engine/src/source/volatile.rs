@@ -193,6 +193,10 @@ impl Source for Volatile {
         false
     }
 
+    fn is_called(&self) -> bool {
+        self.offers.refill.as_ref().is_some_and(|refill| refill.is_called())
+    }
+
     fn needs(&self) -> ScratchNeeds {
         self.offers.refill.as_ref().map_or_else(ScratchNeeds::default, |refill| refill.needs())
     }
