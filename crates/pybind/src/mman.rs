@@ -233,6 +233,8 @@ fn give_way(touch: fn(usize), address: usize) {
             touch(address);
             ffi::PyEval_RestoreThread(state);
         }
+    } else {
+        touch(address);
     }
 }
 

@@ -38,7 +38,7 @@ pub enum Phase {
 }
 
 /// One thread that waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// Exact address it touched.
     pub address: usize,
@@ -48,6 +48,8 @@ pub struct Waiting {
     pub since: Instant,
     /// SIGINTs seen by then.
     pub interrupts: u32,
+    /// Messages about it after the first.
+    pub repeats: u32,
 }
 
 /// How many faults that ended by the timeout are remembered.
@@ -94,8 +96,8 @@ pub struct Descriptor {
 pub enum Noted {
     /// A thread that did not wait before.
     New,
-    /// It waited already; SIGINTs seen when it began.
-    Again(u32),
+    /// It waited already: as it was known, this message counted.
+    Again(Waiting),
     /// The page is there: the message repeats one that was answered, or is of a second thread that came too late.
     Answered,
 }
@@ -220,11 +222,12 @@ impl Descriptor {
     pub fn note(&self, waiting: Waiting) -> Noted {
         let mut state = self.state();
         let page = |address: usize| address / uffd::page_size();
-        let same = |known: &&Waiting| known.thread == waiting.thread && page(known.address) == page(waiting.address);
+        let same = |known: &Waiting| known.thread == waiting.thread && page(known.address) == page(waiting.address);
         if waiting.thread != 0
-            && let Some(known) = state.unread.iter().chain(&state.read).find(same)
+            && let Some(known) = state.waiting().find(|known| same(known))
         {
-            return Noted::Again(known.interrupts);
+            known.repeats = known.repeats.saturating_add(1);
+            return Noted::Again(*known);
         }
         // Looked at under the lock: who resolves a page forgets its fault after that.
         if is_resident(page(waiting.address) * uffd::page_size()) {
@@ -350,6 +353,11 @@ impl Descriptor {
 }
 
 impl State {
+    /// All who wait, read about or not.
+    fn waiting(&mut self) -> impl Iterator<Item = &mut Waiting> {
+        self.unread.iter_mut().chain(&mut self.read)
+    }
+
     /// Bring the poll bits up to date.
     fn show(&mut self, table: Table) {
         let readable = matches!(self.phase, Phase::Ack | Phase::Unknown) || !self.unread.is_empty();
@@ -376,7 +384,7 @@ mod tests {
     }
 
     fn waiting(address: usize, thread: i32) -> Waiting {
-        Waiting { address, thread, since: Instant::now(), interrupts: 0 }
+        Waiting { address, thread, since: Instant::now(), interrupts: 0, repeats: 0 }
     }
 
     #[test]
@@ -400,7 +408,7 @@ mod tests {
         descriptor.read(8).unwrap();
         assert_eq!(descriptor.note(waiting(0x10008, 1)), Noted::New);
         assert_eq!(descriptor.note(waiting(0x20000, 2)), Noted::New);
-        assert_eq!(descriptor.note(waiting(0x20010, 2)), Noted::Again(0));
+        assert!(matches!(descriptor.note(waiting(0x20010, 2)), Noted::Again(Waiting { address: 0x20000, repeats: 1, .. })));
         assert!(!descriptor.forget_read(&(0..usize::MAX)), "not read about yet");
         assert_eq!(descriptor.read(8), Ok(0x20000));
         assert_eq!(descriptor.read(8), Ok(0x10008));

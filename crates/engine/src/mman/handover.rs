@@ -2,18 +2,38 @@
 //! signal while it waits in the kernel; in the handler the language above gives up its lock, touches the page itself, which
 //! waits, and takes the lock back. The touch that was interrupted then succeeds.
 //!
+//! If the page is taken away again before that, the touch asks once more, with the lock held: so whoever waits outside of its
+//! handler is sent the signal each time, and who waits inside is not. Every handler that runs therefore touches, with the lock
+//! or without: one that came back at once would be asked again at once, without end.
+//!
 //! *Locks*: none. *Threads*: the pump sends; the handler runs in the thread that waits.
 
 use crate::flagged::nest;
+use crate::flagged::view::{self, Armed};
 use crate::threads::{KeepErrno, thread_id};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
-/// If this thread holds the language's lock: give it up, call `touch`, take it back.
+/// Call `touch`; if this thread holds the language's lock, without it: give it up before and take it back after.
 pub type GiveWay = fn(touch: fn(usize), address: usize);
 static GIVE_WAY: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 /// The signal in use; 0: none is free.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// Threads that wait in their handler. One that finds no room is asked more often than it need be.
+const ROOM: usize = 256;
+static WAITING: [AtomicI32; ROOM] = [const { AtomicI32::new(0) }; ROOM];
+
+/// Does this thread wait in its handler, the lock given up?
+#[must_use]
+pub fn is_giving_way(thread: i32) -> bool {
+    thread != 0 && slots(thread).any(|slot| slot.load(Ordering::SeqCst) == thread)
+}
+
+/// A few, so that a look costs little.
+fn slots(thread: i32) -> impl Iterator<Item = &'static AtomicI32> {
+    (0..8).map(move |step| &WAITING[(thread as usize).wrapping_add(step) % ROOM])
+}
 
 /// The language above tells how it gives way.
 pub fn set_give_way(give_way: GiveWay) {
@@ -91,12 +111,22 @@ extern "C-unwind" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _
     let give_way = GIVE_WAY.load(Ordering::Acquire);
     // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.
     let (code, address) = unsafe { ((*info).si_code, (*info.cast::<Queued>()).value) };
-    // A resolver that runs in this thread was called for a touch: the wait that the signal was for is over.
-    if code != libc::SI_QUEUE || give_way.is_null() || nest::is_running(thread_id()) {
+    if code != libc::SI_QUEUE || give_way.is_null() || (nest::is_running(thread_id()) && !is_descriptors(address)) {
         return;
     }
+    let free = |slot: &&AtomicI32| slot.compare_exchange(0, thread_id(), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+    let slot = slots(thread_id()).find(free);
     // SAFETY: `set_give_way` stored a `GiveWay`, and it was seen non-null.
     unsafe { std::mem::transmute::<*mut (), GiveWay>(give_way)(touch, address) };
+    if let Some(slot) = slot {
+        slot.store(0, Ordering::SeqCst);
+    }
+}
+
+/// A resolver that runs in this thread was called for a touch. If that is what the signal was for, the wait is over, and a
+/// touch would call the resolver for what it is about to do.
+fn is_descriptors(address: usize) -> bool {
+    view::find(address).is_some_and(|entry| matches!(entry.armed, Armed::Descriptor))
 }
 
 /// Wait for the page as the interrupted instruction does: a fault of user code. Not if it is no longer mapped.

@@ -118,7 +118,7 @@ impl Pump {
         let now = Instant::now();
         for message in &messages[..count] {
             if let Some(fault) = message.fault() {
-                forked.note(Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: 0 });
+                forked.note(Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: 0, repeats: 0 });
                 self.deadline = self.deadline.into_iter().chain(forked.next_deadline()).min();
             } else if let Some(grandchild) = fork_of(message) {
                 self.mman.orphan(forked.parent, grandchild);
@@ -131,7 +131,8 @@ impl Pump {
 
     fn fault(&mut self, descriptor: &Arc<Descriptor>, fault: &Fault) {
         let now = Instant::now();
-        let waiting = Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: interrupt::count() };
+        let (address, thread, interrupts) = (fault.address, fault.tid, interrupt::count());
+        let waiting = Waiting { address, thread, since: now, interrupts, repeats: 0 };
         if descriptor.is_stuck() {
             return fail(descriptor, &waiting, Cause::Unresolved);
         }
@@ -146,18 +147,18 @@ impl Pump {
             Noted::New => {
                 let due = descriptor.timeout.map(|timeout| now + timeout);
                 self.deadline = self.deadline.into_iter().chain(due).min();
-                if descriptor.user_mode_only || is_in_user_code(fault.tid) {
-                    handover::ask(fault.tid, fault.address);
-                }
+                ask_to_give_way(descriptor, &waiting);
                 let _ = self.place.follow(fault.tid); // last: it is for the next fault
             }
             Noted::Answered => {
                 let _ = descriptor.handles.engine.wake(page, uffd::page_size());
             }
-            Noted::Again(interrupts) => {
-                if let Some(cause) = wants_out(fault.tid, interrupts) {
+            Noted::Again(known) => {
+                if let Some(cause) = wants_out(fault.tid, known.interrupts) {
                     descriptor.forget(&(page..page + uffd::page_size()));
                     fail(descriptor, &waiting, cause);
+                } else {
+                    ask_to_give_way(descriptor, &known); // it may have had its page, and lost it before it went on
                 }
             }
         }
@@ -240,16 +241,32 @@ fn place_of(descriptor: &Descriptor, thread: i32, lock_is_free: &mut Option<bool
     }
 }
 
-/// Does the thread wait in user code? A system call must not be interrupted: it would spin until its page is there.
+/// A thread whose system call is interrupted by a signal spins, and sends messages, until its page is there.
+const SPINS: u32 = 8;
+
+/// Unless it does so already: who waits with the language's lock is to give it up.
+fn ask_to_give_way(descriptor: &Descriptor, waiting: &Waiting) {
+    let user_code = |at_once| descriptor.user_mode_only || in_user_code(waiting.thread, at_once).unwrap_or(!at_once);
+    if !handover::is_giving_way(waiting.thread) && user_code(waiting.repeats > SPINS) {
+        handover::ask(waiting.thread, waiting.address);
+    }
+}
+
+/// Does the thread wait in user code? A system call must not be interrupted.
 fn is_in_user_code(thread: i32) -> bool {
-    for _ in 0..200 {
+    in_user_code(thread, false).unwrap_or(true)
+}
+
+/// The same, from one look or a few; `None`: it runs, so it is on its way to sleep, or spins in the kernel.
+fn in_user_code(thread: i32, at_once: bool) -> Option<bool> {
+    for _ in 0..if at_once { 1 } else { 200 } {
         let text = std::fs::read(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
         match text.first() {
-            Some(b'r') => std::thread::yield_now(), // "running": it is on its way to sleep
-            first => return first == Some(&b'-'),
+            Some(b'r') => std::thread::yield_now(),
+            first => return Some(first == Some(&b'-')),
         }
     }
-    true
+    None
 }
 
 impl Mman {
