@@ -297,18 +297,30 @@ impl Descriptor {
     }
 
     /// A descriptor number whose poll bits are those of 2014: readable with an unread fault, writable with one that was read
-    /// and not woken. Made when first asked for.
+    /// and not woken. Made when first asked for, and anew if the application has closed it.
     ///
     /// # Errors
     /// EMFILE; EBADF when closed.
     pub fn poll_number(&self) -> Result<i32, crate::error::Error> {
-        let mut state = self.state();
-        if state.poll.is_none() && state.phase != Phase::Closed {
-            state.poll = Some(PollPair::new()?);
-            state.show(Table::Application);
-        }
         let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
-        state.poll.as_ref().map(PollPair::number).ok_or_else(closed)
+        let known = |state: &State| match state.phase {
+            Phase::Closed => Err(closed()),
+            _ => Ok(state.poll.as_ref().and_then(PollPair::number)),
+        };
+        if let Some(number) = known(&self.state())? {
+            return Ok(number);
+        }
+        // Made and dropped without the lock: both need the root thread, which may just want it.
+        let mut fresh = Some(PollPair::new()?);
+        let mut state = self.state();
+        let number = known(&state)?.or_else(|| {
+            std::mem::swap(&mut state.poll, &mut fresh);
+            state.show(Table::Application);
+            state.poll.as_ref().and_then(PollPair::number)
+        });
+        drop(state);
+        drop(fresh);
+        number.ok_or_else(closed)
     }
 
     /// A range could not be given back at the close: its faults are answered by errors from now on.
@@ -342,10 +354,11 @@ impl Descriptor {
         let mut state = self.state();
         let open = state.phase != Phase::Closed;
         state.phase = Phase::Closed;
-        state.poll = None;
+        let poll = state.poll.take();
         state.unread.clear();
         state.read.clear();
         drop(state);
+        drop(poll); // waits for the root thread, which may just want the state
         self.bell.ring_all();
         self.forks.shut();
         open
