@@ -18,6 +18,7 @@
 //! forked      the userfaultfd of one such child
 //! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
+//! waiting     who waits at a userfaultfd
 //! why         which rule a failed call broke
 //! ```
 //!
@@ -41,6 +42,7 @@ pub mod protocol;
 pub mod pump;
 pub mod remap;
 pub mod switch;
+pub mod waiting;
 pub mod why;
 
 use crate::engine::Engine;
