@@ -102,6 +102,19 @@ impl Region {
         showed
     }
 
+    /// Turn those of `pages` that show the pattern into holes, and wait for whoever is just about to. Any thread.
+    pub fn clear_patterns(&self, pages: Range<usize>) {
+        for page in pages {
+            self.take_pattern(page, || self.hide(page));
+        }
+        for _ in 0..10_000 {
+            if self.hiding.load(Ordering::SeqCst) == 0 && self.sweeping.try_lock().is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Wait for those who are in [`Region::take_pattern`]: a few system calls.
     pub fn wait_for_hiding(&self) {
         for _ in 0..10_000 {
