@@ -242,7 +242,7 @@ impl Change<'_> {
         }
         let registered = match self.register_pages(piece, old, new) {
             Err(_) if !new.anonymous && new.kernel == Kernel::Tracked => {
-                new.kernel = Kernel::Nothing; // a file, or memory that may not be written: nobody tells what becomes of it
+                new.kernel = Kernel::Nothing; // memory that may not be written, an older kernel: nobody tells what becomes of it
                 Ok(())
             }
             answer => answer,
@@ -301,19 +301,24 @@ impl Change<'_> {
     }
 
     /// Keep a range out of forked children; answers whether the caller had done so. The kernel has no call that tells, but
-    /// flags that differ split a mapping: half of the range is marked, and one looks.
+    /// flags that differ split a mapping: a part of one is marked, and one looks.
     fn deny_fork(&self, piece: &Range<usize>) -> Result<bool, Errno> {
+        let bounds = || Ok(self.maps.at(piece.start)?.map_or(piece.clone(), |vma| vma.start..vma.end));
+        let before = bounds()?;
+        if before != *piece {
+            advise(piece, libc::MADV_DONTFORK)?;
+            return Ok(bounds()? == before);
+        }
         let middle = middle_of(piece);
         if middle <= piece.start {
             let had = has_dontfork(piece.start);
             advise(piece, libc::MADV_DONTFORK)?;
             return Ok(had);
         }
-        let whole = self.maps.at(piece.start)?.map_or(piece.end, |vma| vma.end);
         advise(&(piece.start..middle), libc::MADV_DONTFORK)?;
-        let now = self.maps.at(piece.start)?.map_or(piece.end, |vma| vma.end);
+        let now = bounds()?;
         advise(&(middle..piece.end), libc::MADV_DONTFORK)?;
-        Ok(now == whole)
+        Ok(now == before)
     }
 
     /// The caller itself keeps this out of children.
