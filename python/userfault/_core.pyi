@@ -446,7 +446,7 @@ def mman_poisoned_switches() -> int:
 def mman_tell_late(teller: Callable[[], object]) -> None:
     """Have `teller` called, in the main thread, when system calls ended because nobody answered their faults in time."""
 
-def mman_take_late() -> list[tuple[int, int, float, str]]:
+def mman_take_late() -> list[tuple[int, int, float, str, float]]:
     """Return those that were not taken yet: address, native thread id, seconds, what the thread was doing."""
 
 class NativeUserfaultfd2014:
@@ -513,7 +513,7 @@ class NativeUserfaultfd2014:
     def standing(self) -> tuple[str, int, int, int]:
         """Return the state, unread faults, faults read and not woken, and those that ended by the timeout."""
 
-    def late(self) -> list[tuple[int, int, float, str]]:
+    def late(self) -> list[tuple[int, int, float, str, float]]:
         """Return the newest of those: address, native thread id, seconds, what the thread was doing."""
 
     def close(self) -> None:

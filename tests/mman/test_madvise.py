@@ -411,3 +411,20 @@ def test_ranges_tell_what_is_flagged(act):
         assert mman.ranges() == []
 
     act(code)
+
+
+def test_thousands_of_single_pages_are_flagged_soon(act):
+    """Every other page of a range, one call each: what a call looks at does not grow with them."""
+    act(
+        """
+memory = mman.anonymous(6000 * PAGE)
+began = time.monotonic()
+for page in range(0, 6000, 2):
+    mman.madvise((at(memory, page), PAGE), mman.MADV_USERFAULT)
+assert time.monotonic() - began < 10
+assert len(mman.ranges()) == 3000
+raised(UserFault, lambda: touch(at(memory, 4000)))
+assert touch(at(memory, 4001)) == 0
+""",
+        timeout=90,
+    )

@@ -310,6 +310,43 @@ def test_numbers_that_closerange_freed_are_used_by_files_unharmed(act):
     act(code, warnings=None)
 
 
+def test_numbers_that_a_polled_descriptor_had_are_used_by_sockets_unharmed(act):
+    """Poll bits are written to sockets of ours: not to those that have their numbers now; polling goes on under another number."""
+
+    def code():
+        import socket
+
+        memory = flagged(8)
+        it = mman.userfaultfd()
+        it.register(memory)
+        old = it.fileno()
+        os.closerange(3, 900)
+        pairs = [socket.socketpair() for _ in range(20)]
+        assert old in {end.fileno() for pair in pairs for end in pair}
+        for one, other in pairs:
+            one.send(b"mine")
+            other.send(b"mine")
+        threads = [waiting(it, at(memory, page)) for page in range(3)]
+        assert bits(it) == "in"
+        assert it.fileno() not in {end.fileno() for pair in pairs for end in pair}
+        for _ in threads:
+            page = it.read_fault() // PAGE * PAGE
+            assert bits(it) in ("in out", "out")
+            mman.remap_anon_pages(page, filled(7), PAGE)
+            it.wake(page)
+        assert [thread.ended() for thread in threads] == [7, 7, 7]
+        assert bits(it) == ""
+        it.close()
+        for pair in pairs:
+            for end in pair:
+                assert os.fstat(end.fileno())
+                end.setblocking(False)
+                assert end.recv(99) == b"mine"
+        os._exit(0)
+
+    act(code)
+
+
 def test_numbers_that_closerange_freed_are_used_by_userfaultfds_unharmed(act):
     """The worst that a number can become: another userfaultfd. Pages still move, waiters wake, and the other stays open."""
 

@@ -299,3 +299,20 @@ assert touch(at(memory, 5)) == 0
 os._exit(0)
 """
     )
+
+
+def test_protection_that_is_refused_leaves_flag_and_resolver_alone(act):
+    """mprotect(2) without the flag would clear it; where the kernel refuses, everything is as before, the resolver too."""
+    act(
+        """
+mman.set_policy("mprotect")
+memory = mman.anonymous(4 * PAGE)
+mman.mprotect(memory, mman.PROT_READ | mman.PROT_WRITE | mman.PROT_USERFAULT)
+mman.on_sigbus(memory, lambda address: table(5, (address - at(memory)) // PAGE, memory))
+before = mman.ranges()
+for flag in (mman.PROT_NONE, mman.PROT_USERFAULT):
+    assert errno_of(_core.mman_protect, memory, 1 << 20, bool(flag)) == errno.EINVAL  # a protection that does not exist
+    assert mman.ranges() == before
+assert memory[PAGE] == 5
+""".replace("mman.set_policy", "from userfault import _core\nmman.set_policy", 1)
+    )

@@ -201,3 +201,43 @@ asyncio.run(main())
 os._exit(0)
 """
     )
+
+
+def test_page_dropped_between_the_move_and_the_wake_is_asked_for_again(act):
+    """The toucher looked again, found its page, and lost it while it waited for the GIL: it gives that up once more."""
+    act(
+        """
+holding = ctypes.PyDLL(None, use_errno=True)  # its calls keep the GIL
+memory, seen = flagged(1), []
+it = mman.userfaultfd(timeout=8)
+it.register(memory)
+def doing(descriptor, room=ctypes.create_string_buffer(16)):
+    holding.pread(descriptor, room, 16, 0)
+    return room.raw.split()[0]
+def serve():
+    descriptor = os.open(f"/proc/self/task/{main}/syscall", os.O_RDONLY)
+    seen.append(it.read_fault())
+    while doing(descriptor) != b"-1":  # it waits for its page, in the handler
+        pass
+    table(3, 0, memory)
+    holding.tgkill(os.getpid(), main, signal.SIGUSR1)
+    while doing(descriptor) == b"-1":  # it found the page, and waits for the GIL
+        pass
+    while doing(descriptor) == b"running":
+        pass
+    assert holding.madvise(ctypes.c_void_p(at(memory)), PAGE, mmap.MADV_DONTNEED) == 0
+    eventually(lambda: os.pread(descriptor, 2, 0) == b"-1", what="the second wait")  # lets the GIL go meanwhile
+    it.wake(at(memory))
+    seen.append(it.read_fault())
+    table(7, 0, memory)
+    it.wake(at(memory))
+main = threading.get_native_id()
+signal.signal(signal.SIGUSR1, lambda *rest: None)
+sys.setswitchinterval(60)
+threading.Thread(target=serve, daemon=True).start()
+began = time.monotonic()
+assert memory[0] == 7
+assert time.monotonic() - began < 5 and len(seen) == 2
+os._exit(0)
+"""
+    )

@@ -260,3 +260,36 @@ def test_anonymous_without_room_says_how_much_was_wanted(length):
     error = raised(OSError, lambda: mman.anonymous(length))
     assert error.errno == errno.ENOMEM
     assert str(length) in error.strerror
+
+
+def test_want_of_descriptors_is_called_by_its_name(act):
+    """EMFILE wherever one more descriptor is needed: no missing privilege, no closed userfaultfd, no unmapped memory."""
+    act(
+        """
+import resource
+memory, staging, plain = flagged(4), filled(1, 2), mman.anonymous(4 * PAGE)
+it = mman.userfaultfd(user_mode_only=True)
+shared = mmap.mmap(-1, PAGE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+used = []
+while errno_of(lambda: used.append(os.dup(0))) == 0:
+    pass
+for call in (
+    it.fileno,
+    lambda: mman.userfaultfd(user_mode_only=True),
+    lambda: mman.userfaultfd(),
+    lambda: mman.remap_anon_pages(at(plain), staging, PAGE),
+):
+    assert errno_of(call) == errno.EMFILE
+try:
+    mman.madvise(shared, mman.MADV_USERFAULT)
+    raise AssertionError("it was flagged")
+except OSError as error:
+    assert error.errno == errno.EINVAL and "refuses" not in str(error) and "mapped" not in str(error), error
+assert mman.remap_anon_pages(at(memory), staging, PAGE) == PAGE  # needs none
+os.close(used.pop())
+os.close(used.pop())
+assert it.fileno() > 0
+os._exit(0)
+"""
+    )

@@ -388,3 +388,25 @@ def test_six_threads_close_and_touch_at_once_and_nobody_sees_zeros(act):
         in_threads(serve, *[lambda page=page: look(page) for page in range(5)])
 
     act(code, timeout=30)
+
+
+@pytest.mark.parametrize("kind", ["file", "private_file", "shared", "memfd"])
+def test_registration_of_memory_that_cannot_fault_follows_it(act, kind):
+    """mremap(2) takes it along, munmap(2) ends it; the bytes stay what they are."""
+    act(
+        f"""
+start = other_memory({kind!r})
+it, second = mman.userfaultfd(), mman.userfaultfd()
+it.register((start, 4 * PAGE))
+store(start + PAGE, 7)
+there = mapped(4 * PAGE)
+move_mapping(start, 4 * PAGE, there)
+assert [(one.start, one.length, one.owner) for one in mman.ranges()] == [(there, 4 * PAGE, it.ident)]
+assert errno_of(second.register, (there, 4 * PAGE)) == errno.EBUSY
+assert load(there + PAGE) == 7 and load(there) == 0
+libc.munmap(ctypes.c_void_p(there), 4 * PAGE)
+assert not mman.ranges()
+it.close()
+os._exit(0)
+"""
+    )

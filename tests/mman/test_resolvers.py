@@ -421,3 +421,70 @@ for end in (unmapped, replaced, unflagged):
 def test_handler_of_faulthandler_enabled_before_is_no_hindrance(act):
     """Normal touches print nothing."""
     act(SQUARE + "memory = resolved()\nassert bytes(memory) == known", faulthandler=True)
+
+
+def test_page_that_a_balloon_takes_as_soon_as_it_came_is_no_failure_of_its_resolver(act):
+    """Another thread drops pages all the time: each touch gets its byte, in two threads."""
+    act(
+        """
+memory, done = flagged(8), []
+mman.on_sigbus(memory, lambda address: table(7, (address - at(memory)) // PAGE, memory))
+def balloon():
+    while not done:
+        memory.madvise(mmap.MADV_DONTNEED)
+def work():
+    try:
+        for round in range(3000):
+            assert memory[round % 8 * PAGE] == 7
+    finally:
+        done.append(1)
+in_threads(balloon, work, work, seconds=30)
+""",
+        timeout=40,
+    )
+
+
+def test_page_that_is_dropped_by_its_own_resolver_is_user_fault(act):
+    """It came, each time: there is an end to it all the same."""
+    act(
+        """
+memory, calls = flagged(1), []
+def resolver(address):
+    calls.append(address)
+    table(7, 0, memory)
+    memory.madvise(mmap.MADV_DONTNEED)
+mman.on_sigbus(memory, resolver)
+raised(UserFault, lambda: touch(at(memory)))
+assert 1 < len(calls) < 5000, len(calls)
+"""
+    )
+
+
+def test_page_that_comes_where_an_error_was_shown_stays(act):
+    """A failed touch shows a pattern, which is taken away later: not if the page was dropped and filled meanwhile."""
+    act(
+        """
+memory, done, faults = flagged(1), [], []
+def fail():
+    while not done:
+        try:
+            assert load(at(memory)) in (7, 255)
+            len("")
+        except UserFault:
+            faults.append(1)
+def work():
+    try:
+        for round in range(3000):
+            memory.madvise(mmap.MADV_DONTNEED)
+            while errno_of(table, 7, 0, memory) == errno.EEXIST:
+                pass
+            for _ in range(3):
+                assert load(at(memory)) == 7
+                len("")
+    finally:
+        done.append(1)
+in_threads(fail, work, seconds=30)
+assert faults
+""",
+        timeout=40,
+    )

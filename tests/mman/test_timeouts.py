@@ -141,3 +141,124 @@ memory.madvise(22)
     assert "OSError: [Errno 133]" in result.stderr
     assert "RuntimeWarning: EFAULT in thread" in result.stderr
     assert "kept the GIL" in result.stderr
+
+
+#: A page whose fault in a system call ended by the timeout is poisoned for a while: `memory[PAGE:]`, of `it`.
+POISONED = """
+def is_poisoned(address):
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        entry = int.from_bytes(os.pread(file.fileno(), 8, address // PAGE * 8), sys.byteorder)
+    return entry >> 62 == 1
+def written(address):
+    return errno_of(os.write, os.pipe()[1], (ctypes.c_char * 1).from_address(address))
+def poison(memory, page):
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        assert written(at(memory, page)) == errno.EFAULT
+        eventually(lambda: it.timed_out() and it.timed_out()[-1].address == at(memory, page), what="the record")
+    assert is_poisoned(at(memory, page))
+memory = mman.anonymous(4 * PAGE)
+it = mman.userfaultfd(timeout=0.5)
+if mman.policy() != "register-only":
+    mman.madvise(memory, mman.MADV_USERFAULT)
+it.register(memory)
+"""
+
+
+@pytest.mark.parametrize("ending", ["mman.madvise(memory, mman.MADV_NOUSERFAULT)", "it.unregister(memory)"])
+def test_poison_of_a_timed_out_call_ends_with_the_faults_of_its_range(act, ending):
+    """Afterwards it is memory like any other: zeros for a write(2) and a touch, no EFAULT and no SIGBUS."""
+    policy = 'mman.set_policy("register-only")\n' if "unregister" in ending else ""
+    act(
+        policy
+        + POISONED
+        + f"""
+poison(memory, 1)
+{ending}
+assert not is_poisoned(at(memory, 1))
+assert written(at(memory, 1)) == 0
+assert memory[PAGE] == 0
+os._exit(0)
+"""
+    )
+
+
+def test_poison_of_a_timed_out_call_does_not_move_with_its_mapping(act):
+    """After mremap(2) the page is a hole of the same descriptor."""
+    act(
+        POISONED
+        + """
+poison(memory, 1)
+there = mapped(4 * PAGE)
+move_mapping(at(memory), 4 * PAGE, there)
+assert [one.start for one in mman.ranges()] == [there]
+assert not is_poisoned(there + PAGE)
+before = it.pending
+writing = Touching(there + PAGE, written)
+eventually(lambda: it.pending > before, what="the fault")
+assert mman.remap_anon_pages(there + PAGE, filled(7), PAGE) == PAGE
+assert it.read_fault() == there + PAGE
+it.wake(there + PAGE)
+assert writing.ended() == 0
+os._exit(0)
+"""
+    )
+
+
+def test_poison_ends_when_another_resolver_takes_the_range_over(act):
+    """Who is to fill the page now finds a hole, not what an earlier one has left."""
+    act(
+        POISONED
+        + """
+poison(memory, 1)
+it.close()
+mman.on_sigbus(memory, lambda address: table(5, 1, memory))
+assert memory[PAGE] == 5
+os._exit(0)
+"""
+    )
+
+
+def test_page_that_was_dropped_and_filled_again_outlives_the_poison_it_had(act):
+    """Poison is lifted after a second; not from a page that has come since."""
+    act(
+        POISONED
+        + """
+poison(memory, 1)
+memory.madvise(mmap.MADV_DONTNEED, PAGE, PAGE)
+table(7, 1, memory)
+poison(memory, 2)
+eventually(lambda: not is_poisoned(at(memory, 2)), what="the end of poison")
+assert memory[PAGE] == 7
+os._exit(0)
+"""
+    )
+
+
+def test_busy_threads_are_not_taken_for_a_call_that_keeps_the_gil(act):
+    """Four of them leave the GIL to others only now and then; the text says nothing of it, and names the setting."""
+    act(
+        PREPARE
+        + """
+memory, done = flagged(1), []
+it = mman.userfaultfd(timeout=1)
+it.register(memory)
+def busy():
+    while not done:
+        sum(range(1000))
+sys.setswitchinterval(0.03)
+threads = [threading.Thread(target=busy, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert Touching(at(memory), lambda address: errno_of(os.write, os.pipe()[1], memory)).ended(15) == errno.EFAULT
+    eventually(lambda: caught, what="the warning")
+done.append(1)
+[text] = spoken(caught)
+assert "GIL" not in text and "timeout of 1 s" in text, text
+[late] = it.timed_out()
+assert (late.place, late.timeout) == ("a system call", 1), late
+os._exit(0)
+"""
+    )

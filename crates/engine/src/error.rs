@@ -39,7 +39,12 @@ impl Error {
     /// A descriptor was refused, or the kernel lacks what it should do.
     #[must_use]
     pub fn of_open(error: uffd::OpenError) -> Self {
+        let errno = error.errno();
         match error {
+            uffd::OpenError::Refused { .. } if matches!(errno.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+                let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+                Error::Os { what: format!("making a userfaultfd{hint}"), errno }
+            }
             uffd::OpenError::Refused { .. } => Error::Refused(error),
             _ => Error::Unsupported(error.to_string()),
         }

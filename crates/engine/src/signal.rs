@@ -207,21 +207,28 @@ fn raise_in(inside: gate::Inside, region: &Region, address: usize, failure: Fail
     }
 }
 
+/// A page that was dropped as often as this as soon as it had come is dropped by its own resolver.
+const MOST_REPEATS: u32 = 1000;
+
 /// Have a resolver of the language above put a page there (the first paragraph of the proposal of 2014, literally).
 fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c_void) {
     let region = &*entry.resolver.region;
     let page = region.page_of(address);
     let failed = |cause| Failure::of(region, page, SourceError::new((page * uffd::page_size()) as u64, cause));
     let thread = thread_id();
-    let (called, cause) = match nest::begin(thread, region.page_address(page)) {
-        None => (Called::TooLate, Cause::Recursion),
-        Some(_) if is_latched(thread) => (Called::TooLate, Cause::Latched),
+    let (called, cause, came) = match nest::begin(thread, region.page_address(page)) {
+        None => (Called::TooLate, Cause::Recursion, false),
+        Some(_) if is_latched(thread) => (Called::TooLate, Cause::Latched, false),
         // SAFETY: the kernel passes the context of this handler.
-        Some(_nested) => match unsafe { Interrupted::of(context) }.with_its_mask(|| flagged::call(token, address)) {
-            Called::TooLate => (Called::TooLate, Cause::Timeout),
-            called => (called, Cause::Resolver),
+        Some(nested) => match unsafe { Interrupted::of(context) }.with_its_mask(|| flagged::call(token, address)) {
+            Called::TooLate => (Called::TooLate, Cause::Timeout, false),
+            called => (called, Cause::Resolver, nested.has_come()),
         },
     };
+    // It did its duty, and a third has dropped the page since: the instruction asks again.
+    if came && called == Called::Returned && flagged::repeats(thread, address) < MOST_REPEATS {
+        return;
+    }
     let inside = gate::enter();
     let still_ours = view::find(address).is_some_and(|entry| matches!(entry.armed, Armed::Signal));
     let absent = still_ours && !region.has_page(page);

@@ -201,20 +201,24 @@ pub fn drop_left() {
 
 /// In the engine's table: a copy of descriptor `number` of the thread `caller`'s table.
 fn fetch(number: RawFd, caller: libc::pid_t) -> Result<RawFd, Error> {
+    let what = "bringing a descriptor to the engine's threads";
     // SAFETY: plain system calls on numbers; every descriptor made here is closed or returned.
     unsafe {
-        let process = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0);
+        let process = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) as RawFd;
+        let fd = if process < 0 { -1 } else { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) as RawFd };
+        let errno = Errno::last();
         if process >= 0 {
-            let fd = libc::syscall(libc::SYS_pidfd_getfd, process, number, 0);
-            libc::close(process as RawFd);
-            if fd >= 0 {
-                return Ok(fd as RawFd);
-            }
+            libc::close(process);
+        }
+        match errno {
+            _ if fd >= 0 => return Ok(fd),
+            Errno(libc::EMFILE | libc::ENFILE) => return Err(Error::Os { what: what.into(), errno }),
+            _ => {} // below
         }
     }
     // A sandbox may forbid pidfd_getfd; a file can then be opened again through /proc.
     let opened = proc::open(format_args!("/proc/self/task/{caller}/fd/{number}"));
-    opened.map(OwnedFd::into_raw_fd).ok_or_else(|| Error::last_os("bringing a descriptor to the engine's threads"))
+    opened.map(OwnedFd::into_raw_fd).ok_or_else(|| Error::last_os(what))
 }
 
 /// Start a thread that shares this thread's descriptor table, with all signals blocked. A panic in it ends the process

@@ -8,6 +8,7 @@ use crate::kernel::place::Place;
 use crate::late::{self, LateLine, late_line};
 use crate::mman::{because, named, room};
 use crate::sources::seconds;
+use engine::error::Error;
 use engine::mman::descriptor::{Descriptor, Phase};
 use engine::mman::protocol::{Command, Written};
 use engine::mman::{self, why};
@@ -105,9 +106,12 @@ impl NativeUserfaultfd2014 {
         self.command(py, &Place::at(address, Some(length)), Command::Wake)
     }
 
-    fn fileno(&self) -> PyResult<i32> {
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
         self.check("fileno")?;
-        self.inner.poll_number().map_err(|_| closed())
+        self.inner.poll_number().map_err(|error| match error {
+            Error::Closed(_) => closed(),
+            error => engine_error(py, error),
+        })
     }
 
     /// Phase, unread faults, faults read and not woken, faults that ended by the timeout.

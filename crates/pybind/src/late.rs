@@ -8,16 +8,12 @@ use engine::mman;
 use engine::mman::late::{self, TimedOut, Where};
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::time::Duration;
-
-/// Four times the time after which a thread that runs Python gives up the GIL when asked.
-const GIL_IS_KEPT: Duration = Duration::from_millis(20);
 
 /// What Python calls, kept alive for good.
 static TELLER: AtomicPtr<pyo3::ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Address, thread, seconds, what the thread was doing.
-pub type LateLine = (usize, i32, f64, &'static str);
+/// Address, thread, seconds, what the thread was doing, the descriptor's timeout in seconds.
+pub type LateLine = (usize, i32, f64, &'static str, f64);
 
 /// One for Python.
 pub fn late_line(late: &TimedOut) -> LateLine {
@@ -26,7 +22,7 @@ pub fn late_line(late: &TimedOut) -> LateLine {
         Where::SystemCall => "a system call",
         Where::SystemCallWithLock => "a system call that kept the GIL",
     };
-    (late.address, late.thread, late.waited.as_secs_f64(), place)
+    (late.address, late.thread, late.waited.as_secs_f64(), place, late.timeout.as_secs_f64())
 }
 
 /// Have `teller()` called, in the main thread, whenever there is something to take.
@@ -39,11 +35,6 @@ fn mman_tell_late(teller: Py<PyAny>) {
 #[pyfunction]
 fn mman_take_late() -> Vec<LateLine> {
     mman::current().map(|mman| mman.take_late().iter().map(late_line).collect()).unwrap_or_default()
-}
-
-/// On the pump's thread.
-fn is_gil_free() -> bool {
-    raise::gil_can_be_had(GIL_IS_KEPT)
 }
 
 /// On the pump's thread.
@@ -68,7 +59,7 @@ extern "C" fn tell(_: *mut std::ffi::c_void) -> std::ffi::c_int {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    late::set_hooks(is_gil_free, ask_python);
+    late::set_hooks(raise::ask_for_gil, raise::gil_was_had, ask_python);
     module.add_function(wrap_pyfunction!(mman_tell_late, module)?)?;
     module.add_function(wrap_pyfunction!(mman_take_late, module)?)
 }

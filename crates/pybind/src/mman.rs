@@ -11,7 +11,7 @@ use engine::flagged::{self, Called};
 use engine::mman::calls::{Failed, whole_pages};
 use engine::mman::ledger::Policy;
 use engine::mman::remap::remap_anon_pages as remap;
-use engine::mman::{self, Mman, handover, why};
+use engine::mman::{self, Mman, why};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -224,16 +224,8 @@ fn call_resolver(token: usize, address: usize) -> Called {
     called.unwrap_or(Called::TooLate)
 }
 
-/// In a thread that waits for a page: let others run Python meanwhile.
-fn give_way(touch: fn(usize), address: usize) {
-    if raise::holds_gil() {
-        engine::language::without_lock(|| touch(address));
-    }
-}
-
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     flagged::set_call(call_resolver);
-    handover::set_give_way(give_way);
     module.add_function(wrap_pyfunction!(mman_flag, module)?)?;
     module.add_function(wrap_pyfunction!(mman_advise, module)?)?;
     module.add_function(wrap_pyfunction!(mman_protect, module)?)?;

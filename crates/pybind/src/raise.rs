@@ -162,6 +162,33 @@ pub fn gil_can_be_had(limit: Duration) -> bool {
     ask_helper(0, std::ptr::null_mut(), limit)
 }
 
+/// How often the helper was asked to take the GIL once, and up to which time it has.
+static WANTED: AtomicU64 = AtomicU64::new(0);
+static HAD: AtomicU64 = AtomicU64::new(0);
+
+/// Have the helper take the GIL once; answers a ticket at once. Any thread.
+pub fn ask_for_gil() -> u64 {
+    let ticket = WANTED.fetch_add(1, Ordering::AcqRel) + 1;
+    BELL.ring();
+    ticket
+}
+
+/// Has it had the GIL since?
+pub fn gil_was_had(ticket: u64) -> bool {
+    HAD.load(Ordering::Acquire) >= ticket
+}
+
+/// True if somebody asked.
+fn take_gil_once() -> bool {
+    let wanted = WANTED.load(Ordering::Acquire);
+    let asked = HAD.load(Ordering::Acquire) < wanted;
+    if asked {
+        Python::try_attach(|_| ());
+        HAD.store(wanted, Ordering::Release);
+    }
+    asked
+}
+
 /// Have the helper take the GIL and raise `class` in `thread`; without a class it only takes the GIL. True: done.
 fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     let free =
@@ -204,7 +231,8 @@ pub fn ensure_helper() -> Result<(), Error> {
 fn help() {
     while !STOP.load(Ordering::Acquire) {
         let rung = BELL.rung();
-        if REQUESTS.iter().all(|request| !answer(request)) {
+        // Those who wait for an answer come first.
+        if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
             BELL.wait(rung, overdue::tick());
             overdue::look();
         }

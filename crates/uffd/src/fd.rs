@@ -71,9 +71,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The one errno that stands for the whole failure: of the system call where it was tried, else of the device.
+    /// The one errno that stands for the whole failure: want of descriptors or memory wherever it was met; else of the system
+    /// call where it was tried, else of the device.
     pub fn errno(&self) -> Errno {
+        let short = |errno: &Errno| matches!(errno.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
         match self {
+            Self::Refused { device: Some(errno), .. } if short(errno) => *errno,
             Self::Refused { device, syscall, .. } => syscall.or(*device).unwrap_or(Errno(libc::EINVAL)),
             Self::Unsupported { .. } => Errno(libc::EINVAL),
             Self::Handshake { errno, .. } => *errno,
@@ -83,6 +86,8 @@ impl OpenError {
     /// The one command (or change) that would help, where one is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::Refused { .. } if matches!(self.errno().0, libc::EMFILE | libc::ENFILE) => Some(hints::MORE_FILES),
+            Self::Refused { .. } if self.errno() == Errno(libc::ENOMEM) => None,
             Self::Refused { syscall: Some(Errno(libc::ENOSYS)), .. } => Some(hints::NO_KERNEL_SUPPORT),
             Self::Refused { user_mode_only: true, .. } => Some(hints::SANDBOX),
             Self::Refused { device: Some(Errno(libc::EACCES | libc::EPERM)), .. } => Some(hints::OWN_DEVICE),
@@ -101,6 +106,7 @@ mod hints {
     pub const ALLOW_ALL: &str = "sudo sysctl vm.unprivileged_userfaultfd=1";
     pub const SANDBOX: &str = "a sandbox forbids it: start the container with --device /dev/userfaultfd";
     pub const NO_KERNEL_SUPPORT: &str = "boot a kernel built with CONFIG_USERFAULTFD=y";
+    pub const MORE_FILES: &str = "close some files, or allow more: ulimit -n";
     pub const NEWER_KERNEL: &str = "boot a newer kernel, or do without the feature";
     pub const GRANT_PTRACE: &str = "run it with sudo; in a container: docker run --cap-add SYS_PTRACE";
 }

@@ -26,18 +26,20 @@ class TimedOut:
         seconds: For how long.
         place: What the thread was doing: "user code" (it got `UserFault`), "a system call" (it got EFAULT), or "a system call
             that kept the GIL" (the same, and while it waited no Python thread could run to serve it).
+        timeout: The descriptor's, in seconds.
     """
 
     address: int
     thread: int
     seconds: float
     place: str
+    timeout: float
 
     @property
     def cause(self) -> str:
         """Return why, in a sentence."""
         kept = "; a server in Python cannot run meanwhile: have the pages there before" if "GIL" in self.place else ""
-        return f"no answer within the descriptor's timeout ({self.seconds:.1f} s), in {self.place}{kept}"
+        return f"no answer within the descriptor's timeout of {self.timeout:g} s, in {self.place}{kept}"
 
 
 def tell() -> None:

@@ -52,16 +52,28 @@ const SLOTS: usize = 256;
 struct Slot {
     thread: AtomicU32,
     address: AtomicUsize,
+    times: AtomicU32,
 }
-static LAST: [Slot; SLOTS] = [const { Slot { thread: AtomicU32::new(0), address: AtomicUsize::new(0) } }; SLOTS];
+static LAST: [Slot; SLOTS] =
+    [const { Slot { thread: AtomicU32::new(0), address: AtomicUsize::new(0), times: AtomicU32::new(0) } }; SLOTS];
 
 /// Has this thread faulted at this very address just before?
 #[must_use]
 pub fn is_repeated(thread: i32, address: usize) -> bool {
+    repeats(thread, address) > 0
+}
+
+/// How often in a row has this thread faulted at this very address just before?
+#[must_use]
+pub fn repeats(thread: i32, address: usize) -> u32 {
     let slot = &LAST[thread as usize % SLOTS];
     let thread = thread.cast_unsigned();
     let same = slot.thread.swap(thread, Ordering::Relaxed) == thread;
-    slot.address.swap(address, Ordering::Relaxed) == address && same
+    if slot.address.swap(address, Ordering::Relaxed) == address && same {
+        return slot.times.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+    }
+    slot.times.store(0, Ordering::Relaxed);
+    0
 }
 
 /// Is the memory at a page of a region still that which was flagged? Memory of the caller's may be unmapped at any time, and

@@ -1,8 +1,12 @@
 //! A resolver runs in the thread that touched. It may touch other lazy memory, which calls a resolver in turn; it must not
 //! touch the page it is there to resolve, and there is an end to nesting.
 //!
-//! *Locks*: none. *Threads*: an entry belongs to one thread, in its signal handler.
+//! A page that came while its resolver ran may be gone again when the resolver returns, dropped by a third: that is no fault of
+//! the resolver's, so whoever moves pages notes here which have come.
+//!
+//! *Locks*: none. *Threads*: an entry belongs to one thread, in its signal handler; any thread notes a page.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 /// Threads with a resolver running.
@@ -13,6 +17,7 @@ const DEPTH: usize = 8;
 struct Stack {
     thread: AtomicI32,
     depth: AtomicUsize,
+    /// Addresses; with [`CAME`] once the page has come.
     pages: [AtomicUsize; DEPTH],
 }
 
@@ -22,6 +27,28 @@ static STACKS: [Stack; THREADS] = [const {
 
 /// Threads in it: nobody searches while it is 0.
 static USED: AtomicUsize = AtomicUsize::new(0);
+/// Nobody was ever in those from here on.
+static HIGHEST: AtomicUsize = AtomicUsize::new(0);
+
+/// No part of the address of a page.
+const CAME: usize = 1;
+
+/// Pages have come, by whoever's doing.
+pub fn note_arrival(range: &Range<usize>) {
+    if USED.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    for stack in ever_used() {
+        let depth = stack.depth.load(Ordering::Acquire).min(DEPTH);
+        for page in stack.pages[..depth].iter().filter(|page| range.contains(&page.load(Ordering::Relaxed))) {
+            page.fetch_or(CAME, Ordering::Relaxed);
+        }
+    }
+}
+
+fn ever_used() -> &'static [Stack] {
+    &STACKS[..HIGHEST.load(Ordering::Acquire)]
+}
 
 /// One resolver is running in this thread as long as this lives.
 pub struct Nested(&'static Stack);
@@ -32,18 +59,18 @@ pub struct Nested(&'static Stack);
 pub fn begin(thread: i32, page: usize) -> Option<Nested> {
     let stack = find(thread).or_else(|| claim(thread))?;
     let depth = stack.depth.load(Ordering::Relaxed);
-    let known = stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) == page);
+    let known = stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) & !CAME == page);
     if known || depth == DEPTH {
         return None;
     }
     stack.pages[depth].store(page, Ordering::Relaxed);
-    stack.depth.store(depth + 1, Ordering::Relaxed);
+    stack.depth.store(depth + 1, Ordering::Release);
     Some(Nested(stack))
 }
 
 fn find(thread: i32) -> Option<&'static Stack> {
     let used = USED.load(Ordering::Acquire) > 0;
-    if used { STACKS.iter().find(|stack| stack.thread.load(Ordering::Relaxed) == thread) } else { None }
+    if used { ever_used().iter().find(|stack| stack.thread.load(Ordering::Relaxed) == thread) } else { None }
 }
 
 fn claim(thread: i32) -> Option<&'static Stack> {
@@ -51,7 +78,8 @@ fn claim(thread: i32) -> Option<&'static Stack> {
         stack.thread.load(Ordering::Relaxed) == 0
             && stack.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     };
-    let stack = STACKS.iter().find(free)?;
+    let (index, stack) = STACKS.iter().enumerate().find(|(_, stack)| free(stack))?;
+    HIGHEST.fetch_max(index + 1, Ordering::AcqRel);
     USED.fetch_add(1, Ordering::AcqRel);
     Some(stack)
 }
@@ -67,8 +95,17 @@ pub fn is_running(thread: i32) -> bool {
 pub fn resolves(thread: i32, page: usize) -> bool {
     find(thread).is_some_and(|stack| {
         let depth = stack.depth.load(Ordering::Relaxed).min(DEPTH);
-        stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) == page)
+        stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) & !CAME == page)
     })
+}
+
+impl Nested {
+    /// Has the page come since?
+    #[must_use]
+    pub fn has_come(&self) -> bool {
+        let depth = self.0.depth.load(Ordering::Relaxed);
+        self.0.pages[depth - 1].load(Ordering::Relaxed) & CAME != 0
+    }
 }
 
 impl Drop for Nested {
@@ -91,6 +128,11 @@ mod tests {
         assert!(begin(800_001, 77 * 4096).is_none());
         assert!(begin(800_002, 4096).is_some());
         drop(nested);
-        assert!(begin(800_001, 4096).is_some());
+        let nested = begin(800_001, 4096).unwrap();
+        note_arrival(&(8192..1 << 20));
+        assert!(!nested.has_come());
+        note_arrival(&(0..8192));
+        assert!(nested.has_come());
+        assert!(begin(800_001, 4096).is_none());
     }
 }

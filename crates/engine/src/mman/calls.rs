@@ -6,7 +6,7 @@
 use crate::flagged::gate;
 use crate::flagged::view::Act;
 use crate::mman::Mman;
-use crate::mman::change::Change;
+use crate::mman::change::{Change, give_holes_back};
 use crate::mman::ledger::{Marks, Policy};
 use crate::mman::outcome::failed;
 pub use crate::mman::outcome::{Ended, Failed};
@@ -101,20 +101,26 @@ impl Mman {
                     if hole || (on && !anonymous) {
                         return Err(Errno(if hole { libc::ENOMEM } else { libc::EINVAL }));
                     }
+                    let flag = |change: &mut Change<'_>, piece, on| match flags && anonymous {
+                        true => change.mark(piece, anonymous, |marks| marks.flagged = on),
+                        false => Ok(()),
+                    };
                     let before = change.book.ledger.pieces(piece.clone());
-                    if flags && anonymous {
-                        change.mark(piece.clone(), anonymous, |marks| marks.flagged = on)?;
+                    // The flag is there before the protection and goes after it: a call that fails in between has then not
+                    // shown a page of zeros, nor forgotten what a SIGBUS leads to.
+                    if on {
+                        flag(change, piece.clone(), true)?;
                     }
                     // SAFETY: what the caller asked for, on memory that it named.
                     let done = unsafe { libc::mprotect(piece.start as *mut libc::c_void, piece.len(), protection) };
-                    if done == 0 {
-                        return Ok(());
-                    }
                     let errno = Errno::last();
-                    for (range, marks) in before.into_iter().filter(|_| flags && anonymous) {
-                        let was = marks.is_some_and(|marks| marks.flagged);
-                        change.mark(range, anonymous, |marks| marks.flagged = was)?;
+                    if done == 0 {
+                        return if on { Ok(()) } else { flag(change, piece, false) };
                     }
+                    let fresh = |(piece, marks): (Range<usize>, Option<Marks>)| {
+                        (on && !marks.is_some_and(|marks| marks.flagged)).then_some(piece)
+                    };
+                    before.into_iter().filter_map(fresh).try_for_each(|piece| flag(change, piece, false))?;
                     Err(errno)
                 })
                 .map_err(Failed::from)
@@ -185,6 +191,7 @@ impl Mman {
             };
             for (piece, marks) in pieces {
                 let Some(marks) = marks else { continue };
+                give_holes_back(&marks.resolver.region, &piece, 0);
                 change.book.ledger.put(piece, Marks { resolver: resolver.clone(), ..marks });
             }
             Ok(())

@@ -121,7 +121,7 @@ impl Mman {
                     self.nobody_waits(&marks, &piece);
                     let shift = to.wrapping_sub(from);
                     let resolver = self.moved_resolver(&marks.resolver, shift);
-                    drop_patterns(&marks.resolver.region, &piece, shift);
+                    give_holes_back(&marks.resolver.region, &piece, shift);
                     let there = piece.start.wrapping_add(shift)..piece.end.wrapping_add(shift);
                     ledger.put(there, Marks { resolver, ..marks });
                 }
@@ -242,7 +242,7 @@ impl Change<'_> {
         }
         let registered = match self.register_pages(piece, old, new) {
             Err(_) if !new.anonymous && new.kernel == Kernel::Tracked => {
-                new.kernel = Kernel::Nothing; // a file, or memory that may not be written: nobody tells what becomes of it
+                new.kernel = Kernel::Nothing; // memory that may not be written, an older kernel: nobody tells what becomes of it
                 Ok(())
             }
             answer => answer,
@@ -257,7 +257,7 @@ impl Change<'_> {
             self.mman.nobody_waits(old, piece);
         }
         if was_armed && !is_armed {
-            drop_patterns(&old.resolver.region, piece, 0);
+            give_holes_back(&old.resolver.region, piece, 0);
         }
         if new.denied && (!is_armed || new.is_inheritable()) {
             if !new.had_dontfork {
@@ -301,19 +301,24 @@ impl Change<'_> {
     }
 
     /// Keep a range out of forked children; answers whether the caller had done so. The kernel has no call that tells, but
-    /// flags that differ split a mapping: half of the range is marked, and one looks.
+    /// flags that differ split a mapping: a part of one is marked, and one looks.
     fn deny_fork(&self, piece: &Range<usize>) -> Result<bool, Errno> {
+        let bounds = || Ok(self.maps.at(piece.start)?.map_or(piece.clone(), |vma| vma.start..vma.end));
+        let before = bounds()?;
+        if before != *piece {
+            advise(piece, libc::MADV_DONTFORK)?;
+            return Ok(bounds()? == before);
+        }
         let middle = middle_of(piece);
         if middle <= piece.start {
             let had = has_dontfork(piece.start);
             advise(piece, libc::MADV_DONTFORK)?;
             return Ok(had);
         }
-        let whole = self.maps.at(piece.start)?.map_or(piece.end, |vma| vma.end);
         advise(&(piece.start..middle), libc::MADV_DONTFORK)?;
-        let now = self.maps.at(piece.start)?.map_or(piece.end, |vma| vma.end);
+        let now = bounds()?;
         advise(&(middle..piece.end), libc::MADV_DONTFORK)?;
-        Ok(now == whole)
+        Ok(now == before)
     }
 
     /// The caller itself keeps this out of children.
@@ -352,17 +357,25 @@ impl Change<'_> {
     }
 }
 
-/// Pages of `piece` that show the error pattern become holes; they are `shift` bytes further on by now.
-fn drop_patterns(region: &Region, piece: &Range<usize>, shift: usize) {
-    if region.exposed.is_empty() {
-        return;
-    }
+/// Pages of `piece` that show the error pattern, or are poisoned, become holes; they are `shift` bytes further on by now. Who was
+/// to turn them back later will not find them: they are not its region's any more.
+pub(super) fn give_holes_back(region: &Region, piece: &Range<usize>, shift: usize) {
     let page_bytes = uffd::page_size();
-    for address in piece.clone().step_by(page_bytes) {
-        region.take_pattern(region.page_of(address), || {
-            let _ = crate::mapping::advise(address.wrapping_add(shift), page_bytes, libc::MADV_DONTNEED);
-        });
+    let drop = |page| {
+        let address = region.page_address(page).wrapping_add(shift);
+        let _ = crate::mapping::advise(address, page_bytes, libc::MADV_DONTNEED);
+    };
+    let pages = region.page_of(piece.start)..region.page_of(piece.end - 1) + 1;
+    if !region.exposed.is_empty() {
+        for page in pages.clone() {
+            region.take_pattern(page, || drop(page));
+        }
     }
+    region.lift_all(pages, |page| {
+        if crate::mapping::is_poisoned(region.page_address(page).wrapping_add(shift)) {
+            drop(page);
+        }
+    });
 }
 
 /// Which userfaultfd has the range.

@@ -12,6 +12,7 @@ use crate::mman::follow::Unaccepted;
 use crate::mman::late::TimedOut;
 use crate::mman::poll::PollPair;
 use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
+use crate::mman::waiting::{Waiters, Waiting};
 use crate::region::Handles;
 use crate::source::Table;
 use crate::threads::{Identity, identity};
@@ -37,26 +38,12 @@ pub enum Phase {
     Closed,
 }
 
-/// One thread that waits.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting {
-    /// Exact address it touched.
-    pub address: usize,
-    /// Which thread; 0 unknown.
-    pub thread: i32,
-    /// Since when.
-    pub since: Instant,
-    /// SIGINTs seen by then.
-    pub interrupts: u32,
-}
-
 /// How many faults that ended by the timeout are remembered.
 const KEPT: usize = 16;
 
 struct State {
     phase: Phase,
-    unread: Vec<Waiting>,
-    read: Vec<Waiting>,
+    waiters: Waiters,
     timeouts: u64,
     /// The newest of them.
     late: VecDeque<TimedOut>,
@@ -94,8 +81,8 @@ pub struct Descriptor {
 pub enum Noted {
     /// A thread that did not wait before.
     New,
-    /// It waited already; SIGINTs seen when it began.
-    Again(u32),
+    /// It waited already: as it was known, this message counted.
+    Again(Waiting),
     /// The page is there: the message repeats one that was answered, or is of a second thread that came too late.
     Answered,
 }
@@ -112,8 +99,7 @@ impl Descriptor {
     ) -> Self {
         let state = State {
             phase: Phase::Ask,
-            unread: vec![],
-            read: vec![],
+            waiters: Waiters::default(),
             timeouts: 0,
             late: VecDeque::new(),
             stuck: false,
@@ -142,7 +128,8 @@ impl Descriptor {
     #[must_use]
     pub fn standing(&self) -> (Phase, usize, usize, u64) {
         let state = self.state();
-        (state.phase, state.unread.len(), state.read.len(), state.timeouts)
+        let (unread, read) = state.waiters.counts();
+        (state.phase, unread, read, state.timeouts)
     }
 
     /// Read 8 bytes, if there is anything: EAGAIN if not.
@@ -164,8 +151,7 @@ impl Descriptor {
                 Ok(UNKNOWN_PROTOCOL)
             }
             Phase::Running => {
-                let newest = state.unread.pop().ok_or(Errno(libc::EAGAIN))?;
-                state.read.push(newest);
+                let newest = state.waiters.read().ok_or(Errno(libc::EAGAIN))?;
                 Ok(newest.address as u64)
             }
         };
@@ -219,18 +205,14 @@ impl Descriptor {
     /// The pump: a message came.
     pub fn note(&self, waiting: Waiting) -> Noted {
         let mut state = self.state();
-        let page = |address: usize| address / uffd::page_size();
-        let same = |known: &&Waiting| known.thread == waiting.thread && page(known.address) == page(waiting.address);
-        if waiting.thread != 0
-            && let Some(known) = state.unread.iter().chain(&state.read).find(same)
-        {
-            return Noted::Again(known.interrupts);
+        if let Some(known) = state.waiters.repeat(&waiting) {
+            return Noted::Again(known);
         }
         // Looked at under the lock: who resolves a page forgets its fault after that.
-        if is_resident(page(waiting.address) * uffd::page_size()) {
+        if is_resident(waiting.address / uffd::page_size() * uffd::page_size()) {
             return Noted::Answered;
         }
-        state.unread.push(waiting);
+        state.waiters.add(waiting);
         state.show(Table::Engine);
         drop(state);
         self.bell.ring();
@@ -240,33 +222,29 @@ impl Descriptor {
     /// Those who wait in `range` and were read about: they are no longer waited for. False: there are none.
     pub fn forget_read(&self, range: &Range<usize>) -> bool {
         let mut state = self.state();
-        let before = state.read.len();
-        state.read.retain(|waiting| !touches(waiting, range));
+        let any = state.waiters.forget_read(range);
         state.show(Table::Application);
-        state.read.len() < before
+        any
     }
 
     /// Nobody waits in `range` any more, read about or not.
     pub fn forget(&self, range: &Range<usize>) {
         let mut state = self.state();
-        state.unread.retain(|waiting| !touches(waiting, range));
-        state.read.retain(|waiting| !touches(waiting, range));
+        state.waiters.forget(range);
         state.show(Table::Engine);
     }
 
-    /// Take out those who have waited for too long.
+    /// Take out those who have waited for too long, and `ask` for the language's lock because of those who may be late soon.
     #[must_use]
-    pub fn take_late(&self, now: Instant) -> Vec<Waiting> {
+    pub fn take_late(&self, now: Instant, ask: impl FnOnce() -> u64) -> Vec<Waiting> {
         let Some(timeout) = self.timeout else { return vec![] };
         let mut state = self.state();
-        let late = |waiting: &Waiting| now.duration_since(waiting.since) >= timeout;
-        let taken: Vec<_> = state.unread.iter().chain(&state.read).copied().filter(late).collect();
+        let taken = state.waiters.take(|waiting| now.duration_since(waiting.since) >= timeout);
         if !taken.is_empty() {
-            state.unread.retain(|waiting| !late(waiting));
-            state.read.retain(|waiting| !late(waiting));
             state.timeouts += taken.len() as u64;
             state.show(Table::Engine);
         }
+        state.waiters.ask(now, asked_after(timeout), ask);
         taken
     }
 
@@ -285,27 +263,38 @@ impl Descriptor {
         self.state().late.iter().copied().collect()
     }
 
-    /// When somebody will have waited for too long.
+    /// When somebody will have waited for too long, or long enough for a question.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let timeout = self.timeout?;
-        let state = self.state();
-        state.unread.iter().chain(&state.read).map(|waiting| waiting.since + timeout).min()
+        self.state().waiters.next_deadline(asked_after(timeout), timeout)
     }
 
     /// A descriptor number whose poll bits are those of 2014: readable with an unread fault, writable with one that was read
-    /// and not woken. Made when first asked for.
+    /// and not woken. Made when first asked for, and anew if the application has closed it.
     ///
     /// # Errors
     /// EMFILE; EBADF when closed.
     pub fn poll_number(&self) -> Result<i32, crate::error::Error> {
-        let mut state = self.state();
-        if state.poll.is_none() && state.phase != Phase::Closed {
-            state.poll = Some(PollPair::new()?);
-            state.show(Table::Application);
-        }
         let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
-        state.poll.as_ref().map(PollPair::number).ok_or_else(closed)
+        let known = |state: &State| match state.phase {
+            Phase::Closed => Err(closed()),
+            _ => Ok(state.poll.as_ref().and_then(PollPair::number)),
+        };
+        if let Some(number) = known(&self.state())? {
+            return Ok(number);
+        }
+        // Made and dropped without the lock: both need the root thread, which may just want it.
+        let mut fresh = Some(PollPair::new()?);
+        let mut state = self.state();
+        let number = known(&state)?.or_else(|| {
+            std::mem::swap(&mut state.poll, &mut fresh);
+            state.show(Table::Application);
+            state.poll.as_ref().and_then(PollPair::number)
+        });
+        drop(state);
+        drop(fresh);
+        number.ok_or_else(closed)
     }
 
     /// A range could not be given back at the close: its faults are answered by errors from now on.
@@ -339,10 +328,10 @@ impl Descriptor {
         let mut state = self.state();
         let open = state.phase != Phase::Closed;
         state.phase = Phase::Closed;
-        state.poll = None;
-        state.unread.clear();
-        state.read.clear();
+        let poll = state.poll.take();
+        state.waiters.clear();
         drop(state);
+        drop(poll); // waits for the root thread, which may just want the state
         self.bell.ring_all();
         self.forks.shut();
         open
@@ -352,16 +341,18 @@ impl Descriptor {
 impl State {
     /// Bring the poll bits up to date.
     fn show(&mut self, table: Table) {
-        let readable = matches!(self.phase, Phase::Ack | Phase::Unknown) || !self.unread.is_empty();
-        let writable = self.phase == Phase::Ask || !self.read.is_empty();
+        let (unread, read) = self.waiters.counts();
+        let readable = matches!(self.phase, Phase::Ack | Phase::Unknown) || unread > 0;
+        let writable = self.phase == Phase::Ask || read > 0;
         if let Some(poll) = &mut self.poll {
             poll.show(readable, writable, table);
         }
     }
 }
 
-fn touches(waiting: &Waiting, range: &Range<usize>) -> bool {
-    range.contains(&waiting.address)
+/// Somebody who waits for so long may be late: it is then found out whether the language's lock can be had.
+fn asked_after(timeout: Duration) -> Duration {
+    (timeout / 4).min(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -376,7 +367,7 @@ mod tests {
     }
 
     fn waiting(address: usize, thread: i32) -> Waiting {
-        Waiting { address, thread, since: Instant::now(), interrupts: 0 }
+        Waiting::new(address, thread, Instant::now(), 0)
     }
 
     #[test]
@@ -400,7 +391,10 @@ mod tests {
         descriptor.read(8).unwrap();
         assert_eq!(descriptor.note(waiting(0x10008, 1)), Noted::New);
         assert_eq!(descriptor.note(waiting(0x20000, 2)), Noted::New);
-        assert_eq!(descriptor.note(waiting(0x20010, 2)), Noted::Again(0));
+        assert!(matches!(
+            descriptor.note(waiting(0x20010, 2)),
+            Noted::Again(Waiting { address: 0x20000, repeats: 1, .. })
+        ));
         assert!(!descriptor.forget_read(&(0..usize::MAX)), "not read about yet");
         assert_eq!(descriptor.read(8), Ok(0x20000));
         assert_eq!(descriptor.read(8), Ok(0x10008));

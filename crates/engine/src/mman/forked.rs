@@ -7,7 +7,7 @@
 //! *Blocks on*: [`Forked::wait`] only.
 
 use crate::futex::Bell;
-use crate::mman::descriptor::Waiting;
+use crate::mman::waiting::{Waiters, Waiting};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,8 +21,7 @@ const TRIES: usize = 10_000;
 
 #[derive(Default)]
 struct State {
-    unread: Vec<Waiting>,
-    read: Vec<Waiting>,
+    waiters: Waiters,
     closed: bool,
     gone: bool,
 }
@@ -74,7 +73,7 @@ impl Forked {
     #[must_use]
     pub fn standing(&self) -> (bool, bool, usize) {
         let state = self.state();
-        (state.closed, state.gone, state.unread.len())
+        (state.closed, state.gone, state.waiters.counts().0)
     }
 
     /// The next address, if there is one: EAGAIN if not.
@@ -87,9 +86,7 @@ impl Forked {
         if state.closed || state.gone {
             return Err(Errno(ended));
         }
-        let newest = state.unread.pop().ok_or(Errno(libc::EAGAIN))?;
-        state.read.push(newest);
-        Ok(newest.address)
+        Ok(state.waiters.read().ok_or(Errno(libc::EAGAIN))?.address)
     }
 
     /// Rings with each new fault, and at the end: pass the count to [`Forked::wait`].
@@ -106,34 +103,27 @@ impl Forked {
     /// The pump: a message came. A signal makes a thread ask again, which changes nothing.
     pub fn note(&self, waiting: Waiting) {
         let mut state = self.state();
-        let page = |address: usize| address / uffd::page_size();
-        let same = |known: &Waiting| known.thread == waiting.thread && page(known.address) == page(waiting.address);
-        if waiting.thread != 0 && state.unread.iter().chain(&state.read).any(same) {
+        if state.waiters.repeat(&waiting).is_some() {
             return;
         }
-        state.unread.push(waiting);
+        state.waiters.add(waiting);
         drop(state);
         self.bell.ring();
     }
 
     /// Nobody waits in `range` any more.
     pub fn forget(&self, range: &Range<usize>) {
-        let mut state = self.state();
-        state.unread.retain(|waiting| !range.contains(&waiting.address));
-        state.read.retain(|waiting| !range.contains(&waiting.address));
+        self.state().waiters.forget(range);
     }
 
     /// Poison the pages of those who have waited for too long; all of them when it is closed. On an engine thread.
     pub fn expire(&self, now: Instant) {
         let mut state = self.state();
-        let State { unread, read, closed, .. } = &mut *state;
-        let closed = *closed;
+        let closed = state.closed;
         let late = |waiting: &Waiting| {
             closed || self.timeout.is_some_and(|timeout| now.duration_since(waiting.since) >= timeout)
         };
-        let answered = |waiting: &Waiting| late(waiting) && self.poison(waiting.address);
-        unread.retain(|waiting| !answered(waiting));
-        read.retain(|waiting| !answered(waiting));
+        state.waiters.take(|waiting| late(waiting) && self.poison(waiting.address));
     }
 
     /// When somebody will have waited for too long.
@@ -141,7 +131,7 @@ impl Forked {
     pub fn next_deadline(&self) -> Option<Instant> {
         let state = self.state();
         let limit = if state.closed { Duration::ZERO } else { self.timeout? };
-        state.unread.iter().chain(&state.read).map(|waiting| waiting.since + limit).min()
+        state.waiters.next_deadline(limit, limit)
     }
 
     /// False: the child changes its mappings just now; again later.

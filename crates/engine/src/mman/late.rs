@@ -4,7 +4,7 @@
 //! *Locks*: `Mman::late`, for a few instructions. *Threads*: the pump notes, the language above takes.
 
 use crate::mman::Mman;
-use crate::mman::descriptor::Waiting;
+use crate::mman::waiting::Waiting;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ pub enum Where {
     UserCode,
     /// A system call: EFAULT.
     SystemCall,
-    /// The same, and nobody could have the language's lock: a server that is written in it cannot have run.
+    /// The same, and nobody could have the language's lock meanwhile: a server that is written in it cannot have run.
     SystemCallWithLock,
 }
 
@@ -27,8 +27,10 @@ pub struct TimedOut {
     pub address: usize,
     /// The kernel's number of the thread.
     pub thread: i32,
-    /// How long it waited.
+    /// How long it waited...
     pub waited: Duration,
+    /// ...and how long it was allowed to.
+    pub timeout: Duration,
     /// What it was doing.
     pub place: Where,
 }
@@ -36,30 +38,45 @@ pub struct TimedOut {
 impl TimedOut {
     /// That `waiting` is late `now`.
     #[must_use]
-    pub fn of(waiting: &Waiting, now: Instant, place: Where) -> Self {
+    pub fn of(waiting: &Waiting, now: Instant, timeout: Duration, place: Where) -> Self {
         let waited = now.duration_since(waiting.since);
-        Self { address: waiting.address, thread: waiting.thread, waited, place }
+        Self { address: waiting.address, thread: waiting.thread, waited, timeout, place }
     }
 }
 
-/// Can the language's lock be had, or does somebody keep it?
-pub type IsLockFree = fn() -> bool;
+/// Ask for the language's lock, once, in another thread; answers a ticket at once.
+pub type AskForLock = fn() -> u64;
+/// Has it been had since?
+pub type WasHad = fn(ticket: u64) -> bool;
 /// Something was noted: take it when it is safe to. Must not wait.
 pub type Tell = fn();
-static IS_LOCK_FREE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+static ASK: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+static WAS_HAD: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 static TELL: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The language above tells how it is asked.
-pub fn set_hooks(is_lock_free: IsLockFree, tell: Tell) {
-    IS_LOCK_FREE.store(is_lock_free as *mut (), Ordering::Release);
+pub fn set_hooks(ask: AskForLock, was_had: WasHad, tell: Tell) {
+    WAS_HAD.store(was_had as *mut (), Ordering::Release);
+    ASK.store(ask as *mut (), Ordering::Release);
     TELL.store(tell as *mut (), Ordering::Release);
 }
 
 /// Ask for the lock; without a language above there is none.
-pub(super) fn is_lock_free() -> bool {
-    let ask = IS_LOCK_FREE.load(Ordering::Acquire);
-    // SAFETY: null, or an `IsLockFree` that `set_hooks` stored.
-    ask.is_null() || unsafe { std::mem::transmute::<*mut (), IsLockFree>(ask)() }
+pub(super) fn ask_for_lock() -> u64 {
+    let ask = ASK.load(Ordering::Acquire);
+    // SAFETY: null, or an `AskForLock` that `set_hooks` stored.
+    if ask.is_null() { 0 } else { unsafe { std::mem::transmute::<*mut (), AskForLock>(ask)() } }
+}
+
+/// Whoever runs code of the language above for this long without a pause has given up the lock many times, if asked.
+const IS_KEPT: Duration = Duration::from_millis(200);
+
+/// Has the lock been asked for, long ago, because of this fault, and could nobody have it since?
+pub(super) fn is_lock_kept(waiting: &Waiting, now: Instant) -> bool {
+    let was_had = WAS_HAD.load(Ordering::Acquire);
+    let Some((asked, ticket)) = waiting.asked.filter(|_| !was_had.is_null()) else { return false };
+    // SAFETY: a `WasHad` that `set_hooks` stored.
+    now.duration_since(asked) >= IS_KEPT && !unsafe { std::mem::transmute::<*mut (), WasHad>(was_had)(ticket) }
 }
 
 /// More than this is not kept for somebody who never takes it.

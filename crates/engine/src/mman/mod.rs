@@ -18,6 +18,7 @@
 //! forked      the userfaultfd of one such child
 //! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
+//! waiting     who waits at a userfaultfd
 //! why         which rule a failed call broke
 //! ```
 //!
@@ -41,6 +42,7 @@ pub mod protocol;
 pub mod pump;
 pub mod remap;
 pub mod switch;
+pub mod waiting;
 pub mod why;
 
 use crate::engine::Engine;
@@ -199,7 +201,10 @@ impl Mman {
     fn new(engine: &'static Engine) -> Result<Self, Error> {
         let options = OpenOptions { nonblocking: true, user_mode_only: true, ..OpenOptions::default() };
         let features = Features::SIGBUS | Features::EVENT_REMAP | Features::EVENT_UNMAP;
-        let fd = Userfaultfd::open_with(options, features).map_err(Error::of_open)?;
+        // With that, mappings of any kind can be followed: they are registered for write protection that nobody asks for.
+        let opened = Userfaultfd::open_with(options, features | Features::WP_ASYNC);
+        let opened = opened.or_else(|_| Userfaultfd::open_with(options, features));
+        let fd = opened.map_err(Error::of_open)?;
         // First: where the tables are one, the engine's number is this one too.
         let (fd, flags) = share(engine.root, with_high_number(fd.into_owned()))?;
         flagged::fork::keep_number(fd.as_raw_fd())?;

@@ -3,18 +3,22 @@
 //! A message is read while `news` is locked: who sent an event goes on as soon as it was read, and must not be able to
 //! change marks before it is noted.
 //!
-//! *Locks*: `news` around a read, a descriptor's state, `book` only if it is free. *Threads*: one engine thread.
+//! An error in answer to a fault waits until nobody changes marks: it is poison, which must not outlive the registration.
+//!
+//! *Locks*: `news` around a read, a descriptor's state, the gate and `book` only if they are free. *Threads*: one engine thread.
 //! *Blocks on*: epoll, until a message or a deadline.
 
 use crate::cause::Cause;
 use crate::error::Error;
 use crate::failure::{Failure, is_latched, record};
-use crate::flagged::{gate, view};
+use crate::flagged::gate;
+use crate::flagged::view::{self, Armed};
 use crate::interrupt;
-use crate::mman::descriptor::{Descriptor, Noted, Phase, Waiting};
+use crate::mman::descriptor::{Descriptor, Noted, Phase};
 use crate::mman::follow::fork_of;
 use crate::mman::forked::Forked;
 use crate::mman::late::{self, TimedOut, Where};
+use crate::mman::waiting::Waiting;
 use crate::mman::{Mman, News, handover};
 use crate::source::SourceError;
 use crate::thread::{Place, sigint_pending};
@@ -31,7 +35,7 @@ const BATCH: usize = 32;
 /// When no thread can be started.
 pub fn start(mman: &'static Mman) -> Result<(), Error> {
     mman.engine.root.spawn("userfault-pump", move || {
-        let mut pump = Pump { mman, deadline: None, look: Instant::now(), place: Place::default() };
+        let mut pump = Pump { mman, deadline: None, refused: vec![], look: Instant::now(), place: Place::default() };
         loop {
             pump.round();
         }
@@ -42,6 +46,8 @@ struct Pump {
     mman: &'static Mman,
     /// Nobody is late before this.
     deadline: Option<Instant>,
+    /// To be answered by an error.
+    refused: Vec<(Arc<Descriptor>, Waiting, Cause)>,
     /// When to look for children that are gone.
     look: Instant,
     /// On the CPU of whoever faults: waking a thread on another costs ten times as much.
@@ -69,6 +75,7 @@ impl Pump {
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
             self.expire();
         }
+        self.refuse();
         self.mman.note_news_if_free();
     }
 
@@ -118,7 +125,7 @@ impl Pump {
         let now = Instant::now();
         for message in &messages[..count] {
             if let Some(fault) = message.fault() {
-                forked.note(Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: 0 });
+                forked.note(Waiting::new(fault.address, fault.tid, now, 0));
                 self.deadline = self.deadline.into_iter().chain(forked.next_deadline()).min();
             } else if let Some(grandchild) = fork_of(message) {
                 self.mman.orphan(forked.parent, grandchild);
@@ -131,33 +138,32 @@ impl Pump {
 
     fn fault(&mut self, descriptor: &Arc<Descriptor>, fault: &Fault) {
         let now = Instant::now();
-        let waiting = Waiting { address: fault.address, thread: fault.tid, since: now, interrupts: interrupt::count() };
+        let waiting = Waiting::new(fault.address, fault.tid, now, interrupt::count());
         if descriptor.is_stuck() {
-            return fail(descriptor, &waiting, Cause::Unresolved);
+            return self.refused.push((descriptor.clone(), waiting, Cause::Unresolved));
         }
         if descriptor.standing().0 == Phase::Closed {
             return; // who closes it wakes everybody once its ranges are another's
         }
         let page = fault.address / uffd::page_size() * uffd::page_size();
         if is_latched(fault.tid) {
-            return fail(descriptor, &waiting, Cause::Latched);
+            return self.refused.push((descriptor.clone(), waiting, Cause::Latched));
         }
         match descriptor.note(waiting) {
             Noted::New => {
-                let due = descriptor.timeout.map(|timeout| now + timeout);
-                self.deadline = self.deadline.into_iter().chain(due).min();
-                if descriptor.user_mode_only || is_in_user_code(fault.tid) {
-                    handover::ask(fault.tid, fault.address);
-                }
+                self.deadline = self.deadline.into_iter().chain(descriptor.next_deadline()).min();
+                ask_to_give_way(descriptor, &waiting);
                 let _ = self.place.follow(fault.tid); // last: it is for the next fault
             }
             Noted::Answered => {
                 let _ = descriptor.handles.engine.wake(page, uffd::page_size());
             }
-            Noted::Again(interrupts) => {
-                if let Some(cause) = wants_out(fault.tid, interrupts) {
+            Noted::Again(known) => {
+                if let Some(cause) = wants_out(fault.tid, known.interrupts) {
                     descriptor.forget(&(page..page + uffd::page_size()));
-                    fail(descriptor, &waiting, cause);
+                    self.refused.push((descriptor.clone(), waiting, cause));
+                } else {
+                    ask_to_give_way(descriptor, &known); // it may have had its page, and lost it before it went on
                 }
             }
         }
@@ -165,14 +171,14 @@ impl Pump {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let mut lock_is_free = None;
         let descriptors: Vec<_> = self.mman.descriptors().values().cloned().collect();
         for descriptor in &descriptors {
-            for waiting in descriptor.take_late(now) {
-                let late = TimedOut::of(&waiting, now, place_of(descriptor, waiting.thread, &mut lock_is_free));
+            for waiting in descriptor.take_late(now, late::ask_for_lock) {
+                let timeout = descriptor.timeout.unwrap_or_default();
+                let late = TimedOut::of(&waiting, now, timeout, place_of(descriptor, &waiting, now));
                 descriptor.keep_late(late);
                 self.mman.note_late(late);
-                fail(descriptor, &waiting, Cause::Timeout);
+                self.refused.push((descriptor.clone(), waiting, Cause::Timeout));
             }
         }
         self.mman.tell_late();
@@ -185,6 +191,19 @@ impl Pump {
         let faults = descriptors.iter().filter_map(|descriptor| descriptor.next_deadline());
         let forked = children.iter().filter_map(|forked| forked.next_deadline());
         self.deadline = faults.chain(forked).chain((!children.is_empty()).then_some(self.look)).min();
+    }
+
+    /// Answer by errors; or soon, if somebody changes marks: whoever does may wait for this thread to read an event.
+    fn refuse(&mut self) {
+        if self.refused.is_empty() {
+            return;
+        }
+        match gate::try_enter() {
+            Some(_inside) => self.refused.drain(..).for_each(|(descriptor, waiting, cause)| {
+                fail(&descriptor, &waiting, cause);
+            }),
+            None => self.deadline = Some(Instant::now()), // one round is a millisecond
+        }
     }
 }
 
@@ -201,11 +220,16 @@ pub fn news_of(message: &UffdMsg) -> Option<News> {
     }
 }
 
-/// Answer a fault by an error: SIGBUS, which becomes `UserFault`; EFAULT in a system call.
+/// Answer a fault by an error: SIGBUS, which becomes `UserFault`; EFAULT in a system call. If the range is not the descriptor's
+/// any more, the thread is to ask who has it now. Inside the gate.
 fn fail(descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
     let page_bytes = uffd::page_size();
     let address = waiting.address / page_bytes * page_bytes;
-    if let Some(entry) = view::find(address) {
+    let has = |entry: &view::Entry| {
+        let owner = entry.descriptor.map(|owner| owner.engine);
+        matches!(entry.armed, Armed::Descriptor) && owner == Some(descriptor.handles.engine)
+    };
+    if let Some(entry) = view::find(address).filter(has) {
         let region = &entry.resolver.region;
         let page = region.page_of(address);
         if cause != Cause::Latched {
@@ -228,28 +252,43 @@ fn wants_out(thread: i32, interrupts: u32) -> Option<Cause> {
     sigint_pending(thread).then_some(Cause::Latched)
 }
 
-/// What a late thread does. Looked at while it waits: afterwards the call is over and the lock free. The lock is asked for
-/// once, and only because of a system call.
-fn place_of(descriptor: &Descriptor, thread: i32, lock_is_free: &mut Option<bool>) -> Where {
-    if descriptor.user_mode_only || is_in_user_code(thread) {
+/// What a late thread does. Looked at while it waits: afterwards the call is over and the lock free.
+fn place_of(descriptor: &Descriptor, waiting: &Waiting, now: Instant) -> Where {
+    if descriptor.user_mode_only || is_in_user_code(waiting.thread) {
         Where::UserCode
-    } else if *lock_is_free.get_or_insert_with(late::is_lock_free) {
-        Where::SystemCall
-    } else {
+    } else if late::is_lock_kept(waiting, now) {
         Where::SystemCallWithLock
+    } else {
+        Where::SystemCall
     }
 }
 
-/// Does the thread wait in user code? A system call must not be interrupted: it would spin until its page is there.
+/// A thread whose system call is interrupted by a signal spins, and sends messages, until its page is there.
+const SPINS: u32 = 8;
+
+/// Unless it does so already: who waits with the language's lock is to give it up.
+fn ask_to_give_way(descriptor: &Descriptor, waiting: &Waiting) {
+    let user_code = |at_once| descriptor.user_mode_only || in_user_code(waiting.thread, at_once).unwrap_or(!at_once);
+    if !handover::is_giving_way(waiting.thread) && user_code(waiting.repeats > SPINS) {
+        handover::ask(waiting.thread, waiting.address);
+    }
+}
+
+/// Does the thread wait in user code? A system call must not be interrupted.
 fn is_in_user_code(thread: i32) -> bool {
-    for _ in 0..200 {
+    in_user_code(thread, false).unwrap_or(true)
+}
+
+/// The same, from one look or a few; `None`: it runs, so it is on its way to sleep, or spins in the kernel.
+fn in_user_code(thread: i32, at_once: bool) -> Option<bool> {
+    for _ in 0..if at_once { 1 } else { 200 } {
         let text = std::fs::read(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
         match text.first() {
-            Some(b'r') => std::thread::yield_now(), // "running": it is on its way to sleep
-            first => return first == Some(&b'-'),
+            Some(b'r') => std::thread::yield_now(),
+            first => return Some(first == Some(&b'-')),
         }
     }
-    true
+    None
 }
 
 impl Mman {

@@ -2,11 +2,12 @@
 //!
 //! *Locks*: none; it is inside the gate for each operation. *Threads*: any, resolvers in signal handlers too.
 
-use crate::flagged::gate;
 use crate::flagged::view::{self, Entry};
+use crate::flagged::{gate, nest};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
 use crate::region::Handles;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use uffd::{Errno, Handle, Maps, MoveMode, Outcome, RegisterModes};
 
@@ -33,6 +34,15 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     }
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
+    clear_patterns(&(dst..dst + len));
+    let moved = move_all(mman, dst, src, len, mode);
+    if let Ok(bytes) = moved {
+        nest::note_arrival(&(dst..dst + bytes));
+    }
+    moved
+}
+
+fn move_all(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Result<usize, Errno> {
     let mut done = 0;
     let (mut tries, mut looked) = (0, false);
     while done < len {
@@ -55,6 +65,18 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
         }
     }
     Ok(done)
+}
+
+/// A page that shows the error pattern, or showed it and was dropped by the caller, is a hole to be filled; whoever was to empty it
+/// must not do so afterwards.
+fn clear_patterns(range: &Range<usize>) {
+    view::for_each_in(range, |entry| {
+        let region = &entry.resolver.region;
+        if region.shows_pattern() {
+            let first = entry.range.start.max(range.start);
+            region.clear_patterns(region.page_of(first)..region.page_of(entry.range.end.min(range.end) - 1) + 1);
+        }
+    });
 }
 
 /// Does either end belong to two descriptors? Two mappings then, though the kernel knows memory without the flag as one.
@@ -172,6 +194,6 @@ fn explain(outcome: Outcome, dst: usize, src: usize, len: usize) -> Errno {
 }
 
 fn in_one_mapping(start: usize, len: usize) -> bool {
-    let vma = Maps::open().and_then(|maps| maps.at(start));
-    vma.is_ok_and(|vma| vma.is_some_and(|vma| vma.end >= start + len))
+    // Where /proc cannot be read (EMFILE) the error that there is stays.
+    Maps::open().and_then(|maps| maps.at(start)).map_or(true, |vma| vma.is_some_and(|vma| vma.end >= start + len))
 }

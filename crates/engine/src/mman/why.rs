@@ -38,7 +38,7 @@ impl Failed {
     /// The same, with the reason where only the errno was known: `range` is looked at, as it is now.
     #[must_use]
     pub fn looked_up(self, wanted: Wanted, range: &Range<usize>) -> Self {
-        if !self.why.is_empty() {
+        if !self.why.is_empty() || !can_look() {
             return self;
         }
         let faulting = wanted != Wanted::Advice && wanted != Wanted::Protection { flag: false };
@@ -65,6 +65,11 @@ impl Failed {
 
 fn place(vma: &Vma) -> String {
     format!("the mapping at {:#x} to {:#x}", vma.start, vma.end)
+}
+
+/// Not without a descriptor for /proc: then nothing looks mapped.
+fn can_look() -> bool {
+    Maps::open().is_ok()
 }
 
 fn mappings(range: &Range<usize>) -> impl Iterator<Item = Vma> {
@@ -153,11 +158,14 @@ fn foreign(range: &Range<usize>) -> Option<Vma> {
 #[must_use]
 pub fn of_move(errno: Errno, dst: usize, src: usize, len: usize, flags: u64) -> String {
     match errno.0 {
+        libc::EMFILE | libc::ENFILE => {
+            "the destination is not registered, which takes a descriptor for the move".into()
+        }
         // No look: programs with two threads on one page see this all the time.
         libc::EEXIST => format!("there is a page at {dst:#x}: none is ever replaced; MADV_DONTNEED drops it"),
         libc::ENOENT => format!("the source has no page at {src:#x}: write to it first, or give RAP_ALLOW_SRC_HOLES"),
-        libc::EINVAL => bad_move(dst, src, len, flags),
-        libc::EBUSY => busy_move(dst, src, len),
+        libc::EINVAL if can_look() => bad_move(dst, src, len, flags),
+        libc::EBUSY if can_look() => busy_move(dst, src, len),
         libc::EFAULT => format!("what is at {src:#x} is no ordinary page (poisoned, a device's, a guard)"),
         _ => String::new(),
     }

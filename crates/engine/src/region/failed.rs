@@ -3,6 +3,7 @@
 //! *Locks*: `poisoned`, `sweeping`: engine threads, for a few system calls.
 
 use super::Region;
+use crate::cause::Kind;
 use crate::futex::ATTENTION;
 use crate::mapping;
 use crate::reserve;
@@ -62,8 +63,25 @@ impl Region {
             return false;
         }
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-        self.drop_page(page);
+        // The caller may have dropped a page of its own memory, poison and all, and had it filled since.
+        if self.options.kind != Kind::UserFault || mapping::is_poisoned(self.page_address(page)) {
+            self.drop_page(page);
+        }
         true
+    }
+
+    /// Forget the poison on a range of pages, and `lift` each.
+    pub fn lift_all(&self, pages: Range<usize>, lift: impl Fn(usize)) {
+        if self.poisoned_count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut poisoned = self.poisoned();
+        let inside: Vec<_> = poisoned.range(pages).map(|(page, _)| *page).collect();
+        for page in inside {
+            poisoned.remove(&page);
+            lift(page);
+        }
+        self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
     }
 
     /// May any page show the error pattern? True also while another thread is taking the last one away.
@@ -82,6 +100,19 @@ impl Region {
         }
         self.hiding.fetch_sub(1, Ordering::SeqCst);
         showed
+    }
+
+    /// Turn those of `pages` that show the pattern into holes, and wait for whoever is just about to. Any thread.
+    pub fn clear_patterns(&self, pages: Range<usize>) {
+        for page in pages {
+            self.take_pattern(page, || self.hide(page));
+        }
+        for _ in 0..10_000 {
+            if self.hiding.load(Ordering::SeqCst) == 0 && self.sweeping.try_lock().is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Wait for those who are in [`Region::take_pattern`]: a few system calls.

@@ -1,0 +1,145 @@
+//! Who waits at a userfaultfd: those whose faults nobody has read yet, and those that were read and not woken.
+//!
+//! *Locks*: none; the owner has one. *Threads*: any.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// One thread that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Exact address it touched.
+    pub address: usize,
+    /// Which thread; 0 unknown.
+    pub thread: i32,
+    /// Since when.
+    pub since: Instant,
+    /// SIGINTs seen by then.
+    pub interrupts: u32,
+    /// Messages about it after the first.
+    pub repeats: u32,
+    /// When the language's lock was asked for because of it, and the ticket.
+    pub asked: Option<(Instant, u64)>,
+}
+
+impl Waiting {
+    /// One that begins.
+    #[must_use]
+    pub fn new(address: usize, thread: i32, since: Instant, interrupts: u32) -> Self {
+        Self { address, thread, since, interrupts, repeats: 0, asked: None }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let page = |address: usize| address / uffd::page_size();
+        self.thread != 0 && self.thread == other.thread && page(self.address) == page(other.address)
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Waiters {
+    unread: Vec<Waiting>,
+    read: Vec<Waiting>,
+}
+
+impl Waiters {
+    fn all(&mut self) -> impl Iterator<Item = &mut Waiting> {
+        self.unread.iter_mut().chain(&mut self.read)
+    }
+
+    /// How many faults are unread, and read but not woken.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.unread.len(), self.read.len())
+    }
+
+    /// The one that this message repeats, the message counted: the same thread on the same page.
+    pub fn repeat(&mut self, waiting: &Waiting) -> Option<Waiting> {
+        let known = self.all().find(|known| known.is_same(waiting))?;
+        known.repeats = known.repeats.saturating_add(1);
+        Some(*known)
+    }
+
+    /// One more.
+    pub fn add(&mut self, waiting: Waiting) {
+        self.unread.push(waiting);
+    }
+
+    /// The newest that was not read about, which now is.
+    pub fn read(&mut self) -> Option<Waiting> {
+        let newest = self.unread.pop()?;
+        self.read.push(newest);
+        Some(newest)
+    }
+
+    /// Those who were read about in `range` wait no more. False: there are none.
+    pub fn forget_read(&mut self, range: &Range<usize>) -> bool {
+        let before = self.read.len();
+        self.read.retain(|waiting| !range.contains(&waiting.address));
+        self.read.len() < before
+    }
+
+    /// Nobody waits in `range` any more.
+    pub fn forget(&mut self, range: &Range<usize>) {
+        self.take(|waiting| range.contains(&waiting.address));
+    }
+
+    /// Nobody waits.
+    pub fn clear(&mut self) {
+        self.forget(&(0..usize::MAX));
+    }
+
+    /// Take out those for which `over` says so.
+    pub fn take(&mut self, mut over: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        let mut stays = |waiting: &Waiting| {
+            let is_over = over(waiting);
+            if is_over {
+                taken.push(*waiting);
+            }
+            !is_over
+        };
+        self.unread.retain(&mut stays);
+        self.read.retain(&mut stays);
+        taken
+    }
+
+    /// Note that the language's lock was asked for because of those who have waited for `after`.
+    pub fn ask(&mut self, now: Instant, after: Duration, ask: impl FnOnce() -> u64) {
+        let mut due = self.all().filter(|it| it.asked.is_none() && now.duration_since(it.since) >= after).peekable();
+        if due.peek().is_some() {
+            let asked = Some((now, ask()));
+            due.for_each(|waiting| waiting.asked = asked);
+        }
+    }
+
+    /// When somebody will have waited for `limit`, or first for `after`, if the lock was not asked for.
+    #[must_use]
+    pub fn next_deadline(&self, after: Duration, limit: Duration) -> Option<Instant> {
+        let due = |waiting: &Waiting| waiting.since + if waiting.asked.is_none() { after } else { limit };
+        self.unread.iter().chain(&self.read).map(due).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_lock_is_asked_for_once_and_then_the_limit_counts() {
+        let (mut all, began) = (Waiters::default(), Instant::now());
+        all.add(Waiting::new(4096, 1, began, 0));
+        all.add(Waiting::new(8192, 2, began + SECOND, 0));
+        assert_eq!(all.next_deadline(SECOND, 9 * SECOND), Some(began + SECOND));
+        all.ask(began + SECOND, SECOND, || 7);
+        assert_eq!(all.next_deadline(SECOND, 9 * SECOND), Some(began + 2 * SECOND));
+        all.ask(began + 3 * SECOND, SECOND, || 8);
+        all.ask(began + 4 * SECOND, SECOND, || unreachable!("both were asked for"));
+        assert_eq!(all.next_deadline(SECOND, 9 * SECOND), Some(began + 9 * SECOND));
+        let late = all.take(|waiting| waiting.thread == 1);
+        assert_eq!(late[0].asked, Some((began + SECOND, 7)));
+        assert_eq!(all.counts(), (1, 0));
+    }
+}
