@@ -164,6 +164,7 @@ def served(memory, content: Callable[[int], int | bytes], *, timeout: float | st
     `content` gives the bytes of a page by its number, as one value for all or as bytes. Yields the addresses that were read.
     """
     base, seen, staging = at(memory), [], mman.anonymous(PAGE)
+    mman.madvise(staging, mman.MADV_DONTFORK)  # a page that a fork shares does not move: EBUSY, by the rules
     mman.madvise(memory, mman.MADV_USERFAULT)
     descriptor = mman.userfaultfd(os.O_CLOEXEC, timeout=timeout)
     descriptor.register(memory)
