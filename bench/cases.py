@@ -78,6 +78,26 @@ def think(given: Given) -> Round:
     return play
 
 
+def called(given: Given) -> Round:
+    """A Python function makes each page; the thread that touches holds the interpreter's lock for the whole round."""
+    data = memoryview(numbered_bytes(given.count * PAGE))
+
+    def copy(offset: int, buffer: memoryview) -> None:
+        buffer[:] = data[offset : offset + len(buffer)]
+
+    region = uf.map(uf.Function(copy, len(data), unit=PAGE), delivery=given.delivery)
+    where, total = positions(given.count, PAGE, "random"), ctypes.c_uint64()
+    touch = ctypes.PyDLL(given.toucher).timed_touch
+    touch.restype = ctypes.c_uint64
+
+    def play() -> dict[str, Any]:
+        spent = touch(size(region.address), size(where.ctypes.data), size(given.count), ctypes.byref(total))
+        region.evict()
+        return given.answer(spent, total)
+
+    return play
+
+
 def once(given: Given) -> Round:
     """Each round touches pages that were never touched: nothing is done but that. All rounds see the same bytes."""
     (rounds,), touch, total = given.numbers, given.loop("timed_touch"), ctypes.c_uint64()
@@ -283,6 +303,7 @@ def aligned_huge(length: int) -> np.ndarray:
 
 CASES: dict[str, Callable[[Given], Round]] = {
     "think": think,
+    "called": called,
     "once": once,
     "several": several,
     "recycle": recycle,

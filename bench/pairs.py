@@ -142,6 +142,13 @@ def thinking(think_ns: int, count: int) -> Pair:
     return Pair(f"think-{think_ns // 1000}us-thread", "think", count, (think_ns,), ("thread", "unpinned"), against)
 
 
+def called(delivery: str, limit_us: int) -> Pair:
+    """A Python source in the touching thread, which nobody pinned; beside it a thread in C that copies the same pages."""
+    against = (Against("think_follow"),)
+    words = (delivery, "unpinned")
+    return Pair(f"called-4KiB-{delivery}", "called", 4096, (0,), words, against, limit=limit_us * 1000)
+
+
 def several(touchers: int, delivery: str) -> Pair:
     """Several threads touch a region each, on two CPUs."""
     numbers = (touchers, int(delivery == "signal"))
@@ -222,6 +229,8 @@ MANY_REGIONS = 10_000
 
 PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
     *(thinking(think * 1000, 200 if think == 1000 else 1000) for think in (0, 20, 100, 1000)),
+    called("signal", 15),
+    called("thread", 40),
     *(several(touchers, "thread") for touchers in (2, 3, 4)),
     *(several(touchers, "signal") for touchers in (2, 4)),
     *(recycling(unit, delivery) for unit in ("64KiB", "2MiB") for delivery in DELIVERIES),

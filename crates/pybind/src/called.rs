@@ -3,7 +3,7 @@
 //! *Locks*: `spare` and `RAISED`, taken only with the GIL held, for a few instructions in which no Python runs.
 //! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
-use crate::{overdue, raise, readers};
+use crate::{overdue, readers};
 use engine::cause::Raised;
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
@@ -130,10 +130,17 @@ impl Source for PythonSource {
             return Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN)));
         }
         if how.table == Table::Engine {
-            return readers::read(&self.0, offset, out, how.limit);
+            let (reader, length) = (self.0.clone(), out.len());
+            let read = move |py: Python<'_>| {
+                let mut bytes = vec![0; length];
+                reader.read(py, offset, &mut bytes).map(|()| bytes)
+            };
+            let bytes = readers::call(offset, how.limit, read)?;
+            out.copy_from_slice(&bytes);
+            return Ok(());
         }
         let read = Python::try_attach(|py| {
-            let watched = overdue::watch(how.limit, &raise::BELL);
+            let watched = overdue::watch(how.limit);
             let read = self.0.read(py, offset, out);
             let overdue = watched.end() && read.is_err();
             if overdue { Err(SourceError::new(offset, Cause::Timeout)) } else { read }
@@ -195,7 +202,8 @@ impl Drop for Reader {
         Python::try_attach(|py| {
             // An error of this thread that has not surfaced yet would surface in `close`, and be lost there.
             if engine::failure::is_this_latched() {
-                return readers::close(self.called.close.clone_ref(py));
+                let callable = self.called.close.clone_ref(py);
+                return readers::leave(move |py| close(py, &callable));
             }
             // SAFETY: the GIL is held.
             let _pending = unsafe { Pending::set_aside() };
@@ -205,7 +213,7 @@ impl Drop for Reader {
 }
 
 /// Call `Source.close`, or what counts for it.
-pub fn close(py: Python<'_>, close: &Py<PyAny>) {
+fn close(py: Python<'_>, close: &Py<PyAny>) {
     if let Err(error) = close.call0(py) {
         error.write_unraisable(py, None);
     }

@@ -4,6 +4,7 @@ mod called;
 mod descriptor;
 mod errors;
 mod forked;
+mod gil;
 mod image;
 mod kernel;
 mod late;

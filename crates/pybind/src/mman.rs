@@ -4,8 +4,8 @@
 
 use crate::errors::{engine_error, os_error};
 use crate::kernel::place::{Place, transfer_length};
-use crate::raise;
 use crate::sources::NativeSource;
+use crate::{gil, raise};
 use engine::flagged::view::{Act, Token, take_released};
 use engine::flagged::{self, Called};
 use engine::mman::calls::{Failed, whole_pages};
@@ -200,7 +200,7 @@ fn mman_poisoned_switches() -> u64 {
 
 /// In the SIGBUS handler: call a resolver in this thread.
 fn call_resolver(token: usize, address: usize) -> Called {
-    if !raise::known_to_python() && !raise::gil_can_be_had(GIL_LIMIT) {
+    if !gil::known_to_python() && !raise::gil_can_be_had(GIL_LIMIT) {
         return Called::TooLate;
     }
     let called = Python::try_attach(|py| {

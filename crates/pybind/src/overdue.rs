@@ -5,8 +5,7 @@
 //! *Locks*: `CALLS`, for a few instructions, by callers with the GIL and by the helper with and without it.
 //! *GIL*: whoever ends a call, and whoever interrupts it, holds the GIL: an exception never hits what comes after the call.
 
-use crate::raise;
-use engine::futex::Bell;
+use crate::gil;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -41,18 +40,18 @@ fn calls() -> MutexGuard<'static, Calls> {
 /// A call of a source by the thread that touched, until it is dropped, with the GIL held.
 pub struct Watched(Option<u64>);
 
-/// Begin; the helper is woken by `bell` if it sleeps.
-pub fn watch(limit: Duration, bell: &Bell) -> Watched {
+/// Begin.
+pub fn watch(limit: Duration) -> Watched {
     if limit > LONGEST {
         return Watched(None);
     }
     let mut calls = calls();
     let number = calls.next;
     calls.next += 1;
-    calls.open.push(Call { number, thread: raise::ident(), due: Instant::now() + limit, interrupted: false });
+    calls.open.push(Call { number, thread: gil::ident(), due: Instant::now() + limit, interrupted: false });
     drop(calls);
     if !LOOKING.swap(true, Ordering::SeqCst) {
-        bell.ring();
+        gil::HELPER.ring();
     }
     Watched(Some(number))
 }
@@ -71,7 +70,7 @@ impl Watched {
         drop(calls);
         if interrupted {
             // SAFETY: the GIL is held; NULL takes back what has not surfaced.
-            unsafe { ffi::PyThreadState_SetAsyncExc(raise::ident() as _, std::ptr::null_mut()) };
+            unsafe { ffi::PyThreadState_SetAsyncExc(gil::ident() as _, std::ptr::null_mut()) };
         }
         interrupted
     }

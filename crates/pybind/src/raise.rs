@@ -6,23 +6,20 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
-use crate::called;
-use crate::overdue;
+use crate::gil::{holds_gil, ident, known_to_python, without_gil};
+use crate::{called, gil, overdue};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
 use engine::failure::Why;
-use engine::futex::Bell;
 use engine::source::Cause;
 use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
-static CURRENT_STATE: AtomicUsize = AtomicUsize::new(0);
 /// The exception of each [`Kind`], kept alive for good.
 static CLASSES: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
 /// The main thread, which raises for threads that Python does not know.
@@ -56,8 +53,6 @@ static REQUESTS: [Request; 64] = [const {
 }; 64];
 /// What resolvers raised, by thread. Locked only with the GIL held.
 static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
-/// Wakes the helper.
-pub static BELL: Bell = Bell::new();
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -65,14 +60,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Called once at import, with the ident of the main thread (whoever imports), and `PageError`, `PagePurged` and `UserFault` of `userfault.errors`.
 #[pyfunction]
 fn set_exceptions(main_thread: u64, page: Bound<'_, PyAny>, purged: Bound<'_, PyAny>, user_fault: Bound<'_, PyAny>) {
-    for name in [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"] {
-        // SAFETY: looks up a symbol of the running interpreter.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
-        if found != 0 {
-            CURRENT_STATE.store(found, Ordering::Release);
-            break;
-        }
-    }
+    gil::find_symbols();
     MAIN_THREAD.store(main_thread, Ordering::Release);
     for (kind, class) in [(Kind::Page, page), (Kind::Purged, purged), (Kind::UserFault, user_fault)] {
         CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
@@ -86,46 +74,12 @@ fn class_of(kind: Kind) -> *mut ffi::PyObject {
     CLASSES[kind as usize].load(Ordering::Acquire)
 }
 
-/// Python's `threading.get_ident()` of the calling thread.
-pub fn ident() -> u64 {
-    // SAFETY: no preconditions.
-    unsafe { libc::pthread_self() as u64 }
-}
-
-/// Does this thread hold the GIL? `PyGILState_Check` is no answer: once a sub-interpreter existed it always says yes.
-pub fn holds_gil() -> bool {
-    let lookup = CURRENT_STATE.load(Ordering::Acquire);
-    if lookup == 0 {
-        return false;
-    }
-    // SAFETY: the symbol has this signature in every CPython from 3.11 on; both calls only read.
-    unsafe {
-        let current = std::mem::transmute::<usize, extern "C" fn() -> *mut ffi::PyThreadState>(lookup)();
-        !current.is_null() && current == ffi::PyGILState_GetThisThreadState()
-    }
-}
-
 /// What the engine may ask about the GIL.
 static GIL: engine::language::Hooks =
     engine::language::Hooks { holds_lock: holds_gil, without_lock: without_gil, can_be_had };
 
 fn can_be_had(limit: std::time::Duration) -> bool {
     known_to_python() || gil_can_be_had(limit)
-}
-
-fn without_gil(work: &mut dyn FnMut()) {
-    // SAFETY: the engine asks for it only in a thread that holds the GIL; the same thread takes it back.
-    unsafe {
-        let state = ffi::PyEval_SaveThread();
-        work();
-        ffi::PyEval_RestoreThread(state);
-    }
-}
-
-/// Has this thread ever run Python?
-pub fn known_to_python() -> bool {
-    // SAFETY: reads a thread-specific value.
-    unsafe { !ffi::PyGILState_GetThisThreadState().is_null() }
 }
 
 /// In the SIGBUS handler: see the module.
@@ -169,7 +123,7 @@ static HAD: AtomicU64 = AtomicU64::new(0);
 /// Have the helper take the GIL once; answers a ticket at once. Any thread.
 pub fn ask_for_gil() -> u64 {
     let ticket = WANTED.fetch_add(1, Ordering::AcqRel) + 1;
-    BELL.ring();
+    gil::HELPER.ring();
     ticket
 }
 
@@ -198,7 +152,7 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     request.latched.store(engine::threads::thread_id(), Ordering::Relaxed);
     request.class.store(class, Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
-    BELL.ring();
+    gil::HELPER.ring();
     let start = Instant::now();
     while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit {
         engine::futex::wait(&request.state, ASKED, Some(limit));
@@ -230,10 +184,10 @@ pub fn ensure_helper() -> Result<(), Error> {
 
 fn help() {
     while !STOP.load(Ordering::Acquire) {
-        let rung = BELL.rung();
+        let rung = gil::HELPER.rung();
         // Those who wait for an answer come first.
         if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
-            BELL.wait(rung, overdue::tick());
+            gil::HELPER.wait(rung, overdue::tick());
             overdue::look();
         }
     }
@@ -267,7 +221,7 @@ fn answer(request: &Request) -> bool {
 fn stop_helper(py: Python<'_>) {
     called::stop(py);
     STOP.store(true, Ordering::Release);
-    BELL.ring_all();
+    gil::HELPER.ring_all();
 }
 
 type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);

@@ -4,7 +4,6 @@
 //! *Locks*: the list of a pool, for a few instructions without the GIL. *GIL*: released while a reader waits.
 //! *Blocks on*: an engine thread waits for its answer, but not beyond its limit: a source that hangs keeps a reader, no fault.
 
-use crate::called::{self, Reader};
 use engine::futex::{self, Bell};
 use engine::source::{Cause, SourceError};
 use pyo3::prelude::*;
@@ -13,22 +12,16 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One read.
-struct Request {
-    reader: Arc<Reader>,
-    offset: u64,
-    length: usize,
-    done: AtomicU32,
-    /// Nobody waits for it any more.
-    given_up: AtomicBool,
-    answer: Mutex<Option<Result<Vec<u8>, SourceError>>>,
-}
+type Answer = Result<Vec<u8>, SourceError>;
+type Work = Box<dyn FnOnce(Python<'_>) + Send>;
 
-/// What a reader does.
-enum Work {
-    Read(Arc<Request>),
-    /// A source is let go by a thread in which its `close` cannot be called.
-    Close(Py<PyAny>),
+/// Where a reader puts what an engine thread waits for.
+#[derive(Default)]
+struct Desk {
+    done: AtomicU32,
+    /// Nobody waits any more.
+    given_up: AtomicBool,
+    answer: Mutex<Option<Answer>>,
 }
 
 /// Readers and their work, of one process.
@@ -71,40 +64,39 @@ fn push(pool: &Pool, work: Work) {
     pool.bell.ring();
 }
 
-/// Have a reader call `close`; nobody waits for it.
-pub fn close(close: Py<PyAny>) {
-    push(pool(), Work::Close(close));
+/// Have a reader do `work`; nobody waits for it.
+pub fn leave(work: impl FnOnce(Python<'_>) + Send + 'static) {
+    push(pool(), Box::new(work));
 }
 
-/// Have a reader read, and wait for it; engine threads.
-pub fn read(reader: &Arc<Reader>, offset: u64, out: &mut [u8], limit: Duration) -> Result<(), SourceError> {
-    let pool = pool();
+/// Have a reader do `work`, and wait for its answer; engine threads. `offset`: what it is about.
+pub fn call(offset: u64, limit: Duration, work: impl FnOnce(Python<'_>) -> Answer + Send + 'static) -> Answer {
+    let (pool, desk) = (pool(), Arc::new(Desk::default()));
+    let theirs = desk.clone();
+    let serve = move |py: Python<'_>| {
+        if !theirs.given_up.load(Ordering::Acquire) {
+            let answer = work(py);
+            *theirs.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        }
+        theirs.done.store(1, Ordering::Release);
+        futex::wake_all(&theirs.done);
+    };
+    push(pool, Box::new(serve));
     let failed = |cause| Err(SourceError::new(offset, cause));
-    let request = Arc::new(Request {
-        reader: reader.clone(),
-        offset,
-        length: out.len(),
-        done: AtomicU32::new(0),
-        given_up: AtomicBool::new(false),
-        answer: Mutex::default(),
-    });
-    push(pool, Work::Read(request.clone()));
     let began = Instant::now();
-    while request.done.load(Ordering::Acquire) == 0 {
+    while desk.done.load(Ordering::Acquire) == 0 {
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() || pool.stopped.load(Ordering::Acquire) {
-            request.given_up.store(true, Ordering::Release);
+            desk.given_up.store(true, Ordering::Release);
             return failed(if left.is_zero() { Cause::Timeout } else { Cause::Os(libc::ESHUTDOWN) });
         }
-        futex::wait(&request.done, 0, Some(left.min(Duration::from_secs(1))));
+        futex::wait(&desk.done, 0, Some(left.min(Duration::from_secs(1))));
     }
-    match request.answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(answer) => answer.map(|bytes| out.copy_from_slice(&bytes)),
-        None => failed(Cause::Short),
-    }
+    let answer = desk.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+    answer.unwrap_or_else(|| failed(Cause::Short))
 }
 
-/// Wait for a read and do it; `start_another` is called first when there are more and nobody else has time. False: the
+/// Wait for work and do it; `start_another` is called first when there are more and nobody else has time. False: the
 /// interpreter is about to end.
 #[pyfunction]
 fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool> {
@@ -113,20 +105,7 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
     if is_last && let Err(error) = start_another.call0() {
         error.write_unraisable(py, None); // those there are do the work
     }
-    let request = match work {
-        Work::Read(request) => request,
-        Work::Close(close) => {
-            called::close(py, &close);
-            return Ok(true);
-        }
-    };
-    if !request.given_up.load(Ordering::Acquire) {
-        let mut bytes = vec![0; request.length];
-        let answer = request.reader.read(py, request.offset, &mut bytes).map(|()| bytes);
-        *request.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
-    }
-    request.done.store(1, Ordering::Release);
-    futex::wake_all(&request.done);
+    work(py);
     Ok(true)
 }
 

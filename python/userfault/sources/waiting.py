@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["MOST_IN_FLIGHT", "event_loop", "waited_for"]
 
@@ -25,6 +26,8 @@ def event_loop() -> asyncio.AbstractEventLoop:
     Returns:
         A running loop; use `asyncio.run_coroutine_threadsafe` to have something run there.
     """
+    import asyncio  # a tenth of a second that most never need
+
     global _LOOP
     with _STARTING:
         if _LOOP is None or _LOOP[0] != os.getpid():  # a forked child has no thread that runs it
@@ -46,6 +49,9 @@ def waited_for(
     Returns:
         The same for a thread that can wait.
     """
+    import asyncio
+    from concurrent.futures import CancelledError
+
     loop = event_loop()
     turns = asyncio.Semaphore(MOST_IN_FLIGHT)
 

@@ -1,0 +1,60 @@
+//! Questions about the GIL that the stable ABI does not answer, and giving it up in the middle of a touch.
+//!
+//! *Locks*: none. *Threads*: any, in signal handlers too.
+
+use engine::futex::Bell;
+use pyo3::ffi;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
+static CURRENT_STATE: AtomicUsize = AtomicUsize::new(0);
+
+/// Wakes the helper, which takes the GIL for those who must not wait for it.
+pub static HELPER: Bell = Bell::new();
+
+/// At import.
+pub fn find_symbols() {
+    for name in [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"] {
+        // SAFETY: looks up a symbol of the running interpreter.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
+        if found != 0 {
+            CURRENT_STATE.store(found, Ordering::Release);
+            break;
+        }
+    }
+}
+
+/// Python's `threading.get_ident()` of the calling thread.
+pub fn ident() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { libc::pthread_self() as u64 }
+}
+
+/// Does this thread hold the GIL? `PyGILState_Check` is no answer: once a sub-interpreter existed it always says yes.
+pub fn holds_gil() -> bool {
+    let lookup = CURRENT_STATE.load(Ordering::Acquire);
+    if lookup == 0 {
+        return false;
+    }
+    // SAFETY: the symbol has this signature in every CPython from 3.11 on; both calls only read.
+    unsafe {
+        let current = std::mem::transmute::<usize, extern "C" fn() -> *mut ffi::PyThreadState>(lookup)();
+        !current.is_null() && current == ffi::PyGILState_GetThisThreadState()
+    }
+}
+
+/// Call `work` with the GIL given up; the calling thread holds it.
+pub fn without_gil(work: &mut dyn FnMut()) {
+    // SAFETY: the engine asks for it only in a thread that holds the GIL; the same thread takes it back.
+    unsafe {
+        let state = ffi::PyEval_SaveThread();
+        work();
+        ffi::PyEval_RestoreThread(state);
+    }
+}
+
+/// Has this thread ever run Python?
+pub fn known_to_python() -> bool {
+    // SAFETY: reads a thread-specific value.
+    unsafe { !ffi::PyGILState_GetThisThreadState().is_null() }
+}

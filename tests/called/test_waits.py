@@ -1,0 +1,168 @@
+"""Touches of Python sources that take long, hang, or are interrupted: each ends."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.kernel
+
+DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
+
+
+@DELIVERIES
+def test_a_source_that_takes_too_long_is_interrupted(child, delivery):
+    """After the timeout TimeoutError is raised in it, and the touch is a PageError; what comes after is not hit."""
+
+    def code():
+        import sys
+        import time
+
+        from support.lazy import check_endings, raised
+
+        import userfault as uf
+
+        seen = []
+
+        def read_into(offset, buffer):
+            if offset >= 4096:
+                try:
+                    while True:
+                        time.sleep(0.01)
+                except TimeoutError:
+                    seen.append(offset)
+                    raise
+            buffer[:] = b"\x07" * len(buffer)
+
+        region = uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), delivery=sys.argv[1], timeout="300ms")
+        view = memoryview(region)
+        for _ in range(2):
+            began = time.monotonic()
+            error = raised(uf.PageError, lambda: bytes(view[5000:5010]))
+            assert "deadline" in str(error), error
+            assert 0.25 < time.monotonic() - began < 2
+        assert seen == [4096, 4096]
+        assert bytes(view[:10]) == b"\x07" * 10
+        for _ in range(100_000):
+            pass
+        check_endings(region)
+
+    child(code, args=[delivery]).check()
+
+
+def test_a_source_that_hangs_in_a_thread_of_the_library_keeps_no_fault(child):
+    """The hard limit of system calls, populate and native threads: the fault ends, later touches ask again."""
+
+    def code():
+        import errno
+        import os
+        import threading
+        import time
+
+        from support.lazy import check_endings, raised
+
+        import userfault as uf
+
+        hang = threading.Event()
+
+        def read_into(offset, buffer):
+            if offset >= 4096 and not hang.is_set():
+                hang.wait()  # in C, where no exception reaches it
+            buffer[:] = b"\x07" * len(buffer)
+
+        region = uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), timeout="300ms")
+        view = memoryview(region)
+        pipe = os.pipe()[1]
+        began = time.monotonic()
+        assert raised(OSError, lambda: os.write(pipe, view[4096:4100])).errno == errno.EFAULT
+        error = raised(uf.PageError, lambda: region.populate(slice(8192, 8200)))
+        assert "deadline" in str(error), error
+        assert time.monotonic() - began < 3
+        hang.set()
+        assert bytes(view[8192:8200]) == b"\x07" * 8
+        limit = time.monotonic() + 5  # the poison of the system call expires
+        while True:
+            try:
+                assert os.write(pipe, view[4096:4100]) == 4
+                break
+            except OSError:
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+        check_endings(region)
+
+    child(code).check()
+
+
+@DELIVERIES
+@pytest.mark.parametrize("where", ["source", "waiter"])
+def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
+    """KeyboardInterrupt in the source goes on at the touch; one who waits for another's read is freed. Then all is well."""
+
+    def code():
+        import os
+        import signal
+        import sys
+        import threading
+        import time
+
+        import userfault as uf
+
+        slow, entered = [True], threading.Event()
+
+        def read_into(offset, buffer):
+            entered.set()
+            if slow[0]:
+                time.sleep(1.5)
+            buffer[:] = b"\x07" * len(buffer)
+
+        delivery, where = sys.argv[1:]
+        view = memoryview(uf.map(uf.Function(read_into, "1MiB"), delivery=delivery))
+        other = threading.Thread(target=lambda: view[0])
+        if where == "waiter":
+            other.start()
+            entered.wait()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        try:
+            bytes(view[:10])
+            for _ in range(1000):
+                pass
+        except KeyboardInterrupt:
+            assert time.monotonic() - began < 1, time.monotonic() - began
+        else:
+            raise AssertionError("not interrupted")
+        if where == "waiter":
+            other.join()
+        slow[0] = False
+        time.sleep(0.05)
+        assert bytes(view[:10]) == b"\x07" * 10
+        for _ in range(1000):
+            pass
+
+    child(code, args=[delivery, where]).check()
+
+
+@DELIVERIES
+def test_a_storm_of_failing_pages_ends_soon(child, delivery):
+    """A sum over 10,000 pages whose source takes a second to fail: once for the touch, not once for each page."""
+
+    def code():
+        import sys
+        import time
+
+        from support.lazy import check_endings, raised
+
+        import userfault as uf
+
+        def read_into(offset, buffer):
+            time.sleep(1)
+            raise OSError(5, "input/output error")
+
+        region = uf.map(uf.Function(read_into, 10_000 * 4096, unit="4KiB"), delivery=sys.argv[1])
+        array = region.numpy()
+        began = time.monotonic()
+        error = raised(uf.PageError, array.sum)
+        assert error.errno == 5
+        assert time.monotonic() - began < 4, time.monotonic() - began
+        check_endings(region)
+
+    child(code, args=[delivery], timeout=40).check()
