@@ -1,4 +1,8 @@
-"""remap_anon_pages, rule by rule: pages move, nothing is copied, nobody is woken."""
+"""B2, remap_anon_pages, rule by rule: pages move, nothing is copied, nobody is woken.
+
+EINVAL for flags, alignment, no length, no mapping or two, shared memory, other protection or mlock; EEXIST, ENOENT (or holes
+skipped), EBUSY, EFAULT by page; a short count after progress; whole huge pages; the destination need not be registered.
+"""
 
 from __future__ import annotations
 

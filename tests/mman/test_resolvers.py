@@ -1,4 +1,4 @@
-"""on_sigbus: who answers a touch of a flagged range that no descriptor hears of."""
+"""B1, the SIGBUS side: a touch that no descriptor hears of is a signal with its address; a handler resolves it and returns."""
 
 from __future__ import annotations
 

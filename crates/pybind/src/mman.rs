@@ -22,7 +22,7 @@ use std::time::Duration;
 /// How long a thread that Python does not know waits for the GIL before its touch is given up.
 const GIL_LIMIT: Duration = Duration::from_secs(10);
 /// Moves of more than this release the GIL.
-const LONG_MOVE: usize = 1 << 20;
+const LONG_MOVE: usize = 2 << 20;
 
 /// The room of this process, started if need be.
 pub fn room(py: Python<'_>) -> PyResult<&'static Mman> {
@@ -227,11 +227,15 @@ fn call_resolver(token: usize, address: usize) -> Called {
 /// In a thread that waits for a page: let others run Python meanwhile.
 fn give_way(touch: fn(usize), address: usize) {
     if raise::holds_gil() {
+        let had_failed = engine::failure::is_this_latched();
         // SAFETY: this thread holds the GIL and has nothing of the interpreter's in hand but the touch it was interrupted in.
         unsafe {
             let state = ffi::PyEval_SaveThread();
             touch(address);
             ffi::PyEval_RestoreThread(state);
+        }
+        if !had_failed {
+            raise::raise_pending();
         }
     } else {
         touch(address);

@@ -126,6 +126,16 @@ fn raise(why: Why) -> bool {
     known_to_python()
 }
 
+/// Raise what has failed in this thread, which has taken the GIL back since. The helper may not have had the GIL in time; or has,
+/// and CPython 3.11 and 3.12, which keep one note for all threads, took it down for another. The GIL is held, and stays so until
+/// the interpreter looks.
+pub fn raise_pending() {
+    if let Some(failure) = engine::failure::pending().filter(|failure| failure.error.cause != Cause::Interrupted) {
+        // SAFETY: this thread holds the GIL; the exception class is never freed.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class_of(failure.kind)) };
+    }
+}
+
 /// The interrupted call is over: the thread's touches wait for their pages again.
 extern "C" fn interrupt_has_raised(_: *mut std::ffi::c_void) -> std::ffi::c_int {
     // SAFETY: pending calls run with the GIL held.

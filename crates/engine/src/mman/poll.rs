@@ -69,7 +69,9 @@ impl PollPair {
         }
         match self.number_of(end) {
             Some(number) => work(number),
-            None => drop(Root::current().and_then(|root| root.borrow(self.engine[end])).inspect(|it| work(it.as_raw_fd()))),
+            None => {
+                drop(Root::current().and_then(|root| root.borrow(self.engine[end])).inspect(|it| work(it.as_raw_fd())))
+            }
         }
     }
 

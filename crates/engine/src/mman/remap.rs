@@ -2,8 +2,8 @@
 //!
 //! *Locks*: none; it is inside the gate for each operation. *Threads*: any, resolvers in signal handlers too.
 
+use crate::flagged::view::{self, Entry, View};
 use crate::flagged::{gate, nest};
-use crate::flagged::view::{self, Entry};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
 use crate::region::Handles;
@@ -29,12 +29,20 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     if flags & !RAP_ALLOW_SRC_HOLES != 0 || unaligned || wraps || len == 0 {
         return Err(Errno(libc::EINVAL));
     }
-    if len > page && is_of_two_owners(mman, dst, len, src) {
+    let (to, from) = (dst..dst + len, src..src + len);
+    let (two_owners, patterns) =
+        view::read(|view| (is_of_two_owners(view, &to, &from), view.within(&to).iter().any(shows_pattern)));
+    if two_owners && {
+        mman.note_news(); // perhaps of a mapping that is gone
+        view::read(|view| is_of_two_owners(view, &to, &from))
+    } {
         return Err(Errno(libc::EINVAL));
+    }
+    if patterns {
+        clear_patterns(&to);
     }
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
-    clear_patterns(&(dst..dst + len));
     let moved = move_all(mman, dst, src, len, mode);
     if let Ok(bytes) = moved {
         nest::note_arrival(&(dst..dst + bytes));
@@ -67,12 +75,16 @@ fn move_all(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> 
     Ok(done)
 }
 
+fn shows_pattern(entry: &Entry) -> bool {
+    entry.resolver.region.shows_pattern()
+}
+
 /// A page that shows the error pattern, or showed it and was dropped by the caller, is a hole to be filled; whoever was to empty it
 /// must not do so afterwards.
 fn clear_patterns(range: &Range<usize>) {
-    view::for_each_in(range, |entry| {
-        let region = &entry.resolver.region;
-        if region.shows_pattern() {
+    view::read(|view| {
+        for entry in view.within(range).iter().filter(|entry| shows_pattern(entry)) {
+            let region = &entry.resolver.region;
             let first = entry.range.start.max(range.start);
             region.clear_patterns(region.page_of(first)..region.page_of(entry.range.end.min(range.end) - 1) + 1);
         }
@@ -80,25 +92,15 @@ fn clear_patterns(range: &Range<usize>) {
 }
 
 /// Does either end belong to two descriptors? Two mappings then, though the kernel knows memory without the flag as one.
-fn is_of_two_owners(mman: &Mman, dst: usize, len: usize, src: usize) -> bool {
-    let two = |start: usize| {
-        let (mut first, mut differs) = (None, false);
-        view::for_each_in(&(start..start + len), |entry| {
-            let owner = entry.descriptor.map(|handles| handles.engine.as_raw_fd());
-            differs |= *first.get_or_insert(owner) != owner;
-        });
-        differs
-    };
-    (two(dst) || two(src)) && {
-        mman.note_news(); // perhaps of a mapping that is gone
-        two(dst) || two(src)
-    }
+fn is_of_two_owners(view: &View, dst: &Range<usize>, src: &Range<usize>) -> bool {
+    let owner = |entry: &Entry| entry.descriptor.map(|handles| handles.engine.as_raw_fd());
+    [dst, src].into_iter().any(|range| view.within(range).windows(2).any(|two| owner(&two[0]) != owner(&two[1])))
 }
 
 /// One UFFDIO_MOVE, through the descriptor that the destination is registered with.
 fn step(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outcome {
     let _inside = gate::enter();
-    let Some(handles) = view::find(dst).and_then(|entry| owner(mman, &entry)) else {
+    let Some(handles) = view::read(|view| view.find(dst).and_then(|entry| owner(mman, entry))) else {
         return step_unregistered(mman, dst, src, len, mode);
     };
     // SAFETY: the caller says that the pages at `src` may go.

@@ -158,7 +158,9 @@ fn foreign(range: &Range<usize>) -> Option<Vma> {
 #[must_use]
 pub fn of_move(errno: Errno, dst: usize, src: usize, len: usize, flags: u64) -> String {
     match errno.0 {
-        libc::EMFILE | libc::ENFILE => "the destination is not registered, which takes a descriptor for the move".into(),
+        libc::EMFILE | libc::ENFILE => {
+            "the destination is not registered, which takes a descriptor for the move".into()
+        }
         // No look: programs with two threads on one page see this all the time.
         libc::EEXIST => format!("there is a page at {dst:#x}: none is ever replaced; MADV_DONTNEED drops it"),
         libc::ENOENT => format!("the source has no page at {src:#x}: write to it first, or give RAP_ALLOW_SRC_HOLES"),
