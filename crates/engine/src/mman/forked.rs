@@ -7,6 +7,7 @@
 //! *Blocks on*: [`Forked::wait`] and [`Unaccepted::take`] only.
 
 use crate::futex::Bell;
+use crate::mman::remap::Retries;
 use crate::mman::waiting::{Waiters, Waiting};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +16,6 @@ use uffd::{CopyMode, Errno, Handle, Outcome, ProtectMode, Wake};
 
 /// A number where something could be mapped; whether anything is does not matter.
 const ANYWHERE: usize = 1 << 30;
-
-/// Repetitions while an event of the child's is about to be read.
-const TRIES: usize = 10_000;
 
 #[derive(Default)]
 struct State {
@@ -168,7 +166,7 @@ impl Forked {
     /// ESRCH: the child is gone; ENOENT: it has nothing registered there; EBADF when closed.
     pub fn fill(&self, address: usize, data: &[u8]) -> Result<usize, Errno> {
         let page = uffd::page_size();
-        let (mut done, mut filled, mut tries) = (0, 0, 0);
+        let (mut done, mut filled, mut retries) = (0, 0, Retries::default());
         if self.state().closed {
             return Err(Errno(libc::EBADF));
         }
@@ -181,10 +179,7 @@ impl Forked {
                     let _ = self.wake(&(to..to + page));
                     done += page;
                 }
-                Outcome::Retry if tries < TRIES => {
-                    tries += 1;
-                    std::thread::yield_now();
-                }
+                Outcome::Retry if retries.again() => {} // an event of the child's is about to be read
                 outcome => {
                     if outcome == Outcome::Gone {
                         self.set_gone();

@@ -9,12 +9,40 @@ use crate::mman::Mman;
 use crate::region::Handles;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 use uffd::{Errno, Handle, Maps, MoveMode, Outcome, RegisterModes};
 
 /// Source holes are skipped instead of being an error.
 pub const RAP_ALLOW_SRC_HOLES: u64 = 1;
-/// Repetitions of what is transient.
+/// Attempts at closing the gate.
 const TRIES: usize = 10_000;
+
+/// What is transient is tried again: at first at once, later now and then. It lasts until the pump has read an event, or until somebody
+/// has done with a page.
+#[derive(Default)]
+pub(super) struct Retries {
+    tries: u32,
+    began: Option<Instant>,
+}
+
+impl Retries {
+    const AT_ONCE: u32 = 1000;
+    const PAUSE_MICROSECONDS: libc::useconds_t = 100;
+    /// On a machine where nothing else works either.
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Wait a little; false: it has been too long.
+    pub(super) fn again(&mut self) -> bool {
+        self.tries += 1;
+        if self.tries < Self::AT_ONCE {
+            std::thread::yield_now();
+            return true;
+        }
+        // SAFETY: sleeps.
+        unsafe { libc::usleep(Self::PAUSE_MICROSECONDS) };
+        self.began.get_or_insert_with(Instant::now).elapsed() < Self::LIMIT
+    }
+}
 
 /// Move `len` bytes of pages from `src` to the hole at `dst`; nobody is woken.
 ///
@@ -44,24 +72,25 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
     let moved = move_all(mman, dst, src, len, mode);
-    if let Ok(bytes) = moved {
-        nest::note_arrival(&(dst..dst + bytes));
+    match moved {
+        Ok(bytes) => nest::note_arrival(&(dst..dst + bytes)),
+        Err(Errno(libc::EEXIST)) => nest::note_arrival(&(dst..dst + page)), // by another's doing
+        Err(_) => {}
     }
     moved
 }
 
 fn move_all(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Result<usize, Errno> {
     let mut done = 0;
-    let (mut tries, mut looked) = (0, false);
+    let (mut retries, mut looked, mut made_exclusive) = (Retries::default(), false, usize::MAX);
     while done < len {
         match step(mman, dst + done, src + done, len - done, mode) {
             Outcome::Done => return Ok(len),
-            Outcome::Partial(bytes) => (done, tries) = (done + bytes, 0),
-            Outcome::Retry if tries < TRIES => {
-                tries += 1;
-                std::thread::yield_now();
+            Outcome::Partial(bytes) => (done, retries) = (done + bytes, Retries::default()),
+            Outcome::Retry if retries.again() => {}
+            Outcome::Failed(Errno(libc::EBUSY)) if made_exclusive != done && make_exclusive(src + done) => {
+                made_exclusive = done;
             }
-            Outcome::Failed(Errno(libc::EBUSY)) if tries < TRIES && make_exclusive(src + done) => tries = TRIES,
             Outcome::Exists if lift(dst + done) => {}
             // Perhaps of a mapping that was flagged and is gone.
             Outcome::Failed(Errno(libc::EINVAL | libc::ENOENT)) if !looked => {
