@@ -1,4 +1,7 @@
-"""The descriptor of 2014, rule by rule: handshake, reads, polls and the wake."""
+"""B3, the descriptor, rule by rule: the handshake and its four states, reads newest first, poll bits, and the wake.
+
+Reads have 8 bytes, writes 16, with their errno; command 0, the wake, is ENOENT when nobody waits.
+"""
 
 from __future__ import annotations
 

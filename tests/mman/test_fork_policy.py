@@ -1,4 +1,7 @@
-"""fork="deny": a child of fork never sees zeros in a flagged range, and the caller's own wish about forks comes back."""
+"""B1, where today differs: a child inherited the flag; with fork="deny" it never sees zeros in a flagged range.
+
+The caller's own wish about forks comes back.
+"""
 
 from __future__ import annotations
 

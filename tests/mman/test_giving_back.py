@@ -95,9 +95,8 @@ class Group:
         os.rmdir(self.path)
 
 
-@pytest.mark.root
-def test_balloon_rounds_in_a_small_cgroup_never_run_out(act):
-    """40 MiB filled and given back ten times where 96 MiB are allowed; each round faults again and gets its own bytes."""
+def balloon(act, rounds, seconds):
+    """40 MiB filled and given back where 96 MiB are allowed; each round faults again and gets its own bytes."""
     group = Group(96 << 20)
     try:
         act(
@@ -107,20 +106,35 @@ with open(sys.argv[1] + "/cgroup.procs", "w") as file:
 pages, block = 10_240, 256
 memory = flagged(pages)
 staging = mman.anonymous(block * PAGE)
-for round in range(1, 11):
+rounds = int(sys.argv[2])
+for round in range(1, rounds + 1):
     for page in range(0, pages, block):
-        staging[:] = bytes([round]) * len(staging)
+        staging[:] = bytes([round % 255 + 1]) * len(staging)
         assert mman.remap_anon_pages(at(memory, page), at(staging), block * PAGE) == block * PAGE
     array = np.frombuffer(memory, "u1")
-    assert int(array[::PAGE].sum()) == round * pages
+    assert int(array[::PAGE].sum(dtype="u8")) == (round % 255 + 1) * pages
     del array
     mman.madvise(memory, mman.MADV_DONTNEED)
     for page in (0, pages // 2, pages - 1):
         raised(UserFault, lambda page=page: touch(at(memory, page)))
 assert resident_bytes() < 90 << 20, resident_bytes()
 """,
-            args=[group.path],
-            timeout=60,
+            args=[group.path, rounds],
+            timeout=seconds,
         )
     finally:
         group.remove()
+
+
+@pytest.mark.root
+def test_balloon_rounds_in_a_small_cgroup_never_run_out(act):
+    """Ten of them."""
+    balloon(act, 10, 60)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_a_thousand_balloon_rounds_in_a_small_cgroup_never_run_out(act):
+    """The long form: 40 GiB go through 96 MiB, and nobody is killed."""
+    balloon(act, 1000, 600)

@@ -1,4 +1,8 @@
-"""MADV_USERFAULT and MADV_NOUSERFAULT, rule by rule."""
+"""B1, the flag: MADV_USERFAULT and MADV_NOUSERFAULT, rule by rule.
+
+EINVAL for every mapping that cannot raise userfaults, for a start inside a page; the length rounded up, 0 fine; ENOMEM after the
+rest for holes; a hole faults instead of costing a page, a page that is there or swapped out never does; NOUSERFAULT: zeros again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flag belongs to a mapping: it goes where the mapping goes, and ends with it."""
+"""B1, a flag of the mapping: it goes where the mapping goes, is split and joined with it, and ends with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mman.kit import (
     table,
     touch,
 )
-from mman.waiting import waiting
+from mman.waiting import bits, waiting
 
 #: The rules here are those of options 3 and 1 alike.
 UNDER = ("madvise", "mprotect")
@@ -311,7 +311,7 @@ def test_numbers_that_closerange_freed_are_used_by_files_unharmed(act):
 
 
 def test_numbers_that_a_polled_descriptor_had_are_used_by_sockets_unharmed(act):
-    """Poll bits are written to sockets of ours: not to those that have their numbers now; polling goes on under another number."""
+    """Poll bits are written to sockets of ours, not to those that have their numbers now; polling goes on under another one."""
 
     def code():
         import socket

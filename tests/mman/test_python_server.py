@@ -241,3 +241,20 @@ assert time.monotonic() - began < 5 and len(seen) == 2
 os._exit(0)
 """
     )
+
+
+def test_resolver_that_touches_memory_of_a_python_server_gives_up_the_gil(act):
+    """Faults within faults: the resolver runs in the thread that touched, and waits for a page of another range itself."""
+    act(
+        """
+inner, outer = mman.anonymous(8 * PAGE), flagged(8)
+with served(inner, lambda page: page + 1, timeout=5) as seen:
+    def resolver(address):
+        page = (address - at(outer)) // PAGE
+        table(inner[page * PAGE], page, outer)
+    mman.on_sigbus(outer, resolver)
+    assert [outer[page * PAGE] for page in range(8)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(seen) >= 8
+os._exit(0)
+"""
+    )

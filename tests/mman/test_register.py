@@ -1,4 +1,7 @@
-"""Whose faults a descriptor hears: register, unregister, the rule that joins it with the flag, and close."""
+"""B3, commands 1 and 2, and the rule that joins them with the flag of B1: whose faults a descriptor hears.
+
+EINVAL for a range of holes, ENOMEM with nothing above, EBUSY for another's; registered only: zeros; after the close: SIGBUS.
+"""
 
 from __future__ import annotations
 

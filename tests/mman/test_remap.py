@@ -1,4 +1,8 @@
-"""remap_anon_pages, rule by rule: pages move, nothing is copied, nobody is woken."""
+"""B2, remap_anon_pages, rule by rule: pages move, nothing is copied, nobody is woken.
+
+EINVAL for flags, alignment, no length, no mapping or two, shared memory, other protection or mlock; EEXIST, ENOENT (or holes
+skipped), EBUSY, EFAULT by page; a short count after progress; whole huge pages; the destination need not be registered.
+"""
 
 from __future__ import annotations
 
@@ -402,3 +406,37 @@ def test_remap_of_huge_pages_moves_all_of_their_bytes(act):
         raised(UserFault, lambda: touch(start + 5))
 
     act(code)
+
+
+def test_move_beside_an_event_that_is_read_late_waits_for_it(act):
+    """The kernel says EAGAIN while munmap's event is unread; the proposal never lets that out."""
+    act(
+        """
+import subprocess
+memory, staging, rounds = flagged(1), filled(7), []
+cpu = max(os.sched_getaffinity(0))
+for task in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{task}/comm") as file:
+        if file.read().startswith("userfault-pump"):  # it reads events, and gets hardly any time
+            os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setaffinity(int(task), {cpu})
+spin = f"import os\\nos.sched_setaffinity(0, {{{cpu}}})\\nprint(flush=True)\\nwhile True: pass"
+spinning = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE)
+try:
+    assert spinning.stdout.readline()
+    def unmap():
+        for _ in range(20):
+            flagged(2).close()
+            rounds.append(1)
+    thread = threading.Thread(target=unmap)
+    thread.start()
+    while thread.is_alive():
+        mman.remap_anon_pages(at(memory), staging, PAGE)
+        mman.remap_anon_pages(at(staging), memory, PAGE)
+    assert len(rounds) == 20
+finally:
+    spinning.kill()
+    spinning.communicate()
+""",
+        timeout=60,
+    )

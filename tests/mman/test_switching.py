@@ -1,4 +1,4 @@
-"""A range changes its owner while threads touch it: nobody sees zeros, and no system call on present pages fails."""
+"""B3, the joining rule, while a range changes its owner: nobody sees zeros, and no system call on present pages fails."""
 
 from __future__ import annotations
 
@@ -178,3 +178,30 @@ def test_range_that_is_emptied_while_its_owner_changes_never_gives_zeros(act, ca
         assert not wrong, wrong
 
     act(code, args=[calls], timeout=30)
+
+
+def test_pages_that_showed_an_error_during_a_switch_become_holes_again(act):
+    """Failed touches beside changes of owner: each touch fails anew, and no pattern stays behind as if it were data."""
+    act(
+        """
+memory, done, rounds = flagged(64), [], []
+table(7, 63, memory)
+def change():
+    with mman.userfaultfd() as it:
+        while not done:
+            it.register(memory)
+            it.unregister(memory)
+def fail(page):
+    try:
+        for round in range(4000):
+            try:
+                value = touch(at(memory, page))
+                raise AssertionError(f"page {page} gave {value} in round {round}")
+            except UserFault:
+                rounds.append(1)
+    finally:
+        done.append(1)
+in_threads(change, lambda: fail(3), lambda: fail(40), seconds=30)
+""",
+        timeout=40,
+    )

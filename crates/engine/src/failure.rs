@@ -216,6 +216,13 @@ pub fn take() -> Option<Failure> {
     Some(failure)
 }
 
+/// What the calling thread's error is, if one is on its way.
+#[must_use]
+pub fn pending() -> Option<Failure> {
+    // SAFETY: the latch is this thread's, so nobody else writes it.
+    latch_of(thread_id()).map(|latch| unsafe { latch.failure.get().read_volatile() })
+}
+
 /// Has another thread an exception on its way?
 #[must_use]
 pub fn another_is_latched() -> bool {

@@ -22,7 +22,7 @@ use std::time::Duration;
 /// How long a thread that Python does not know waits for the GIL before its touch is given up.
 const GIL_LIMIT: Duration = Duration::from_secs(10);
 /// Moves of more than this release the GIL.
-const LONG_MOVE: usize = 1 << 20;
+const LONG_MOVE: usize = 2 << 20;
 
 /// The room of this process, started if need be.
 pub fn room(py: Python<'_>) -> PyResult<&'static Mman> {

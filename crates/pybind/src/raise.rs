@@ -6,7 +6,7 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
-use crate::gil::{holds_gil, ident, known_to_python, without_gil};
+use crate::gil::{holds_gil, ident, known_to_python};
 use crate::{called, gil, overdue};
 use engine::cause::Kind;
 use engine::engine::Engine;
@@ -76,7 +76,16 @@ fn class_of(kind: Kind) -> *mut ffi::PyObject {
 
 /// What the engine may ask about the GIL.
 static GIL: engine::language::Hooks =
-    engine::language::Hooks { holds_lock: holds_gil, without_lock: without_gil, can_be_had };
+    engine::language::Hooks { holds_lock: holds_gil, without_lock: give_way, can_be_had };
+
+/// In a touch that waits: let others run Python meanwhile.
+fn give_way(work: &mut dyn FnMut()) {
+    let had_failed = engine::failure::is_this_latched();
+    gil::without_gil(work);
+    if !had_failed {
+        raise_pending();
+    }
+}
 
 fn can_be_had(limit: std::time::Duration) -> bool {
     known_to_python() || gil_can_be_had(limit)
@@ -99,6 +108,16 @@ fn raise(why: Why) -> bool {
         Why::FailedAgain(_) | Why::Nothing => {}
     }
     known_to_python()
+}
+
+/// Raise what has failed in this thread, which has taken the GIL back since. The helper may not have had the GIL in time; or has,
+/// and CPython 3.11 and 3.12, which keep one note for all threads, took it down for another. The GIL is held, and stays so until
+/// the interpreter looks.
+fn raise_pending() {
+    if let Some(failure) = engine::failure::pending().filter(|failure| failure.error.cause != Cause::Interrupted) {
+        // SAFETY: this thread holds the GIL; the exception class is never freed.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class_of(failure.kind)) };
+    }
 }
 
 /// The interrupted call is over: the thread's touches wait for their pages again.

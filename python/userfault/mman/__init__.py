@@ -23,7 +23,7 @@ b'hello'
 The rule that joins the two (`set_policy` has the other two that were discussed): a touch goes to a descriptor if its address is
 flagged *and* registered; flagged only: SIGBUS; registered only: zeros, as ever. docs: «The 2014 proposal, as it runs today».
 
-Threads: everything may be called from any. GIL: released in all calls but moves of up to 1 MiB.
+Threads: everything may be called from any. GIL: released in all calls but moves of up to 2 MiB.
 """
 
 from __future__ import annotations

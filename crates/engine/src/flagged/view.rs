@@ -87,7 +87,27 @@ pub struct Entry {
     pub resolver: Arc<Resolver>,
 }
 
-struct View(Vec<Entry>);
+/// All ranges, as they were published last.
+pub struct View(Vec<Entry>);
+
+impl View {
+    /// The range that holds `address`.
+    #[must_use]
+    pub fn find(&self, address: usize) -> Option<&Entry> {
+        let index = self.0.partition_point(|entry| entry.range.end <= address);
+        self.0.get(index).filter(|entry| entry.range.start <= address)
+    }
+
+    /// What has a part in `range`.
+    #[must_use]
+    pub fn within(&self, range: &Range<usize>) -> &[Entry] {
+        let first = self.0.partition_point(|entry| entry.range.end <= range.start);
+        let count = self.0[first..].iter().take_while(|entry| entry.range.start < range.end).count();
+        &self.0[first..first + count]
+    }
+}
+
+static EMPTY: View = View(Vec::new());
 
 static VIEW: AtomicPtr<View> = AtomicPtr::new(std::ptr::null_mut());
 static READERS: AtomicU32 = AtomicU32::new(0);
@@ -107,11 +127,12 @@ pub fn is_used() -> bool {
     !VIEW.load(Ordering::Acquire).is_null()
 }
 
-fn read<T>(look: impl FnOnce(&[Entry]) -> T) -> T {
+/// Look at it. Takes no lock; what is replaced meanwhile stays until the look is over.
+pub fn read<T>(look: impl FnOnce(&View) -> T) -> T {
     READERS.fetch_add(1, Ordering::SeqCst);
     let view = VIEW.load(Ordering::SeqCst);
     // SAFETY: null, or a box that is freed only after it was replaced and READERS was then seen at 0.
-    let answer = look(unsafe { view.as_ref() }.map_or(&[], |view| &view.0));
+    let answer = look(unsafe { view.as_ref() }.unwrap_or(&EMPTY));
     READERS.fetch_sub(1, Ordering::SeqCst);
     answer
 }
@@ -120,23 +141,12 @@ fn read<T>(look: impl FnOnce(&[Entry]) -> T) -> T {
 /// until nobody else has it.
 #[must_use]
 pub fn find(address: usize) -> Option<Entry> {
-    read(|entries| {
-        let index = entries.partition_point(|entry| entry.range.end <= address);
-        entries.get(index).filter(|entry| entry.range.start <= address).cloned()
-    })
+    read(|view| view.find(address).cloned())
 }
 
 /// Visit every range. Takes no lock.
 pub fn for_each(visit: impl FnMut(&Entry)) {
-    read(|entries| entries.iter().for_each(visit));
-}
-
-/// Visit what has a part in `range`. Takes no lock.
-pub fn for_each_in(range: &Range<usize>, visit: impl FnMut(&Entry)) {
-    read(|entries| {
-        let index = entries.partition_point(|entry| entry.range.end <= range.start);
-        entries[index..].iter().take_while(|entry| entry.range.start < range.end).for_each(visit);
-    });
+    read(|view| view.0.iter().for_each(visit));
 }
 
 /// Replace all of it; sorted, without overlaps.

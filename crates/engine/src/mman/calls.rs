@@ -6,10 +6,11 @@
 use crate::flagged::gate;
 use crate::flagged::view::Act;
 use crate::mman::Mman;
-use crate::mman::change::{Change, give_holes_back};
+use crate::mman::change::Change;
 use crate::mman::ledger::{Marks, Policy};
 use crate::mman::outcome::failed;
 pub use crate::mman::outcome::{Ended, Failed};
+use crate::mman::resolvers::give_holes_back;
 use crate::mman::why::Wanted;
 use crate::source::Source;
 use crate::threads::drop_left;

@@ -2,19 +2,16 @@
 //!
 //! *Locks*: the gate and `book`, held by the change. *Threads*: the root thread.
 
-use crate::cause::Kind;
 use crate::flagged::gate;
 use crate::flagged::view::{Act, Resolver};
 use crate::mman::ledger::{Kernel, Ledger, Marks};
+use crate::mman::resolvers::give_holes_back;
 use crate::mman::switch::Switch;
 use crate::mman::{Book, Mman, News};
-use crate::region::{Delivery, Mode, OnError, Options, Parts, Region};
-use crate::source::{Reading, Source, SourceError};
 use crate::table::CHUNK;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 use uffd::{Errno, Handle, Maps, RegisterModes};
 
 /// One change of marks.
@@ -26,33 +23,6 @@ pub struct Change<'a> {
     /// Mappings of this process.
     pub maps: Maps,
     moves: Vec<(Range<usize>, usize)>,
-}
-
-/// How long a source behind flagged memory may keep others waiting for the same page.
-const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The source of memory that nothing fills.
-struct Nothing {
-    start: usize,
-    len: u64,
-}
-
-impl Source for Nothing {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_into(&self, offset: u64, _out: &mut [u8], _how: &mut Reading<'_>) -> Result<(), SourceError> {
-        Err(SourceError::new(offset, crate::cause::Cause::Unresolved))
-    }
-
-    fn name(&self) -> String {
-        format!("{} bytes of flagged memory at {:#x}", self.len, self.start)
-    }
-
-    fn signal_safe(&self) -> bool {
-        true
-    }
 }
 
 impl Mman {
@@ -137,48 +107,6 @@ impl Mman {
             }
             let _ = owner.handles.engine.wake(range.start, range.len());
         }
-    }
-
-    /// The same resolver for memory that lies elsewhere now.
-    fn moved_resolver(&self, old: &Resolver, shift: usize) -> Arc<Resolver> {
-        let base = old.region.base.wrapping_add(shift);
-        self.resolver_at(old.act.clone(), base, old.region.source.clone())
-    }
-
-    /// What stands behind a range that nothing else stands behind.
-    #[must_use]
-    pub fn resolver(&self, act: Act, range: &Range<usize>) -> Arc<Resolver> {
-        self.resolver_at(act, range.start, Arc::new(Nothing { start: range.start, len: range.len() as u64 }))
-    }
-
-    /// A resolver for memory from `base` on, as long as its source.
-    #[must_use]
-    pub fn resolver_at(&self, act: Act, base: usize, source: Arc<dyn Source>) -> Arc<Resolver> {
-        let unit = uffd::page_size(); // decided page by page, as the proposal says
-        let options = Options {
-            delivery: Delivery::Signal,
-            unit,
-            huge: false,
-            resident: 0,
-            mode: Mode::Change,
-            on_error: OnError::Raise,
-            timeout: TIMEOUT,
-            shared: false,
-            kind: Kind::UserFault,
-        };
-        let region = Region::new(Parts {
-            id: self.engine.next_region(),
-            base,
-            unit,
-            options,
-            scratch: self.engine.pool(unit, source.needs()),
-            source,
-            file: None,
-            handles: self.flags,
-            lane: 0,
-            stock: None,
-        });
-        Arc::new(Resolver::new(act, self.engine.table.insert(0, 0, Box::new(region))))
     }
 }
 
@@ -355,27 +283,6 @@ impl Change<'_> {
         }
         Ok(())
     }
-}
-
-/// Pages of `piece` that show the error pattern, or are poisoned, become holes; they are `shift` bytes further on by now. Who was
-/// to turn them back later will not find them: they are not its region's any more.
-pub(super) fn give_holes_back(region: &Region, piece: &Range<usize>, shift: usize) {
-    let page_bytes = uffd::page_size();
-    let drop = |page| {
-        let address = region.page_address(page).wrapping_add(shift);
-        let _ = crate::mapping::advise(address, page_bytes, libc::MADV_DONTNEED);
-    };
-    let pages = region.page_of(piece.start)..region.page_of(piece.end - 1) + 1;
-    if !region.exposed.is_empty() {
-        for page in pages.clone() {
-            region.take_pattern(page, || drop(page));
-        }
-    }
-    region.lift_all(pages, |page| {
-        if crate::mapping::is_poisoned(region.page_address(page).wrapping_add(shift)) {
-            drop(page);
-        }
-    });
 }
 
 /// Which userfaultfd has the range.

@@ -8,7 +8,7 @@
 
 use crate::futex::Bell;
 use crate::mapping::is_resident;
-use crate::mman::follow::Unaccepted;
+use crate::mman::forked::Unaccepted;
 use crate::mman::late::TimedOut;
 use crate::mman::poll::PollPair;
 use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
@@ -241,7 +241,6 @@ impl Descriptor {
         let mut state = self.state();
         let taken = state.waiters.take(|waiting| now.duration_since(waiting.since) >= timeout);
         if !taken.is_empty() {
-            state.timeouts += taken.len() as u64;
             state.show(Table::Engine);
         }
         state.waiters.ask(now, asked_after(timeout), ask);
@@ -251,6 +250,7 @@ impl Descriptor {
     /// Remember one of those, for whoever asks.
     pub fn keep_late(&self, late: TimedOut) {
         let mut state = self.state();
+        state.timeouts += 1;
         if state.late.len() == KEPT {
             state.late.pop_front();
         }

@@ -11,24 +11,21 @@ use crate::flagged::fork::set_follow;
 use crate::flagged::view;
 use crate::futex::Bell;
 use crate::mman::descriptor::Phase;
+use crate::mman::events::{fork_of, news_of};
 use crate::mman::forked::Forked;
 use crate::mman::forking::{self, pidfd_of};
-use crate::mman::pump::news_of;
 use crate::mman::{Mman, News};
 use crate::threads::{abort_with, say};
 use std::collections::BTreeMap;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use uffd::{Errno, Event, Features, Handle, OpenError, OpenOptions, UffdMsg, Userfaultfd};
+use uffd::{Errno, Features, Handle, OpenError, OpenOptions, UffdMsg, Userfaultfd};
 
 /// Messages kept for each kind during one fork: one for each thread that waits.
 const ROOM: usize = 4096;
 /// Descriptors looked at at once, and messages taken by one read.
 const BATCH: usize = 32;
-/// Forks that nobody accepted; older ones are dropped once their child is gone.
-const MOST_UNACCEPTED: usize = 1024;
 
 /// What was read during a fork.
 #[derive(Default)]
@@ -216,46 +213,6 @@ impl Mman {
 /// More is poisoned when it is touched: a page table costs eight bytes a page.
 const MOST_POISONED: usize = 1 << 32;
 
-/// Children's userfaultfds until they are accepted.
-#[derive(Default)]
-pub struct Unaccepted {
-    queue: Mutex<Vec<Arc<Forked>>>,
-    bell: Bell,
-}
-
-impl Unaccepted {
-    fn queue(&self) -> MutexGuard<'_, Vec<Arc<Forked>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&self, forked: Arc<Forked>) {
-        let mut queue = self.queue();
-        if queue.len() >= MOST_UNACCEPTED {
-            queue.retain(|forked| !forked.standing().1);
-        }
-        queue.push(forked);
-        drop(queue);
-        self.bell.ring_all();
-    }
-
-    /// The oldest, if there is one; else waits for one, or for `limit`, or for a signal.
-    #[must_use]
-    pub fn take(&self, limit: Duration) -> Option<Arc<Forked>> {
-        let rung = self.bell.rung();
-        let first = |queue: &mut Vec<Arc<Forked>>| (!queue.is_empty()).then(|| queue.remove(0));
-        let taken = first(&mut self.queue());
-        taken.or_else(|| {
-            self.bell.wait(rung, Some(limit));
-            first(&mut self.queue())
-        })
-    }
-
-    /// It is over: nobody comes.
-    pub fn shut(&self) {
-        self.bell.ring_all();
-    }
-}
-
 static ONE: u64 = 1;
 
 /// The reader. Allocates nothing while a window is open.
@@ -330,18 +287,6 @@ impl Window {
         } else {
             self.news.extend(news_of(message));
         }
-    }
-}
-
-/// The child's userfaultfd that a message brings, if it does; from then on it is the caller's.
-pub fn fork_of(message: &UffdMsg) -> Option<Handle> {
-    if message.fault().is_some() {
-        return None;
-    }
-    // SAFETY: it was read just now; other events own nothing, so that a second decoding of them is fine.
-    match unsafe { message.decode() } {
-        Event::Fork { fd } => Some(Handle::from_raw(fd.into_raw_fd())),
-        _ => None,
     }
 }
 

@@ -4,20 +4,18 @@
 //! from then on each fault of the child is answered by poison. It goes when the child is gone.
 //!
 //! *Locks*: `state`, for a few instructions, then `open`, for one operation. *Threads*: the pump, the root thread for operations, and whoever calls.
-//! *Blocks on*: [`Forked::wait`] only.
+//! *Blocks on*: [`Forked::wait`] and [`Unaccepted::take`] only.
 
 use crate::futex::Bell;
+use crate::mman::remap::Retries;
 use crate::mman::waiting::{Waiters, Waiting};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uffd::{CopyMode, Errno, Handle, Outcome, ProtectMode, Wake};
 
 /// A number where something could be mapped; whether anything is does not matter.
 const ANYWHERE: usize = 1 << 30;
-
-/// Repetitions while an event of the child's is about to be read.
-const TRIES: usize = 10_000;
 
 #[derive(Default)]
 struct State {
@@ -168,7 +166,7 @@ impl Forked {
     /// ESRCH: the child is gone; ENOENT: it has nothing registered there; EBADF when closed.
     pub fn fill(&self, address: usize, data: &[u8]) -> Result<usize, Errno> {
         let page = uffd::page_size();
-        let (mut done, mut filled, mut tries) = (0, 0, 0);
+        let (mut done, mut filled, mut retries) = (0, 0, Retries::default());
         if self.state().closed {
             return Err(Errno(libc::EBADF));
         }
@@ -181,10 +179,7 @@ impl Forked {
                     let _ = self.wake(&(to..to + page));
                     done += page;
                 }
-                Outcome::Retry if tries < TRIES => {
-                    tries += 1;
-                    std::thread::yield_now();
-                }
+                Outcome::Retry if retries.again() => {} // an event of the child's is about to be read
                 outcome => {
                     if outcome == Outcome::Gone {
                         self.set_gone();
@@ -222,6 +217,50 @@ impl Forked {
     /// Nobody here answers any more.
     pub fn shut(&self) {
         self.state().closed = true;
+        self.bell.ring_all();
+    }
+}
+
+/// Forks that nobody accepted; older ones are dropped once their child is gone.
+const MOST_UNACCEPTED: usize = 1024;
+
+/// Children's userfaultfds until they are accepted.
+#[derive(Default)]
+pub struct Unaccepted {
+    queue: Mutex<Vec<Arc<Forked>>>,
+    bell: Bell,
+}
+
+impl Unaccepted {
+    fn queue(&self) -> MutexGuard<'_, Vec<Arc<Forked>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more.
+    pub fn push(&self, forked: Arc<Forked>) {
+        let mut queue = self.queue();
+        if queue.len() >= MOST_UNACCEPTED {
+            queue.retain(|forked| !forked.standing().1);
+        }
+        queue.push(forked);
+        drop(queue);
+        self.bell.ring_all();
+    }
+
+    /// The oldest, if there is one; else waits for one, or for `limit`, or for a signal.
+    #[must_use]
+    pub fn take(&self, limit: Duration) -> Option<Arc<Forked>> {
+        let rung = self.bell.rung();
+        let first = |queue: &mut Vec<Arc<Forked>>| (!queue.is_empty()).then(|| queue.remove(0));
+        let taken = first(&mut self.queue());
+        taken.or_else(|| {
+            self.bell.wait(rung, Some(limit));
+            first(&mut self.queue())
+        })
+    }
+
+    /// It is over: nobody comes.
+    pub fn shut(&self) {
         self.bell.ring_all();
     }
 }

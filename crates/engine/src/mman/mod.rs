@@ -6,12 +6,14 @@
 //! poll        a descriptor number with chosen poll bits
 //! protocol    what is written to a descriptor
 //! descriptor  the state machine of the descriptor, and who waits
+//! events      what a message says
 //! late        faults that ended by a timeout, for people
 //! switch      changing who gets the faults of a range, without a gap
 //! probe       what the kernel has registered where
 //! change      marks become registrations, one mapping after the other
 //! calls       madvise, mprotect, on_sigbus, policies
 //! commands    calls on a descriptor: open, register, unregister, wake, close
+//! resolvers   what stands behind a range
 //! remap       remap_anon_pages
 //! handover    a thread that keeps the language's lock gives it up at its touch
 //! follow      forked children whose faults come here
@@ -29,6 +31,7 @@ pub mod calls;
 pub mod commands;
 pub mod change;
 pub mod descriptor;
+pub mod events;
 pub mod follow;
 pub mod forked;
 pub mod forking;
@@ -41,39 +44,24 @@ pub mod probe;
 pub mod protocol;
 pub mod pump;
 pub mod remap;
+pub mod resolvers;
 pub mod switch;
 pub mod waiting;
 pub mod why;
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::flagged::{self, view};
+use crate::flagged::{self, gate, view};
 use crate::mman::descriptor::Descriptor;
+pub use crate::mman::events::News;
 use crate::mman::ledger::{Ledger, Policy};
 use crate::region::Handles;
 use crate::threads::{Identity, Root, identity};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uffd::{Errno, Features, Handle, OpenOptions, Userfaultfd};
-
-/// What somebody did to a mapping of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// It is gone: munmap, another mapping over it, a mremap that left.
-    Unmapped(Range<usize>),
-    /// It is elsewhere, its registration with it; its old place is unmapped by a second piece of news, if it is.
-    Moved {
-        /// Was here.
-        from: usize,
-        /// Is here.
-        to: usize,
-        /// Bytes.
-        len: usize,
-    },
-}
 
 /// The marks and the policy.
 #[derive(Default)]
@@ -168,6 +156,7 @@ fn look() {
 fn still_there(region: u64, address: usize) -> bool {
     let Some(mman) = current() else { return false };
     mman.note_news();
+    let _inside = gate::enter(); // in the middle of a change of owner nobody has the range registered
     let same = view::find(address)
         .is_some_and(|entry| entry.resolver.region.id == region && !matches!(entry.armed, view::Armed::No));
     same && mman.is_registered(address) // by whom, its marks say, and they are up to date

@@ -14,8 +14,9 @@ use crate::failure::{Failure, is_latched, record};
 use crate::flagged::gate;
 use crate::flagged::view::{self, Armed};
 use crate::interrupt;
+use crate::mapping::is_resident;
 use crate::mman::descriptor::{Descriptor, Noted, Phase};
-use crate::mman::follow::fork_of;
+use crate::mman::events::{fork_of, news_of};
 use crate::mman::forked::Forked;
 use crate::mman::late::{self, TimedOut, Where};
 use crate::mman::waiting::Waiting;
@@ -24,7 +25,7 @@ use crate::source::SourceError;
 use crate::thread::{Place, sigint_pending};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-use uffd::{Event, Fault, UffdMsg};
+use uffd::{Fault, UffdMsg};
 
 /// Messages taken by one read, and descriptors by one look.
 const BATCH: usize = 32;
@@ -174,14 +175,9 @@ impl Pump {
         let descriptors: Vec<_> = self.mman.descriptors().values().cloned().collect();
         for descriptor in &descriptors {
             for waiting in descriptor.take_late(now, late::ask_for_lock) {
-                let timeout = descriptor.timeout.unwrap_or_default();
-                let late = TimedOut::of(&waiting, now, timeout, place_of(descriptor, &waiting, now));
-                descriptor.keep_late(late);
-                self.mman.note_late(late);
                 self.refused.push((descriptor.clone(), waiting, Cause::Timeout));
             }
         }
-        self.mman.tell_late();
         if self.look <= now {
             self.mman.follow.prune();
             self.look = now + LOOK_EVERY;
@@ -198,31 +194,21 @@ impl Pump {
         if self.refused.is_empty() {
             return;
         }
-        match gate::try_enter() {
-            Some(_inside) => self.refused.drain(..).for_each(|(descriptor, waiting, cause)| {
-                fail(&descriptor, &waiting, cause);
-            }),
-            None => self.deadline = Some(Instant::now()), // one round is a millisecond
+        let Some(inside) = gate::try_enter() else {
+            self.deadline = Some(Instant::now()); // one round is a millisecond
+            return;
+        };
+        for (descriptor, waiting, cause) in self.refused.drain(..) {
+            fail(self.mman, &descriptor, &waiting, cause);
         }
-    }
-}
-
-/// What it says about a mapping of ours. Not for what [`fork_of`] takes.
-pub fn news_of(message: &UffdMsg) -> Option<News> {
-    if message.fault().is_some() {
-        return None;
-    }
-    // SAFETY: it was read just now, and each message is decoded once.
-    match unsafe { message.decode() } {
-        Event::Unmap { start, end } => Some(News::Unmapped(start..end)),
-        Event::Remap { from, to, len } => Some(News::Moved { from, to, len }),
-        Event::PageFault { .. } | Event::Fork { .. } | Event::Remove { .. } | Event::Unknown(_) => None,
+        drop(inside);
+        self.mman.tell_late();
     }
 }
 
 /// Answer a fault by an error: SIGBUS, which becomes `UserFault`; EFAULT in a system call. If the range is not the descriptor's
 /// any more, the thread is to ask who has it now. Inside the gate.
-fn fail(descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
+fn fail(mman: &Mman, descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
     let page_bytes = uffd::page_size();
     let address = waiting.address / page_bytes * page_bytes;
     let has = |entry: &view::Entry| {
@@ -234,6 +220,13 @@ fn fail(descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
         let page = region.page_of(address);
         if cause != Cause::Latched {
             record(Failure::of(region, page, SourceError::new((page * page_bytes) as u64, cause)));
+        }
+        if cause == Cause::Timeout && !is_resident(address) {
+            let now = Instant::now();
+            let timeout = descriptor.timeout.unwrap_or_default();
+            let late = TimedOut::of(waiting, now, timeout, place_of(descriptor, waiting, now));
+            descriptor.keep_late(late);
+            mman.note_late(late);
         }
         region.poison(page);
     }

@@ -2,19 +2,47 @@
 //!
 //! *Locks*: none; it is inside the gate for each operation. *Threads*: any, resolvers in signal handlers too.
 
-use crate::flagged::view::{self, Entry};
+use crate::flagged::view::{self, Entry, View};
 use crate::flagged::{gate, nest};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
 use crate::region::Handles;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 use uffd::{Errno, Handle, Maps, MoveMode, Outcome, RegisterModes};
 
 /// Source holes are skipped instead of being an error.
 pub const RAP_ALLOW_SRC_HOLES: u64 = 1;
-/// Repetitions of what is transient.
+/// Attempts at closing the gate.
 const TRIES: usize = 10_000;
+
+/// What is transient is tried again: at first at once, later now and then. It lasts until the pump has read an event, or until somebody
+/// has done with a page.
+#[derive(Default)]
+pub(super) struct Retries {
+    tries: u32,
+    began: Option<Instant>,
+}
+
+impl Retries {
+    const AT_ONCE: u32 = 1000;
+    const PAUSE_MICROSECONDS: libc::useconds_t = 100;
+    /// On a machine where nothing else works either.
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Wait a little; false: it has been too long.
+    pub(super) fn again(&mut self) -> bool {
+        self.tries += 1;
+        if self.tries < Self::AT_ONCE {
+            std::thread::yield_now();
+            return true;
+        }
+        // SAFETY: sleeps.
+        unsafe { libc::usleep(Self::PAUSE_MICROSECONDS) };
+        self.began.get_or_insert_with(Instant::now).elapsed() < Self::LIMIT
+    }
+}
 
 /// Move `len` bytes of pages from `src` to the hole at `dst`; nobody is woken.
 ///
@@ -29,31 +57,40 @@ pub fn remap_anon_pages(mman: &Mman, dst: usize, src: usize, len: usize, flags: 
     if flags & !RAP_ALLOW_SRC_HOLES != 0 || unaligned || wraps || len == 0 {
         return Err(Errno(libc::EINVAL));
     }
-    if len > page && is_of_two_owners(mman, dst, len, src) {
+    let (to, from) = (dst..dst + len, src..src + len);
+    let (two_owners, patterns) =
+        view::read(|view| (is_of_two_owners(view, &to, &from), view.within(&to).iter().any(shows_pattern)));
+    if two_owners && {
+        mman.note_news(); // perhaps of a mapping that is gone
+        view::read(|view| is_of_two_owners(view, &to, &from))
+    } {
         return Err(Errno(libc::EINVAL));
+    }
+    if patterns {
+        clear_patterns(&to);
     }
     let mode =
         MoveMode::DONTWAKE | if flags & RAP_ALLOW_SRC_HOLES != 0 { MoveMode::ALLOW_SRC_HOLES } else { MoveMode::NONE };
-    clear_patterns(&(dst..dst + len));
     let moved = move_all(mman, dst, src, len, mode);
-    if let Ok(bytes) = moved {
-        nest::note_arrival(&(dst..dst + bytes));
+    match moved {
+        Ok(bytes) => nest::note_arrival(&(dst..dst + bytes)),
+        Err(Errno(libc::EEXIST)) => nest::note_arrival(&(dst..dst + page)), // by another's doing
+        Err(_) => {}
     }
     moved
 }
 
 fn move_all(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Result<usize, Errno> {
     let mut done = 0;
-    let (mut tries, mut looked) = (0, false);
+    let (mut retries, mut looked, mut made_exclusive) = (Retries::default(), false, usize::MAX);
     while done < len {
         match step(mman, dst + done, src + done, len - done, mode) {
             Outcome::Done => return Ok(len),
-            Outcome::Partial(bytes) => (done, tries) = (done + bytes, 0),
-            Outcome::Retry if tries < TRIES => {
-                tries += 1;
-                std::thread::yield_now();
+            Outcome::Partial(bytes) => (done, retries) = (done + bytes, Retries::default()),
+            Outcome::Retry if retries.again() => {}
+            Outcome::Failed(Errno(libc::EBUSY)) if made_exclusive != done && make_exclusive(src + done) => {
+                made_exclusive = done;
             }
-            Outcome::Failed(Errno(libc::EBUSY)) if tries < TRIES && make_exclusive(src + done) => tries = TRIES,
             Outcome::Exists if lift(dst + done) => {}
             // Perhaps of a mapping that was flagged and is gone.
             Outcome::Failed(Errno(libc::EINVAL | libc::ENOENT)) if !looked => {
@@ -67,12 +104,16 @@ fn move_all(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> 
     Ok(done)
 }
 
+fn shows_pattern(entry: &Entry) -> bool {
+    entry.resolver.region.shows_pattern()
+}
+
 /// A page that shows the error pattern, or showed it and was dropped by the caller, is a hole to be filled; whoever was to empty it
 /// must not do so afterwards.
 fn clear_patterns(range: &Range<usize>) {
-    view::for_each_in(range, |entry| {
-        let region = &entry.resolver.region;
-        if region.shows_pattern() {
+    view::read(|view| {
+        for entry in view.within(range).iter().filter(|entry| shows_pattern(entry)) {
+            let region = &entry.resolver.region;
             let first = entry.range.start.max(range.start);
             region.clear_patterns(region.page_of(first)..region.page_of(entry.range.end.min(range.end) - 1) + 1);
         }
@@ -80,25 +121,15 @@ fn clear_patterns(range: &Range<usize>) {
 }
 
 /// Does either end belong to two descriptors? Two mappings then, though the kernel knows memory without the flag as one.
-fn is_of_two_owners(mman: &Mman, dst: usize, len: usize, src: usize) -> bool {
-    let two = |start: usize| {
-        let (mut first, mut differs) = (None, false);
-        view::for_each_in(&(start..start + len), |entry| {
-            let owner = entry.descriptor.map(|handles| handles.engine.as_raw_fd());
-            differs |= *first.get_or_insert(owner) != owner;
-        });
-        differs
-    };
-    (two(dst) || two(src)) && {
-        mman.note_news(); // perhaps of a mapping that is gone
-        two(dst) || two(src)
-    }
+fn is_of_two_owners(view: &View, dst: &Range<usize>, src: &Range<usize>) -> bool {
+    let owner = |entry: &Entry| entry.descriptor.map(|handles| handles.engine.as_raw_fd());
+    [dst, src].into_iter().any(|range| view.within(range).windows(2).any(|two| owner(&two[0]) != owner(&two[1])))
 }
 
 /// One UFFDIO_MOVE, through the descriptor that the destination is registered with.
 fn step(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outcome {
     let _inside = gate::enter();
-    let Some(handles) = view::find(dst).and_then(|entry| owner(mman, &entry)) else {
+    let Some(handles) = view::read(|view| view.find(dst).and_then(|entry| owner(mman, entry))) else {
         return step_unregistered(mman, dst, src, len, mode);
     };
     // SAFETY: the caller says that the pages at `src` may go.

@@ -2,6 +2,7 @@
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyMemoryView, PyTuple};
 
@@ -49,10 +50,17 @@ impl<'py> FromPyObject<'_, 'py> for Place {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let object = object.to_owned();
         if object.is_instance_of::<PyInt>() {
-            return Ok(Self::at(object.extract()?, None));
+            // A resolver's calls have addresses: those are not to cost more than they must.
+            // SAFETY: an int, borrowed for the call; the GIL is held.
+            let address = unsafe { ffi::PyLong_AsSize_t(object.as_ptr()) };
+            if address != usize::MAX {
+                return Ok(Self::at(address, None));
+            }
+            drop(PyErr::take(object.py())); // an error, or this very number: the slow way says which
+            return Ok(Self::at(object.to_owned().extract()?, None));
         }
+        let object = object.to_owned();
         if object.is_instance_of::<PyTuple>() {
             let (address, length) = object.extract()?;
             return Ok(Self::at(address, Some(length)));
