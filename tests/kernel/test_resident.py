@@ -190,3 +190,30 @@ assert view[5] == 1
 """,
         timeout=30,
     )
+
+
+@both
+def test_staging_goes_with_the_last_region_of_its_unit(child, kernel, delivery):
+    """Pages that left are kept for the next fill only while a region of that unit is open; several share them."""
+    kernel.need("move")
+    run(
+        child,
+        f"""
+from support.lazy import check_endings, resident_bytes
+data = np.random.default_rng(5).integers(1, 256, 8 << 20, dtype="u1")
+def use(unit):
+    first, second = (uf.map(data, delivery={delivery!r}, unit=unit) for _ in range(2))
+    assert (first.numpy() == data).all()
+    assert first.evict() * first.unit == 8 << 20
+    assert second.statistics().staging_slots * first.unit == 8 << 20
+    first.close()
+    assert (second.numpy() == data).all() and check_endings(second).moved_bytes == 8 << 20
+    second.evict()
+    second.close()
+use("512KiB")
+before = resident_bytes()
+for unit in ("256KiB", "1MiB", "2MiB"):
+    use(unit)
+assert resident_bytes() < before + (8 << 20), resident_bytes() - before
+""",
+    )

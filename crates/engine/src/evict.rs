@@ -53,11 +53,14 @@ fn release(region: &Region, unit: usize, method: Method, table: Table) -> bool {
 fn empty(region: &Region, unit: usize, recycle: bool, table: Table) {
     let range = region.unit_range(unit);
     let start = region.base + range.start;
-    let stock = region.stock.filter(|_| recycle && range.len() == region.unit);
+    let stock = region.stock.as_ref().filter(|_| recycle && range.len() == region.unit);
     // SAFETY: the unit is claimed by the caller and its pages are clean copies of the source (mode "r").
-    if !stock.is_some_and(|stock| unsafe { stock.move_out(start, region.handle(table)) }) {
-        let advice = if region.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        let _ = mapping::advise(start, range.len(), advice);
+    if stock.is_some_and(|stock| unsafe { stock.move_out(start, region.handles.staging(table)) }) {
+        return;
+    }
+    match &region.file {
+        Some(file) => mapping::punch(file.number(table), &range),
+        None => drop(mapping::advise(start, range.len(), libc::MADV_DONTNEED)),
     }
 }
 

@@ -354,7 +354,7 @@ impl NativeRegion {
                 fields.push(("failure_epoch", region.epoch.load(Ordering::Relaxed) as i64));
                 let [copy, moved] = region.policy.costs().map(|cost| i64::try_from(cost).unwrap_or(i64::MAX));
                 fields.extend([("copy_nanoseconds", copy), ("move_nanoseconds", moved)]);
-                fields.push(("staging_slots", region.stock.map_or(0, |stock| i64::from(stock.populated_slots()))));
+                fields.push(("staging_slots", region.stock.as_ref().map_or(0, |stock| i64::from(stock.populated_slots()))));
                 Ok(fields)
             }
             Memory::Eager(..) => Ok(engine::counters::Snapshot::default().fields()),

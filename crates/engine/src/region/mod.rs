@@ -94,6 +94,15 @@ impl Handles {
         Self { application, engine, original: engine }
     }
 
+    /// That of staging, the SIGBUS descriptor, for a thread with this table.
+    #[must_use]
+    pub fn staging(&self, table: Table) -> Handle {
+        match table {
+            Table::Application => self.application,
+            Table::Engine => self.original,
+        }
+    }
+
     /// The application closed all it could find, as by `os.closerange`: bring its copy back, under the same number. False:
     /// it cannot be had. Application threads, in signal handlers too.
     #[must_use]
@@ -138,7 +147,7 @@ pub struct Region {
     /// Which lane serves it (thread delivery).
     pub lane: usize,
     /// Staging for MOVE, where the unit is large enough.
-    pub stock: Option<&'static Stock>,
+    pub stock: Option<Arc<Stock>>,
     /// COPY or MOVE.
     pub policy: Policy,
     /// The resident budget, if there is one.
@@ -259,7 +268,7 @@ pub struct Parts {
     /// Which lane.
     pub lane: usize,
     /// Staging.
-    pub stock: Option<&'static Stock>,
+    pub stock: Option<Arc<Stock>>,
     /// Working memory.
     pub scratch: Arc<ScratchPool>,
 }
