@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from userfault import _core
-from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
+from userfault.errors import OptionError, RefusedError, UnsupportedError
 from userfault.sources import Source, native
 from userfault.units import format_bytes, parse_bytes, parse_seconds
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-__all__ = ["Options", "Region", "Statistics", "checked", "open_region"]
+__all__ = ["Options", "Region", "Statistics", "open_region"]
 
 
 @dataclass(frozen=True)
@@ -377,58 +377,3 @@ def open_region(source: Source, options: Options) -> Region:
 def refresh_handlers() -> None:
     """Put our handlers of SIGBUS and SIGINT in front of whatever was installed since."""
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-
-
-def _is_there(region: Region) -> bool:
-    return _core.NativeRegion.state.__get__(region) in ("open", "closing")  # subclasses may hide it
-
-
-class checked:
-    """A block that no failed page leaves unnoticed.
-
-    An error in a page surfaces at the end of the call that touched it, which may be after the statement you expect, or be
-    swallowed by code that hides exceptions. Leaving this block raises `PageError` if a page of a region showed the error
-    pattern during the block, whichever thread touched it: a false alarm is possible, silence is not.
-
-    Args:
-        *regions: Only these; none: all regions of the process.
-
-    Raises:
-        OptionError: Something else than regions was given.
-        PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
-            `__context__`; KeyboardInterrupt and these two pass through.
-
-    Example:
-        >>> with checked():
-        ...     total = array[0] + array[-1]
-    """
-
-    def __init__(self, *regions: Region) -> None:
-        for region in regions:
-            if not isinstance(region, Region):
-                kind = type(region).__name__
-                raise OptionError(f"checked: takes regions and was given a {kind}; give none to watch all regions")
-        self._regions = regions
-        self._before: tuple[int, ...] = ()
-
-    def _epochs(self) -> tuple[int, ...]:
-        if not self._regions:
-            return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions if _is_there(region))
-
-    def __enter__(self) -> checked:
-        refresh_handlers()
-        self._before = self._epochs()  # first: a page that fails from now on counts
-        _core.rearm_failed()  # a page that shows the pattern already would fault on nothing in here
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        exposed = self._epochs() != self._before
-        if not exposed or isinstance(error, KeyboardInterrupt):
-            return
-        _core.rearm_failed()
-        if isinstance(error, PageError | UserFault):
-            return
-        failure = noted_failure()
-        _core.drop_pending_error()
-        raise failure from error

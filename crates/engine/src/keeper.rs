@@ -101,6 +101,7 @@ pub fn rearm_all(region: &Region) {
     // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
     // hole, or its toucher would read the pattern once more without an error.
     let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+    region.wait_for_showing();
     for _ in 0..SWEEPS {
         let mut kept = false;
         region.exposed.sweep(|page| {

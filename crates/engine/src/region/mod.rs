@@ -9,6 +9,7 @@ pub mod waits;
 use crate::bits::PageBits;
 use crate::cause::Kind;
 use crate::counters::Counters;
+use crate::exposures::Exposures;
 use crate::mapping;
 use crate::policy::{Choice, Policy};
 use crate::residence::Residence;
@@ -166,8 +167,8 @@ pub struct Region {
     poisoned_count: AtomicU64,
     /// Faults that wait for a slow read.
     pub waits: waits::Waits,
-    /// Rises with each page exposed.
-    pub epoch: AtomicU64,
+    /// How often a page of it showed the error pattern.
+    pub exposures: Exposures,
     /// Set before it is taken down: queued work ends early.
     pub closing: AtomicBool,
     /// When failed pages are re-armed next, and how far apart; the keeper's.
@@ -318,7 +319,7 @@ impl Region {
             poisoned: Mutex::default(),
             poisoned_count: AtomicU64::new(0),
             waits: waits::Waits::default(),
-            epoch: AtomicU64::new(0),
+            exposures: Exposures::default(),
             closing: AtomicBool::new(false),
             rearm: Mutex::default(),
             sweeping: Mutex::default(),
