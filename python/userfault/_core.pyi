@@ -307,6 +307,9 @@ class NativeRegion:
     def counters(self) -> dict[str, int]:
         """Return the counters."""
 
+    def filling(self) -> tuple[str, str]:
+        """Return how a whole unit gets to its place, and why so."""
+
     def failed_since(self, epoch: int) -> bool:
         """Tell whether a page may have shown the error pattern since `failure_epoch` was that."""
 

@@ -94,6 +94,8 @@ class Statistics:
         staging_slots: Recycled staging units ready for the next fill.
         copy_nanoseconds: Under a resident budget, what a unit costs by COPY, with its release in a batch; 0: not measured.
         move_nanoseconds: The same by MOVE, with its release into staging.
+        fill_method: How a whole unit gets to its place at present: "copy", "move", "continue" (into a memory file), or "eager".
+        fill_reason: Why so, in words.
     """
 
     faults: int = 0
@@ -126,6 +128,8 @@ class Statistics:
     staging_slots: int = 0
     copy_nanoseconds: int = 0
     move_nanoseconds: int = 0
+    fill_method: str = ""
+    fill_reason: str = ""
 
 
 class Region(_core.NativeRegion):
@@ -189,6 +193,8 @@ class Region(_core.NativeRegion):
             facts += [f"delivery={self.options.delivery!r}", f"unit={format_bytes(self.unit)}"]
             if self.options.resident:
                 facts.append(f"resident={format_bytes(self.options.resident)}")
+            if _core.NativeRegion.state.__get__(self) in ("open", "closing"):
+                facts.append(f"filled by {self.filling()[0]}")
             if not self.kernel_faults:
                 facts.append("system calls on absent pages get EFAULT")
         return f"<Region of {self.source!r}: {', '.join(facts)}, {self.state}>"
@@ -318,7 +324,8 @@ class Region(_core.NativeRegion):
         Returns:
             A snapshot; each number is exact, sums only while nothing moves.
         """
-        return Statistics(**self.counters())
+        method, reason = self.filling()
+        return Statistics(**self.counters(), fill_method=method, fill_reason=reason)
 
     def fileno(self) -> int:
         """The memory file of a region made with shared=True: other processes may map it.

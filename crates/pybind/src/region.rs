@@ -206,6 +206,15 @@ impl NativeRegion {
         Ok(answer)
     }
 
+    /// How a whole unit gets to its place at present, and why so; an eager region has nothing to fill.
+    fn filling(&self, py: Python<'_>) -> PyResult<(&'static str, String)> {
+        let words = |owned: &Owned| {
+            let policy = &owned.get()?.policy;
+            Ok((policy.method().name(), policy.why().to_string()))
+        };
+        Ok(self.with_lazy(py, words)?.unwrap_or(("eager", "everything was loaded at the start".into())))
+    }
+
     /// May a page have shown the error pattern since `failure_epoch` was that?
     fn failed_since(&self, py: Python<'_>, epoch: u64) -> PyResult<bool> {
         let asked = self.with_lazy(py, |owned| owned.get().map(|region| region.exposures.any_since(epoch.into())))?;
