@@ -42,7 +42,7 @@ def run_failing(child, unit, seconds, timeout, **more):
 
 @units
 def test_storm_over_failing_sources_raises_for_each_bad_page_and_no_other(child, unit):
-    """PageError wherever a page cannot be had, right bytes wherever one can, beside prefetch and evict; every fault accounted for."""
+    """PageError where a page cannot be had, right bytes where one can, beside prefetch and evict; every fault accounted for."""
     run_failing(child, unit, 1.5, 60)
 
 
