@@ -9,7 +9,7 @@
 use crate::cause::Kind;
 use crate::counters::add;
 use crate::exposures::Exposures;
-use crate::futex::ATTENTION;
+use crate::futex::{ATTENTION, now_ns};
 use crate::region::{OnError, Region};
 use crate::reserve;
 use crate::source::{Cause, SourceError, Table};
@@ -134,15 +134,6 @@ static TABLE: [Latch; LATCHES] = [const {
 }; LATCHES];
 /// How many latches are set: nobody searches while it is 0.
 static LATCHED: AtomicU32 = AtomicU32::new(0);
-
-/// Nanoseconds of the monotonic clock; a plain call, safe in handlers.
-#[must_use]
-pub fn now_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills our timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 fn latch_of(thread: i32) -> Option<&'static Latch> {
     if LATCHED.load(Ordering::Acquire) == 0 {

@@ -8,7 +8,7 @@ use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::flagged::is_still_there;
-use crate::futex::ATTENTION;
+use crate::futex::{ALARM, ATTENTION};
 use crate::region::{Delivery, REARM_PACE, Region};
 use crate::reserve;
 use crate::serve::refuse;
@@ -34,13 +34,16 @@ pub fn start(engine: &'static Engine) -> Result<(), Error> {
     engine.root.spawn("userfault-keep", move || {
         loop {
             let rung = ATTENTION.rung();
+            ALARM.clear();
             crate::flagged::look_if_asked();
             let mut due = round(engine);
             reserve::fill(engine.signal.engine);
             if reserve::is_short() {
                 due = due.into_iter().chain([Instant::now() + TOP_UP]).min();
             }
-            ATTENTION.wait(rung, due.map(|due| due.saturating_duration_since(Instant::now())));
+            let limit = due.map(|due| due.saturating_duration_since(Instant::now()));
+            ALARM.set(limit);
+            ATTENTION.wait(rung, limit);
         }
     })
 }

@@ -120,16 +120,28 @@ impl Stock {
     /// The caller owns the unit at `from` and wants its pages gone from there.
     #[must_use]
     pub unsafe fn move_out(&self, from: usize, handle: Handle) -> bool {
-        let Some(slot) = self.take_hole() else { return false };
         // SAFETY: by the contract of this function.
-        let moved = unsafe { handle.move_pages(self.address(&slot), from, self.unit, MoveMode::DONTWAKE) };
-        if moved == Outcome::Done {
-            self.put_populated(slot);
-            return true;
+        unsafe { self.move_run_out(from, 1, handle) }
+    }
+
+    /// The same of so many units in a row, by one call; all of them or none leave this way.
+    ///
+    /// # Safety
+    /// As for [`Stock::move_out`].
+    #[must_use]
+    pub unsafe fn move_run_out(&self, from: usize, units: u32, handle: Handle) -> bool {
+        let Some(first) = self.holes.take_run(units) else { return false };
+        let (start, bytes) = (self.address(&StockSlot(first)), units as usize * self.unit);
+        // SAFETY: by the contract of this function.
+        let moved = unsafe { handle.move_pages(start, from, bytes, MoveMode::DONTWAKE) } == Outcome::Done;
+        for slot in (first..first + units).map(StockSlot) {
+            if moved {
+                self.put_populated(slot);
+            } else {
+                self.put_back(slot, false);
+            }
         }
-        self.drop_pages(&slot);
-        self.put_hole(slot);
-        false
+        moved
     }
 
     fn drop_pages(&self, slot: &StockSlot) {
