@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from userfault import _core
+from userfault.checking import checked
 from userfault.errors import (
     ImageError,
     OptionError,
@@ -28,7 +29,7 @@ from userfault.errors import (
     UserfaultError,
 )
 from userfault.mapping import load, map
-from userfault.region import Options, Region, Statistics, checked
+from userfault.region import Options, Region, Statistics
 from userfault.sources import Bytes, Checksum, Deadline, File, Function, Image, Retry, Source, Zero
 from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
 

@@ -315,6 +315,12 @@ class NativeRegion:
     def counters(self) -> dict[str, int]:
         """Return the counters."""
 
+    def filling(self) -> tuple[str, str]:
+        """Return how a whole unit gets to its place, and why so."""
+
+    def failed_since(self, epoch: int) -> bool:
+        """Tell whether a page may have shown the error pattern since `failure_epoch` was that."""
+
     def unit_states(self) -> bytes:
         """Return one byte a unit: 0 absent, 1 filling, 2 present."""
 
@@ -379,7 +385,10 @@ def take_resolver_error() -> BaseException | None:
     """Return and clear the exception that a resolver raised in this thread."""
 
 def failure_epoch() -> int:
-    """Return how many pages have shown the error pattern so far."""
+    """Return how many pages have shown the error pattern so far: a moment for `failed_since`."""
+
+def failed_since(epoch: int) -> bool:
+    """Tell whether a page of any region may have shown the error pattern since then."""
 
 def rearm_failed() -> None:
     """Turn every page of every region that shows the error pattern back into a hole."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from userfault import _core
-from userfault.errors import OptionError, PageError, RefusedError, UnsupportedError, UserFault, noted_failure
+from userfault.errors import OptionError, RefusedError, UnsupportedError
 from userfault.sources import Source, native
 from userfault.units import format_bytes, parse_bytes, parse_seconds
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-__all__ = ["Options", "Region", "Statistics", "checked", "open_region"]
+__all__ = ["Options", "Region", "Statistics", "open_region"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Statistics:
         staging_slots: Recycled staging units ready for the next fill.
         copy_nanoseconds: Under a resident budget, what a unit costs by COPY, with its release in a batch; 0: not measured.
         move_nanoseconds: The same by MOVE, with its release into staging.
+        fill_method: How a whole unit gets to its place at present: "copy", "move", "continue" (into a memory file), or "eager".
+        fill_reason: Why so, in words.
     """
 
     faults: int = 0
@@ -126,6 +128,8 @@ class Statistics:
     staging_slots: int = 0
     copy_nanoseconds: int = 0
     move_nanoseconds: int = 0
+    fill_method: str = ""
+    fill_reason: str = ""
 
 
 class Region(_core.NativeRegion):
@@ -189,6 +193,8 @@ class Region(_core.NativeRegion):
             facts += [f"delivery={self.options.delivery!r}", f"unit={format_bytes(self.unit)}"]
             if self.options.resident:
                 facts.append(f"resident={format_bytes(self.options.resident)}")
+            if _core.NativeRegion.state.__get__(self) in ("open", "closing"):
+                facts.append(f"filled by {self.filling()[0]}")
             if not self.kernel_faults:
                 facts.append("system calls on absent pages get EFAULT")
         return f"<Region of {self.source!r}: {', '.join(facts)}, {self.state}>"
@@ -318,7 +324,8 @@ class Region(_core.NativeRegion):
         Returns:
             A snapshot; each number is exact, sums only while nothing moves.
         """
-        return Statistics(**self.counters())
+        method, reason = self.filling()
+        return Statistics(**self.counters(), fill_method=method, fill_reason=reason)
 
     def fileno(self) -> int:
         """The memory file of a region made with shared=True: other processes may map it.
@@ -377,58 +384,3 @@ def open_region(source: Source, options: Options) -> Region:
 def refresh_handlers() -> None:
     """Put our handlers of SIGBUS and SIGINT in front of whatever was installed since."""
     _core.refresh_handlers(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-
-
-def _is_there(region: Region) -> bool:
-    return _core.NativeRegion.state.__get__(region) in ("open", "closing")  # subclasses may hide it
-
-
-class checked:
-    """A block that no failed page leaves unnoticed.
-
-    An error in a page surfaces at the end of the call that touched it, which may be after the statement you expect, or be
-    swallowed by code that hides exceptions. Leaving this block raises `PageError` if a page of a region showed the error
-    pattern during the block, whichever thread touched it: a false alarm is possible, silence is not.
-
-    Args:
-        *regions: Only these; none: all regions of the process.
-
-    Raises:
-        OptionError: Something else than regions was given.
-        PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
-            `__context__`; KeyboardInterrupt and these two pass through.
-
-    Example:
-        >>> with checked():
-        ...     total = array[0] + array[-1]
-    """
-
-    def __init__(self, *regions: Region) -> None:
-        for region in regions:
-            if not isinstance(region, Region):
-                kind = type(region).__name__
-                raise OptionError(f"checked: takes regions and was given a {kind}; give none to watch all regions")
-        self._regions = regions
-        self._before: tuple[int, ...] = ()
-
-    def _epochs(self) -> tuple[int, ...]:
-        if not self._regions:
-            return (_core.failure_epoch(),)
-        return tuple(region.statistics().failure_epoch for region in self._regions if _is_there(region))
-
-    def __enter__(self) -> checked:
-        refresh_handlers()
-        self._before = self._epochs()  # first: a page that fails from now on counts
-        _core.rearm_failed()  # a page that shows the pattern already would fault on nothing in here
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        exposed = self._epochs() != self._before
-        if not exposed or isinstance(error, KeyboardInterrupt):
-            return
-        _core.rearm_failed()
-        if isinstance(error, PageError | UserFault):
-            return
-        failure = noted_failure()
-        _core.drop_pending_error()
-        raise failure from error

@@ -85,6 +85,35 @@ for _ in range(2):
     )
 
 
+def test_decoded_frames_of_all_images_together_take_bounded_memory(child):
+    """64 MiB of them; the image that was read last has its own."""
+    run(
+        child,
+        PREPARE
+        + """
+import shutil
+from support.lazy import resident_bytes
+with open(raw, "wb") as file:
+    file.write(rng.integers(0, 16, 16 << 20, dtype="u1").tobytes())
+pack(raw, image, frame="4MiB", level=1)
+images = [shutil.copy(image, os.path.join(folder, f"{number}.zst")) for number in range(10)]
+before = resident_bytes()
+regions = [uf.map(name, unit="4KiB") for name in images]
+bytes_ = open(raw, "rb").read()
+for _ in range(2):
+    for region in regions:
+        for at in range(0, len(region), 4 << 20):
+            assert region.numpy()[at + 5] == bytes_[at + 5]
+            region.evict()
+grown = resident_bytes() - before - len(bytes_)
+assert grown < (90 << 20), grown >> 20
+decoded = [region.statistics().frames_decoded for region in regions]
+assert decoded == [8] * 10, decoded
+assert regions[-1].numpy()[9000] == bytes_[9000] and regions[-1].statistics().frames_decoded == 8
+""",
+    )
+
+
 def test_decoded_frames_take_bounded_memory_and_go_with_the_last_region(child):
     """At most 32 MiB of them, however many are touched."""
     run(

@@ -70,6 +70,38 @@ with uf.map(big) as region:
     )
 
 
+def test_statistics_say_how_units_are_filled_and_why(child, kernel):
+    """In words, and repr() too: what is fixed says what fixed it, the rest that it was measured."""
+    kernel.need("move")
+    run(
+        child,
+        """
+big = np.arange(4 << 20, dtype="u8")
+def says(**options):
+    with uf.map(big, **options) as region:
+        found = region.statistics()
+        assert f"filled by {found.fill_method}" in repr(region), repr(region)
+        return found.fill_method, found.fill_reason
+for options, method, word in [
+    (dict(), "copy", "without a resident budget"),
+    (dict(unit="1MiB"), "move", "without a resident budget"),
+    (dict(huge=True), "move", "huge"),
+    (dict(huge=True, resident="16MiB"), "move", "huge"),
+    (dict(shared=True, on_error="abort"), "continue", "memory file"),
+    (dict(resident="2MiB"), "copy", "being measured"),
+]:
+    found = says(**options)
+    assert found[0] == method and word in found[1], (options, found)
+with uf.map(big, resident="2MiB") as region:
+    reasons = {(region.numpy("u8")[part::4096].sum(), region.statistics().fill_reason)[1] for part in range(20)}
+    assert "measured as the cheaper way" in reasons, reasons
+with uf.map(big) as region:
+    pass
+assert "closed" in repr(region)
+""",
+    )
+
+
 def test_threads_under_one_budget_see_their_bytes(child):
     """Four threads over one region of the smallest budget, eight units."""
     run(
@@ -189,4 +221,31 @@ for _ in range(400):
 assert view[5] == 1
 """,
         timeout=30,
+    )
+
+
+@both
+def test_staging_goes_with_the_last_region_of_its_unit(child, kernel, delivery):
+    """Pages that left are kept for the next fill only while a region of that unit is open; several share them."""
+    kernel.need("move")
+    run(
+        child,
+        f"""
+from support.lazy import check_endings, resident_bytes
+data = np.random.default_rng(5).integers(1, 256, 8 << 20, dtype="u1")
+def use(unit):
+    first, second = (uf.map(data, delivery={delivery!r}, unit=unit) for _ in range(2))
+    assert (first.numpy() == data).all()
+    assert first.evict() * first.unit == 8 << 20
+    assert second.statistics().staging_slots * first.unit == 8 << 20
+    first.close()
+    assert (second.numpy() == data).all() and check_endings(second).moved_bytes == 8 << 20
+    second.evict()
+    second.close()
+use("512KiB")
+before = resident_bytes()
+for unit in ("256KiB", "1MiB", "2MiB"):
+    use(unit)
+assert resident_bytes() < before + (8 << 20), resident_bytes() - before
+""",
     )

@@ -35,6 +35,25 @@ def test_storm_for_a_minute_sees_only_right_bytes(child, unit):
     run(child, unit, 60, 300, threads=16, seed=9)
 
 
+def run_failing(child, unit, seconds, timeout, **more):
+    arguments = ", ".join(f"{name}={value}" for name, value in {"unit": unit, "seconds": seconds, **more}.items())
+    child(f"from kernel.storming_failures import storm_of_failures\nstorm_of_failures({arguments})", timeout=timeout).check()
+
+
+@units
+def test_storm_over_failing_sources_raises_for_each_bad_page_and_no_other(child, unit):
+    """PageError where a page cannot be had, right bytes where one can, beside prefetch and evict; every fault accounted for."""
+    run_failing(child, unit, 1.5, 60)
+
+
+@units
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_storm_over_failing_sources_for_a_minute(child, unit):
+    """The same, for long, with more threads than CPUs."""
+    run_failing(child, unit, 60, 300, threads=16, seed=8)
+
+
 def storm_of_all_under_load(child, seconds, timeout):
     def code():
         import sys

@@ -17,6 +17,7 @@ RUNGS = [
     {"sources"},
     {"image"},
     {"region"},
+    {"checking"},
     {"mman", "volatile", "tracking"},
     {"snapshot"},
     {"pager"},

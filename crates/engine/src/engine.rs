@@ -73,7 +73,7 @@ pub struct Engine {
     pub start_worker: fn(&'static Engine),
     next_region: AtomicU64,
     next_lane: AtomicU64,
-    stocks: Mutex<Vec<(Handle, &'static Stock)>>,
+    stocks: Mutex<Vec<Weak<Stock>>>,
     pools: Mutex<Vec<Weak<ScratchPool>>>,
 }
 
@@ -179,18 +179,19 @@ impl Engine {
         }
     }
 
-    /// Staging for this descriptor and unit; made on first use, kept for good.
+    /// Staging for units of this size, shared by the regions that need it; made for the first, given back with the last.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub fn stock(&self, handle: Handle, unit: usize, huge: bool) -> Result<&'static Stock, Error> {
+    pub fn stock(&self, unit: usize, huge: bool) -> Result<Arc<Stock>, Error> {
         let mut stocks = self.stocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = stocks.iter().find(|(owner, stock)| *owner == handle && stock.serves(unit, huge));
-        if let Some((_, stock)) = known {
+        stocks.retain(|stock| stock.strong_count() > 0);
+        if let Some(stock) = stocks.iter().filter_map(Weak::upgrade).find(|stock| stock.serves(unit, huge)) {
             return Ok(stock);
         }
-        let stock: &'static Stock = Box::leak(Box::new(self.root.run(move || Stock::new(unit, huge, handle))?));
-        stocks.push((handle, stock));
+        let handle = self.signal.engine;
+        let stock = Arc::new(self.root.run(move || Stock::new(unit, huge, handle))?);
+        stocks.push(Arc::downgrade(&stock));
         Ok(stock)
     }
 

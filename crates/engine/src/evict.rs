@@ -16,6 +16,11 @@ use crate::states::State;
 use std::ops::Range;
 use std::time::Instant;
 
+/// What leaves by one MOVE, bytes at most.
+const RUN_BYTES: usize = 1 << 20;
+/// And units at most.
+const RUN_UNITS: usize = 8;
+
 /// `unit` was filled and settled by the caller: the oldest leaves if the budget is used up.
 pub fn arrived(region: &Region, unit: usize, table: Table) {
     let Some(residence) = &region.residence else { return };
@@ -25,6 +30,7 @@ pub fn arrived(region: &Region, unit: usize, table: Table) {
         Method::Copy if residence.batch() > 1 => {
             (Method::Copy, release_batch(region, residence, unit, (turn, oldest), table))
         }
+        Method::Move => (Method::Move, release_run(region, residence, unit, (turn, oldest), table)),
         method => (method, usize::from(release(region, oldest, method, table))),
     };
     if let Some(start) = timed {
@@ -53,16 +59,52 @@ fn release(region: &Region, unit: usize, method: Method, table: Table) -> bool {
 fn empty(region: &Region, unit: usize, recycle: bool, table: Table) {
     let range = region.unit_range(unit);
     let start = region.base + range.start;
-    let stock = region.stock.filter(|_| recycle && range.len() == region.unit);
+    let stock = region.stock.as_ref().filter(|_| recycle && range.len() == region.unit);
     // SAFETY: the unit is claimed by the caller and its pages are clean copies of the source (mode "r").
-    if !stock.is_some_and(|stock| unsafe { stock.move_out(start, region.handle(table)) }) {
-        let advice = if region.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        let _ = mapping::advise(start, range.len(), advice);
+    if stock.is_some_and(|stock| unsafe { stock.move_out(start, region.handles.staging(table)) }) {
+        return;
+    }
+    match &region.file {
+        Some(file) => mapping::punch(file.number(table), &range),
+        None => drop(mapping::advise(start, range.len(), libc::MADV_DONTNEED)),
     }
 }
 
 fn left(region: &Region, unit: usize, table: Table) {
     region.settle_from(table, unit, State::Absent);
+}
+
+/// The oldest unit, and those after it that lie behind it in memory too: a scan's leave by one MOVE, because each interrupts
+/// every CPU that runs a thread of this process. Returns how many left.
+fn release_run(
+    region: &Region,
+    residence: &Residence,
+    came: usize,
+    (turn, oldest): (usize, usize),
+    table: Table,
+) -> usize {
+    if !claim(region, oldest) {
+        return 0;
+    }
+    let most = (RUN_BYTES / region.unit).min(residence.batch()).min(RUN_UNITS);
+    let follows = |after: &usize| {
+        let unit = oldest + after;
+        unit != came && unit < region.states.len() && residence.take(turn + after, unit) && claim(region, unit)
+    };
+    let units = oldest..oldest + (1..most).take_while(follows).count() + 1;
+    let start = region.base + units.start * region.unit;
+    let stock =
+        region.stock.as_ref().filter(|_| units.len() > 1 && region.unit_range(units.end - 1).len() == region.unit);
+    // SAFETY: the units are claimed by this thread and their pages are clean copies of the source (mode "r").
+    let moved = stock
+        .is_some_and(|stock| unsafe { stock.move_run_out(start, units.len() as u32, region.handles.staging(table)) });
+    for unit in units.clone() {
+        if !moved {
+            empty(region, unit, true, table);
+        }
+        left(region, unit, table);
+    }
+    units.len()
 }
 
 /// The oldest unit and those after it, in one call; returns how many left.

@@ -8,7 +8,8 @@
 
 use crate::cause::Kind;
 use crate::counters::add;
-use crate::futex::ATTENTION;
+use crate::exposures::Exposures;
+use crate::futex::{ATTENTION, now_ns};
 use crate::region::{OnError, Region};
 use crate::reserve;
 use crate::source::{Cause, SourceError, Table};
@@ -134,15 +135,6 @@ static TABLE: [Latch; LATCHES] = [const {
 /// How many latches are set: nobody searches while it is 0.
 static LATCHED: AtomicU32 = AtomicU32::new(0);
 
-/// Nanoseconds of the monotonic clock; a plain call, safe in handlers.
-#[must_use]
-pub fn now_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills our timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 fn latch_of(thread: i32) -> Option<&'static Latch> {
     if LATCHED.load(Ordering::Acquire) == 0 {
         return None;
@@ -234,14 +226,12 @@ pub fn another_is_latched() -> bool {
         && TABLE.iter().any(|latch| other(latch) && latch.thread.load(Ordering::Acquire) != mine)
 }
 
-/// Exposures in all regions.
-static EPOCH: AtomicU64 = AtomicU64::new(0);
-
-/// How many pages have shown the pattern so far, in all regions.
-#[must_use]
-pub fn epoch() -> u64 {
-    EPOCH.load(Ordering::SeqCst)
-}
+/// Those in all regions.
+#[cfg(not(loom))]
+pub static EXPOSURES: Exposures = Exposures::new();
+/// Those in all regions.
+#[cfg(loom)]
+pub static EXPOSURES: std::sync::LazyLock<Exposures> = std::sync::LazyLock::new(Exposures::default);
 
 /// What the language above shall do in the calling thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,18 +270,24 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
         die(region, page, failure);
         return false;
     }
+    // Begun before any thread can see the pattern, over when it is noted: who looks meanwhile cannot miss both.
+    let everywhere: &Exposures = &EXPOSURES;
+    let counts = [&region.exposures, everywhere];
+    counts.iter().for_each(|count| count.begin());
     match install_pattern(region, region.page_address(page)) {
         Outcome::Done => {}
-        Outcome::Exists | Outcome::Retry => return false, // the page is there, or the instruction asks again
         outcome => {
-            lost(region, outcome);
+            counts.iter().for_each(|count| count.withdraw());
+            // The page is there, or the instruction asks again.
+            if !matches!(outcome, Outcome::Exists | Outcome::Retry) {
+                lost(region, outcome);
+            }
             return false;
         }
     }
     let first = region.exposed.insert(page);
     add(&region.counters.exposed_pages, 1);
-    region.epoch.fetch_add(1, Ordering::SeqCst);
-    EPOCH.fetch_add(1, Ordering::SeqCst);
+    counts.iter().for_each(|count| count.finish());
     if first {
         ATTENTION.ring(); // while the set is not empty the keeper comes by itself
     }

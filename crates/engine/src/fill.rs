@@ -210,7 +210,7 @@ impl Fill<'_> {
     fn data(&mut self, at: usize, bytes: usize) -> Result<(), Stop> {
         let method = self.method(bytes);
         let slot = if method == Method::Move { self.staging() } else { None };
-        if let (Some(stock), Some(slot)) = (self.region.stock, slot) {
+        if let (Some(stock), Some(slot)) = (&self.region.stock, slot) {
             return self.data_by_move(at, bytes, stock, slot);
         }
         let padded = bytes.next_multiple_of(uffd::page_size());
@@ -225,9 +225,9 @@ impl Fill<'_> {
 
     /// Recycled staging pages; fresh ones for huge units, where making them still beats copying.
     fn staging(&self) -> Option<StockSlot> {
-        let stock = self.region.stock?;
+        let stock = self.region.stock.as_ref()?;
         stock.take_populated().or_else(|| {
-            if self.region.options.huge { stock.make_fresh(self.region.handle(self.who.table)) } else { None }
+            if self.region.options.huge { stock.make_fresh(self.region.handles.staging(self.who.table)) } else { None }
         })
     }
 

@@ -9,7 +9,7 @@ use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::flagged::is_still_there;
-use crate::futex::ATTENTION;
+use crate::futex::{ALARM, ATTENTION};
 use crate::region::{Delivery, REARM_PACE, Region};
 use crate::reserve;
 use crate::serve::refuse;
@@ -35,13 +35,16 @@ pub fn start(engine: &'static Engine) -> Result<(), Error> {
     engine.root.spawn("userfault-keep", move || {
         loop {
             let rung = ATTENTION.rung();
+            ALARM.clear();
             crate::flagged::look_if_asked();
             let mut due = round(engine).into_iter().chain(called::look_for_lost(engine)).min();
             reserve::fill(engine.signal.engine);
             if reserve::is_short() {
                 due = due.into_iter().chain([Instant::now() + TOP_UP]).min();
             }
-            ATTENTION.wait(rung, due.map(|due| due.saturating_duration_since(Instant::now())));
+            let limit = due.map(|due| due.saturating_duration_since(Instant::now()));
+            ALARM.set(limit);
+            ATTENTION.wait(rung, limit);
         }
     })
 }
@@ -102,6 +105,7 @@ pub fn rearm_all(region: &Region) {
     // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
     // hole, or its toucher would read the pattern once more without an error.
     let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+    region.wait_for_showing();
     for _ in 0..SWEEPS {
         let mut kept = false;
         region.exposed.sweep(|page| {

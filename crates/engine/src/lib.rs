@@ -7,6 +7,7 @@
 //! sync       atomics and waiting, which loom replaces where every order of events is tried
 //! slots      up to 64 slots, handed out one at a time
 //! bits       which pages of a region show the error pattern: set from signal handlers, swept by the keeper
+//! exposures  how often the error pattern was shown, exact for those who look meanwhile
 //! counters   one counter for each ending of a fault, and the rest of the statistics
 //! cause      why bytes could not be had
 //! error      what can go wrong outside a fault
@@ -50,6 +51,7 @@ pub mod futex;
 pub mod sync;
 pub mod slots;
 pub mod bits;
+pub mod exposures;
 pub mod counters;
 pub mod cause;
 pub mod error;

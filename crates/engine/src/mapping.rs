@@ -1,10 +1,14 @@
 //! Fresh address space of our own (law 7), and nothing else.
+//!
+//! What is to be registered is mapped without access, and opened when it is: a program that locks its memory (mlockall with
+//! MCL_FUTURE) has the kernel fill whatever may be written at once, with zeros, and those would stand in for data (law 3).
 
 use crate::error::Error;
 use crate::table::CHUNK;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// A private anonymous range aligned to 2 MiB: not reserved, not inherited by a fork (law 3), huge pages or none.
+/// A private anonymous range aligned to 2 MiB: not reserved, not inherited by a fork (law 3), huge pages or none; without
+/// access until [`open`].
 ///
 /// # Errors
 /// [`Error::Os`] when there is no room.
@@ -22,10 +26,25 @@ pub fn map_private(bytes: usize, huge: bool) -> Result<usize, Error> {
 /// # Errors
 /// [`Error::Os`] when there is no room.
 pub fn map_ordinary(bytes: usize) -> Result<usize, Error> {
-    map_aligned(bytes, None)
+    let base = map_aligned(bytes, None)?;
+    open(base, bytes).inspect_err(|_| unmap(base, bytes))?;
+    Ok(base)
 }
 
-/// A memory file mapped shared and aligned to 2 MiB; others may map it too.
+/// Let a range that was mapped here be read and written: once it is registered. Even where the program locked all its memory
+/// since, the kernel makes no page of it then.
+///
+/// # Errors
+/// [`Error::Os`].
+pub fn open(base: usize, bytes: usize) -> Result<(), Error> {
+    // SAFETY: the caller mapped the range, and nobody uses it yet.
+    if unsafe { libc::mprotect(base as *mut libc::c_void, bytes, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+        return Err(Error::last_os(format!("giving access to {bytes} bytes")));
+    }
+    Ok(())
+}
+
+/// A memory file mapped shared and aligned to 2 MiB, without access until [`open`]; others may map it too.
 ///
 /// # Errors
 /// [`Error::Os`] when the file cannot be made or mapped.
@@ -60,25 +79,30 @@ fn map_aligned(bytes: usize, file: Option<RawFd>) -> Result<usize, Error> {
     // SAFETY: a fresh reservation where the kernel likes.
     let raw = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
     if raw == libc::MAP_FAILED {
-        return Err(Error::last_os(format!("mapping {bytes} bytes of address space")));
+        return Err(Error::last_os(match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::EAGAIN) => format!(
+                "mapping {bytes} bytes of address space, of a process that locks its memory (mlockall) beyond RLIMIT_MEMLOCK"
+            ),
+            _ => format!("mapping {bytes} bytes of address space"),
+        }));
     }
     let raw = raw as usize;
     let base = raw.next_multiple_of(CHUNK);
     unmap(raw, base - raw);
     unmap(base + bytes, raw + room - (base + bytes));
-    let (kind, fd) = match file {
-        Some(fd) => (libc::MAP_SHARED, fd),
-        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-    };
-    let flags = kind | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: replaces a part of our own reservation.
-    let mapped = unsafe { libc::mmap(base as *mut libc::c_void, bytes, protection, flags, fd, 0) };
-    if mapped == libc::MAP_FAILED {
-        let error = Error::last_os(format!("mapping {bytes} bytes"));
-        unmap(base, bytes);
-        return Err(error);
+    if let Some(fd) = file {
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: replaces a part of our own reservation.
+        let mapped = unsafe { libc::mmap(base as *mut libc::c_void, bytes, libc::PROT_NONE, flags, fd, 0) };
+        if mapped == libc::MAP_FAILED {
+            let error = Error::last_os(format!("mapping {bytes} bytes"));
+            unmap(base, bytes);
+            return Err(error);
+        }
     }
+    // Locked pages are moved to locked ones only, and staging is ours: nothing we map is locked, unless somebody does it later.
+    // SAFETY: acts on our own range.
+    unsafe { libc::munlock(base as *const libc::c_void, bytes) };
     Ok(base)
 }
 
@@ -96,10 +120,19 @@ pub fn unmap(start: usize, bytes: usize) {
 /// [`Error::Os`].
 pub fn advise(start: usize, bytes: usize, advice: libc::c_int) -> Result<(), Error> {
     // SAFETY: callers pass ranges they mapped, and own the pages they drop.
-    if unsafe { libc::madvise(start as *mut libc::c_void, bytes, advice) } != 0 {
-        return Err(Error::last_os(format!("madvise({advice}) on {bytes} bytes at {start:#x}")));
+    let done = |advice| unsafe { libc::madvise(start as *mut libc::c_void, bytes, advice) == 0 };
+    // The plain form refuses memory that somebody has locked, and an error pattern would stay for good.
+    if done(advice) || advice == libc::MADV_DONTNEED && done(libc::MADV_DONTNEED_LOCKED) {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::last_os(format!("madvise({advice}) on {bytes} bytes at {start:#x}")))
+}
+
+/// Drop pages of a memory file, offsets in bytes, where it is mapped too: MADV_REMOVE would refuse memory that is locked.
+pub fn punch(file: RawFd, bytes: &std::ops::Range<usize>) {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: changes a file of our own. Offsets fit: the file was given its length by `map_shared`.
+    unsafe { libc::fallocate(file, mode, bytes.start as libc::off_t, bytes.len() as libc::off_t) };
 }
 
 /// Is the private page at `address` there? A swapped-out page answers no: resolving it then answers EEXIST, which is right

@@ -126,17 +126,17 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         if options.shared { RegisterModes::MISSING.union(RegisterModes::MINOR) } else { RegisterModes::MISSING };
     // SAFETY: a fresh mapping of our own that nobody knows yet.
     let registered = engine.root.run(move || unsafe { handles.engine.register(base, bytes, modes) });
-    if let Err(errno) = registered {
-        mapping::unmap(base, bytes);
-        return Err(Error::Os { what: format!("registering {bytes} bytes with userfaultfd"), errno });
-    }
+    registered
+        .map_err(|errno| Error::Os { what: format!("registering {bytes} bytes with userfaultfd"), errno })
+        .and_then(|_| mapping::open(base, bytes))
+        .inspect_err(|_| mapping::unmap(base, bytes))?;
     if source.is_called() {
         ready_for_called(options.delivery);
     }
     // What is called may keep its buffer for long, or a view of it for good: staging is not for that.
     let recycles = (options.resident > 0 || options.huge || unit >= STAGED_FROM) && !source.is_called();
     let stock = if recycles && engine.abilities.can_move && !options.shared {
-        engine.stock(handles.engine, unit, options.huge).ok()
+        engine.stock(unit, options.huge).ok()
     } else {
         None
     };

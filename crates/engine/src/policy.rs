@@ -20,6 +20,51 @@ pub enum Method {
     Continue,
 }
 
+impl Method {
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Copy => "copy",
+            Method::Move => "move",
+            Method::Continue => "continue",
+        }
+    }
+}
+
+/// What decided the way of a region's whole units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is a memory file.
+    Shared,
+    /// The kernel cannot move, or staging was not to be had.
+    CannotMove,
+    /// A COPY would make small pages.
+    Huge,
+    /// There is no budget, so nothing leaves and nothing is measured: the unit decides.
+    NoBudget,
+    /// It is being measured.
+    Trying,
+    /// It was measured.
+    Measured,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Why::Shared => "pages of a memory file are put into the file and mapped from there",
+            Why::CannotMove => "moving wants Linux 6.8 and staging memory, and one of them is not to be had",
+            Why::Huge => "a copy would make small pages of a huge one",
+            Why::NoBudget => {
+                "without a resident budget nothing is measured: units of 256 KiB and more are moved, where evict() left pages \
+                 to move, and smaller ones copied"
+            }
+            Why::Trying => "both ways are being measured",
+            Why::Measured => "measured as the cheaper way",
+        })
+    }
+}
+
 /// Until something was measured: from this size on a MOVE's saved copy outweighs its TLB flush on another CPU (docs/facts.md,
 /// Filling).
 const MOVE_FROM: usize = 256 << 10;
@@ -56,7 +101,7 @@ fn take_in(mean: &AtomicU64, sample: Duration) {
 
 /// One region's choice.
 pub struct Policy {
-    fixed: Option<Method>,
+    fixed: Option<(Method, Why)>,
     batch: i64,
     copy: Cost,
     r#move: Cost,
@@ -89,14 +134,16 @@ impl Policy {
     #[must_use]
     pub fn new(choice: &Choice) -> Self {
         let moves = choice.huge || choice.unit >= MOVE_FROM;
+        let by_unit = if moves { Method::Move } else { Method::Copy };
         let fixed = match choice {
-            Choice { shared: true, .. } => Some(Method::Continue),
-            Choice { can_move: false, .. } => Some(Method::Copy),
-            Choice { huge: true, .. } => Some(Method::Move), // a COPY makes small pages
-            Choice { batch: 0, .. } => Some(if moves { Method::Move } else { Method::Copy }),
+            Choice { shared: true, .. } => Some((Method::Continue, Why::Shared)),
+            Choice { batch: 0, .. } if !moves => Some((Method::Copy, Why::NoBudget)), // has no staging, and wants none
+            Choice { can_move: false, .. } => Some((Method::Copy, Why::CannotMove)),
+            Choice { huge: true, .. } => Some((Method::Move, Why::Huge)),
+            Choice { batch: 0, .. } => Some((by_unit, Why::NoBudget)),
             _ => None,
         };
-        let first_is_move = fixed.map_or(moves, |method| method == Method::Move);
+        let first_is_move = fixed.map_or(moves, |(method, _)| method == Method::Move);
         let policy = Self {
             fixed,
             batch: choice.batch as i64,
@@ -116,7 +163,14 @@ impl Policy {
     #[must_use]
     pub fn method(&self) -> Method {
         let measured = || if self.moves.load(Relaxed) { Method::Move } else { Method::Copy };
-        self.fixed.unwrap_or_else(measured)
+        self.fixed.map_or_else(measured, |(method, _)| method)
+    }
+
+    /// Why that way.
+    #[must_use]
+    pub fn why(&self) -> Why {
+        let measured = || if self.trying.load(Relaxed) { Why::Trying } else { Why::Measured };
+        self.fixed.map_or_else(measured, |(_, why)| why)
     }
 
     /// Is the next fill or release worth timing?
@@ -202,13 +256,15 @@ mod tests {
 
     #[test]
     fn without_a_budget_small_units_are_copied_large_ones_moved_shared_ones_continued() {
-        let method = |choice| Policy::new(&choice).method();
-        assert_eq!(method(PLAIN), Method::Copy);
+        let says = |choice| (Policy::new(&choice).method(), Policy::new(&choice).why());
+        assert_eq!(says(PLAIN), (Method::Copy, Why::NoBudget));
+        assert_eq!(says(Choice { can_move: false, ..PLAIN }), (Method::Copy, Why::NoBudget));
         let large = Choice { unit: 1 << 20, ..PLAIN };
-        assert_eq!(method(large), Method::Move);
-        assert_eq!(method(Choice { can_move: false, ..large }), Method::Copy);
-        assert_eq!(method(Choice { shared: true, ..large }), Method::Continue);
-        assert_eq!(method(Choice { huge: true, unit: 2 << 20, batch: 2, ..PLAIN }), Method::Move);
+        assert_eq!(says(large), (Method::Move, Why::NoBudget));
+        assert_eq!(says(Choice { can_move: false, ..large }), (Method::Copy, Why::CannotMove));
+        assert_eq!(says(Choice { shared: true, ..large }), (Method::Continue, Why::Shared));
+        assert_eq!(says(Choice { huge: true, unit: 2 << 20, batch: 2, ..PLAIN }), (Method::Move, Why::Huge));
+        assert_eq!(says(Choice { batch: 2, ..large }), (Method::Move, Why::Trying));
     }
 
     /// Fill `count` units at these costs; how many of them were moved.
@@ -236,6 +292,7 @@ mod tests {
         let policy = Policy::new(&budget);
         assert!(play(&policy, 100_000, dear, cheap) > 99_000);
         assert_eq!(policy.costs(), [40_000, 10_000]);
+        assert!(matches!(policy.why(), Why::Measured | Why::Trying));
     }
 
     #[test]

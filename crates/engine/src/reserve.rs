@@ -51,7 +51,8 @@ pub fn fill(handle: Handle) {
     if BASE.load(Ordering::Acquire) == 0 {
         let Ok(base) = mapping::map_private(bytes, false) else { return };
         // SAFETY: a fresh mapping of our own that nobody touches.
-        if unsafe { handle.register(base, bytes, RegisterModes::MISSING) }.is_err() {
+        let registered = unsafe { handle.register(base, bytes, RegisterModes::MISSING) }.is_ok();
+        if !registered || mapping::open(base, bytes).is_err() {
             return mapping::unmap(base, bytes);
         }
         BASE.store(base, Ordering::Release);

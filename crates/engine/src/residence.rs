@@ -49,6 +49,13 @@ impl Residence {
         (turn, self.swap(turn, unit + 1).filter(|oldest| *oldest != unit))
     }
 
+    /// Take `unit` out of the place that is `turn`'s, if it stands there.
+    pub fn take(&self, turn: usize, unit: usize) -> bool {
+        let place = &self.order[turn % self.order.len()];
+        // Acquire: as for `swap`.
+        place.compare_exchange(unit + 1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     /// Put `place` (unit + 1; 0: nothing) where it is `turn`'s; answers the unit that stood there. Whoever gets a unit sees
     /// it settled: one that still looked absent or in filling would be passed over, and nothing names it again.
     pub fn swap(&self, turn: usize, place: usize) -> Option<usize> {
@@ -65,6 +72,14 @@ mod tests {
         let residence = Residence::new(8 * 4096, 4096);
         assert!((0..8).all(|unit| residence.enter(unit).1.is_none()));
         assert_eq!((8..12).map(|unit| residence.enter(unit).1).collect::<Vec<_>>(), [0, 1, 2, 3].map(Some));
+    }
+
+    #[test]
+    fn a_unit_is_taken_out_of_its_place_and_of_no_other() {
+        let residence = Residence::new(8 * 4096, 4096);
+        assert!((0..8).all(|unit| residence.enter(unit).1.is_none()));
+        assert!(residence.take(1, 1) && !residence.take(1, 1) && !residence.take(2, 3));
+        assert_eq!([8, 9, 10].map(|unit| residence.enter(unit).1), [Some(0), None, Some(2)]);
     }
 
     #[test]

@@ -114,6 +114,16 @@ impl Drop for AlignedBuffer {
     }
 }
 
+/// Give the pages of a range of an [`AlignedBuffer`] back; they are zeros when they are wanted again. Locked ones too.
+pub fn drop_pages(address: usize, bytes: usize) {
+    // SAFETY: the caller knows that nobody uses the range.
+    unsafe {
+        if libc::madvise(address as *mut libc::c_void, bytes, libc::MADV_DONTNEED) != 0 {
+            libc::madvise(address as *mut libc::c_void, bytes, libc::MADV_DONTNEED_LOCKED);
+        }
+    }
+}
+
 /// How many scratches a pool can hold.
 const POOL_SLOTS: usize = 16;
 

@@ -29,6 +29,20 @@ impl Slots {
         }
     }
 
+    /// Take `count` in a row, at most 32; the first of them.
+    #[must_use]
+    pub fn take_run(&self, count: u32) -> Option<u32> {
+        let run = (1u64 << count.min(32)) - 1;
+        loop {
+            let bits = self.0.load(Ordering::Relaxed);
+            let first = (0..=64 - count.min(32)).find(|first| bits >> first & run == run)?;
+            let left = bits & !(run << first);
+            if self.0.compare_exchange_weak(bits, left, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return Some(first);
+            }
+        }
+    }
+
     /// Put back a slot that was taken, here or from another set.
     pub fn put(&self, slot: u32) {
         self.0.fetch_or(1 << slot, Ordering::Release);
@@ -44,6 +58,19 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_is_taken_whole_or_not_at_all() {
+        let slots = Slots::new(10);
+        assert_eq!(
+            (slots.take(), slots.take_run(4), slots.take_run(6), slots.take_run(5)),
+            (Some(0), Some(1), None, Some(5))
+        );
+        slots.put(2);
+        slots.put(4);
+        assert_eq!((slots.take_run(2), slots.take_run(1), slots.count()), (None, Some(2), 1));
+        assert_eq!(Slots::new(64).take_run(32), Some(0));
+    }
 
     #[test]
     fn each_slot_is_given_once_and_again_when_it_is_back() {

@@ -10,11 +10,13 @@ use crate::error::Error;
 use crate::slots::Slots;
 use uffd::{Handle, MoveMode, Outcome, RegisterModes};
 
-/// Slots of one unit size, registered with one descriptor.
+/// Slots of one unit size, for all regions that have it. They are registered with the SIGBUS descriptor: what touches a hole of
+/// theirs (mlockall does, of every page of the process) gets an error at once, where a fault reader's would leave it waiting.
 pub struct Stock {
     base: usize,
     unit: usize,
     huge: bool,
+    slots: usize,
     populated: Slots,
     holes: Slots,
 }
@@ -28,8 +30,8 @@ const STOCK_BYTES: usize = 32 << 20;
 const STOCK_SLOTS: usize = 64;
 
 impl Stock {
-    /// Reserve address space for slots of `unit` bytes, to be registered with `handle` (a number of the engine's table,
-    /// so call this on an engine thread).
+    /// Reserve address space for slots of `unit` bytes, to be registered with `handle`, the SIGBUS descriptor (a number of the
+    /// engine's table, so call this on an engine thread).
     ///
     /// # Errors
     /// [`Error::Os`] when the reservation or the registration is refused.
@@ -37,11 +39,11 @@ impl Stock {
         let slots = (STOCK_BYTES / unit).clamp(2, STOCK_SLOTS);
         let base = crate::mapping::map_private(slots * unit, huge)?;
         // SAFETY: the range is a fresh mapping of our own that nobody touches unless its slot is populated.
-        unsafe { handle.register(base, slots * unit, RegisterModes::MISSING) }.map_err(|errno| {
-            crate::mapping::unmap(base, slots * unit);
-            Error::Os { what: "registering staging pages".into(), errno }
-        })?;
-        Ok(Self { base, unit, huge, populated: Slots::new(0), holes: Slots::new(slots) })
+        unsafe { handle.register(base, slots * unit, RegisterModes::MISSING) }
+            .map_err(|errno| Error::Os { what: "registering staging pages".into(), errno })
+            .and_then(|_| crate::mapping::open(base, slots * unit))
+            .inspect_err(|_| crate::mapping::unmap(base, slots * unit))?;
+        Ok(Self { base, unit, huge, slots, populated: Slots::new(0), holes: Slots::new(slots) })
     }
 
     /// The shape regions ask for.
@@ -104,13 +106,10 @@ impl Stock {
         if made && back.is_ok() {
             return Some(slot);
         }
+        self.drop_pages(&slot);
         if back.is_ok() {
-            self.drop_pages(&slot);
             self.put_hole(slot);
-        } else {
-            // Nothing can be moved into it any more: no bit names it again, and its address space goes with its pages.
-            crate::mapping::unmap(start, self.unit);
-        }
+        } // else nothing can be moved into it any more: no bit names it again
         None
     }
 
@@ -121,26 +120,44 @@ impl Stock {
     /// The caller owns the unit at `from` and wants its pages gone from there.
     #[must_use]
     pub unsafe fn move_out(&self, from: usize, handle: Handle) -> bool {
-        let Some(slot) = self.take_hole() else { return false };
         // SAFETY: by the contract of this function.
-        let moved = unsafe { handle.move_pages(self.address(&slot), from, self.unit, MoveMode::DONTWAKE) };
-        if moved == Outcome::Done {
-            self.put_populated(slot);
-            return true;
+        unsafe { self.move_run_out(from, 1, handle) }
+    }
+
+    /// The same of so many units in a row, by one call; all of them or none leave this way.
+    ///
+    /// # Safety
+    /// As for [`Stock::move_out`].
+    #[must_use]
+    pub unsafe fn move_run_out(&self, from: usize, units: u32, handle: Handle) -> bool {
+        let Some(first) = self.holes.take_run(units) else { return false };
+        let (start, bytes) = (self.address(&StockSlot(first)), units as usize * self.unit);
+        // SAFETY: by the contract of this function.
+        let moved = unsafe { handle.move_pages(start, from, bytes, MoveMode::DONTWAKE) } == Outcome::Done;
+        for slot in (first..first + units).map(StockSlot) {
+            if moved {
+                self.put_populated(slot);
+            } else {
+                self.put_back(slot, false);
+            }
         }
-        self.drop_pages(&slot);
-        self.put_hole(slot);
-        false
+        moved
     }
 
     fn drop_pages(&self, slot: &StockSlot) {
-        // SAFETY: the slot is ours alone while it is on loan.
-        unsafe { libc::madvise(self.address(slot) as *mut libc::c_void, self.unit, libc::MADV_DONTNEED) };
+        let _ = crate::mapping::advise(self.address(slot), self.unit, libc::MADV_DONTNEED);
     }
 
     /// Slots that are populated, for statistics.
     #[must_use]
     pub fn populated_slots(&self) -> u32 {
         self.populated.count()
+    }
+}
+
+impl Drop for Stock {
+    /// The last region that used it is gone: so is its memory. Any thread.
+    fn drop(&mut self) {
+        crate::mapping::unmap(self.base, self.slots * self.unit);
     }
 }

@@ -151,7 +151,11 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
         match outcome {
             Ok(_) => {
                 add(&region.counters.prefetched_units, 1);
-                return Ok(());
+                // A page of it that failed a moment before looked as if it was there.
+                if !must || start.elapsed() > region.options.timeout || !region.shows_pattern_in(pages_of(region, unit))
+                {
+                    return Ok(());
+                }
             }
             Err(Stop::Failed(error)) => {
                 add(&region.counters.source_errors, 1);
@@ -164,14 +168,18 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
     }
 }
 
+fn pages_of(region: &Region, unit: usize) -> std::ops::Range<usize> {
+    let range = region.unit_range(unit);
+    range.start / uffd::page_size()..range.end / uffd::page_size()
+}
+
 /// Does a unit that was filled once lack a page now: dropped, or showing the error pattern?
 fn has_hole(region: &Region, unit: usize) -> bool {
-    let range = region.unit_range(unit);
-    let pages = range.len() / uffd::page_size();
-    let first_page = range.start / uffd::page_size();
-    if !region.exposed.is_empty() && (first_page..first_page + pages).any(|page| region.exposed.contains(page)) {
+    if region.shows_pattern_in(pages_of(region, unit)) {
         return true;
     }
+    let range = region.unit_range(unit);
+    let pages = range.len() / uffd::page_size();
     if region.file.is_some() {
         return !crate::mapping::is_mapped(region.base + range.start, pages);
     }

@@ -31,6 +31,8 @@ enum Value {
 const NO_DONTFORK: Refused =
     Refused { call: libc::SYS_madvise, argument: 2, value: Value::Is(libc::MADV_DONTFORK as u32) };
 const NO_FIXED: Refused = Refused { call: libc::SYS_mmap, argument: 3, value: Value::HasBit(libc::MAP_FIXED as u32) };
+const NO_ACCESS: Refused =
+    Refused { call: libc::SYS_mprotect, argument: 2, value: Value::Is((libc::PROT_READ | libc::PROT_WRITE) as u32) };
 const NO_REGISTER: Refused =
     Refused { call: libc::SYS_ioctl, argument: 1, value: Value::Is(uffd::abi::UFFDIO_REGISTER) };
 
@@ -95,15 +97,14 @@ fn growth(refused: Refused, work: impl Fn() + Sync) -> isize {
 #[test]
 fn mappings_that_cannot_be_finished_are_unmapped() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for refused in [NO_DONTFORK, NO_FIXED] {
-        let grown = growth(refused, || {
-            map_private(BYTES, false).unwrap_err();
-            map_shared(BYTES).unwrap_err();
-        });
+    let check = |refused, work: fn()| {
+        let grown = growth(refused, work);
         assert!(grown < BYTES as isize, "{} MiB more are mapped", grown >> 20);
-    }
-    let grown = growth(NO_FIXED, || drop(map_ordinary(BYTES).unwrap_err()));
-    assert!(grown < BYTES as isize, "{} MiB more are mapped", grown >> 20);
+    };
+    check(NO_DONTFORK, || drop(map_private(BYTES, false).unwrap_err()));
+    check(NO_DONTFORK, || drop(map_shared(BYTES).unwrap_err()));
+    check(NO_FIXED, || drop(map_shared(BYTES).unwrap_err()));
+    check(NO_ACCESS, || drop(map_ordinary(BYTES).unwrap_err()));
 }
 
 #[test]
@@ -112,19 +113,25 @@ fn staging_that_cannot_be_registered_is_unmapped() {
     let Some(uffd) = open() else { return };
     let handle = uffd.handle();
     let unit = 64 << 20; // two slots
-    let grown = growth(NO_REGISTER, || drop(Stock::new(unit, false, handle).map(|_| ()).unwrap_err()));
-    assert!(grown < 2 * unit as isize, "{} MiB more are mapped", grown >> 20);
+    for refused in [NO_REGISTER, NO_ACCESS] {
+        let grown = growth(refused, || drop(Stock::new(unit, false, handle).map(|_| ()).unwrap_err()));
+        assert!(grown < 2 * unit as isize, "{} MiB more are mapped", grown >> 20);
+    }
 }
 
 #[test]
-fn a_slot_that_cannot_be_registered_again_is_unmapped_and_never_named_again() {
+fn a_slot_that_cannot_be_registered_again_is_empty_and_never_named_again() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(uffd) = open() else { return };
     let handle = uffd.handle();
     let unit = 2 << 20; // sixteen slots
     let stock = Stock::new(unit, true, handle).unwrap();
-    let grown = growth(NO_REGISTER, || assert!(stock.make_fresh(handle).is_none()));
-    assert!(grown <= -(12 * unit as isize), "{} KiB more are mapped", grown >> 10);
+    let start = stock.take_hole().map(|slot| (stock.address(&slot), stock.put_hole(slot)).0).unwrap();
+    growth(NO_REGISTER, || assert!(stock.make_fresh(handle).is_none()));
+    assert!(!engine::mapping::is_resident(start));
     assert!(stock.take_hole().is_none());
     assert!(stock.take_populated().is_none());
+    let before = mapped();
+    drop(stock);
+    assert!(before - mapped() >= 16 * unit, "staging is given back");
 }

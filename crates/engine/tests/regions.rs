@@ -119,7 +119,11 @@ fn huge_units_come_from_recycled_staging() {
             assert_eq!(touch(region.base + at), data[at]);
         }
         assert_eq!(owned.evict(0..region.len).unwrap(), 4);
-        assert_eq!(region.stock.map_or(0, |stock| stock.populated_slots()), 4, "their pages wait for the next fill");
+        assert_eq!(
+            region.stock.as_ref().map_or(0, |stock| stock.populated_slots()),
+            4,
+            "their pages wait for the next fill"
+        );
     }
     assert_eq!(region.counters.snapshot().moved_bytes, 3 * (8 << 20));
 }

@@ -317,10 +317,16 @@ fn rearm_failed(py: Python<'_>) {
     py.detach(|| rearm(0));
 }
 
-/// How many pages have shown the error pattern so far, in all regions.
+/// A moment: pass it to [`failed_since`].
 #[pyfunction]
 fn failure_epoch() -> u64 {
-    engine::failure::epoch()
+    engine::failure::EXPOSURES.now().into()
+}
+
+/// May a page of any region have shown the error pattern since then?
+#[pyfunction]
+fn failed_since(epoch: u64) -> bool {
+    engine::failure::EXPOSURES.any_since(epoch.into())
 }
 
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch.
@@ -344,6 +350,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
     module.add_function(wrap_pyfunction!(take_resolver_error, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
+    module.add_function(wrap_pyfunction!(failed_since, module)?)?;
     module.add_function(wrap_pyfunction!(rearm_failed, module)?)?;
     module.add_function(wrap_pyfunction!(drop_pending_error, module)?)?;
     module.add_function(wrap_pyfunction!(refresh_handlers, module)?)

@@ -206,6 +206,21 @@ impl NativeRegion {
         Ok(answer)
     }
 
+    /// How a whole unit gets to its place at present, and why so; an eager region has nothing to fill.
+    fn filling(&self, py: Python<'_>) -> PyResult<(&'static str, String)> {
+        let words = |owned: &Owned| {
+            let policy = &owned.get()?.policy;
+            Ok((policy.method().name(), policy.why().to_string()))
+        };
+        Ok(self.with_lazy(py, words)?.unwrap_or(("eager", "everything was loaded at the start".into())))
+    }
+
+    /// May a page have shown the error pattern since `failure_epoch` was that?
+    fn failed_since(&self, py: Python<'_>, epoch: u64) -> PyResult<bool> {
+        let asked = self.with_lazy(py, |owned| owned.get().map(|region| region.exposures.any_since(epoch.into())))?;
+        Ok(asked.unwrap_or(false))
+    }
+
     /// One byte a unit: 0 absent, 1 filling, 2 present.
     fn unit_states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let states =
@@ -268,6 +283,15 @@ impl NativeRegion {
     }
 }
 
+/// May a page of `out`, which was copied from `offset` on, be the error pattern? One that came or went in the middle left an
+/// end of it.
+fn may_be_pattern(offset: usize, out: &[u8]) -> bool {
+    let page = uffd::page_size();
+    let (first, rest) = out.split_at((page - offset % page).min(out.len()));
+    let ends = |part: &[u8]| part.first() == Some(&0xFF) || part.last() == Some(&0xFF);
+    ends(first) || rest.chunks(page).any(ends)
+}
+
 /// How often a read starts over because pages left, or failed for others, meanwhile.
 const READ_TRIES: usize = 64;
 
@@ -324,15 +348,13 @@ impl NativeRegion {
         };
         let region = owned.get()?.clone();
         drop(memory); // the pin keeps the pages; a close meanwhile waits for it
-        let epoch = region.epoch.load(Ordering::SeqCst);
+        let before = region.exposures.now();
         let page = uffd::page_size();
         let pages: Range<usize> = offset / page..(offset + out.len()).div_ceil(page);
-        let shown =
-            |pages: Range<usize>| !region.exposed.is_empty() && pages.clone().any(|at| region.exposed.contains(at));
-        if shown(pages.clone()) || copy_by_kernel(from, out).is_err() {
+        if region.shows_pattern_in(pages) || copy_by_kernel(from, out).is_err() {
             return Ok(false);
         }
-        Ok(region.epoch.load(Ordering::SeqCst) == epoch || !shown(pages))
+        Ok(!region.exposures.any_since(before) || !may_be_pattern(offset, out))
     }
 
     /// Of the process this one was forked from? Eager memory is inherited as any other.
@@ -350,10 +372,13 @@ impl NativeRegion {
                 let mut fields = region.counters.snapshot().fields();
                 fields.push(("present_units", region.states.count_present() as i64));
                 fields.push(("units", region.states.len() as i64));
-                fields.push(("failure_epoch", region.epoch.load(Ordering::Relaxed) as i64));
+                fields.push(("failure_epoch", region.exposures.count() as i64));
                 let [copy, moved] = region.policy.costs().map(|cost| i64::try_from(cost).unwrap_or(i64::MAX));
                 fields.extend([("copy_nanoseconds", copy), ("move_nanoseconds", moved)]);
-                fields.push(("staging_slots", region.stock.map_or(0, |stock| i64::from(stock.populated_slots()))));
+                fields.push((
+                    "staging_slots",
+                    region.stock.as_ref().map_or(0, |stock| i64::from(stock.populated_slots())),
+                ));
                 Ok(fields)
             }
             Memory::Eager(..) => Ok(engine::counters::Snapshot::default().fields()),

@@ -21,14 +21,19 @@ class Costs:
     Attributes:
         copy: by UFFDIO_COPY, released in batches.
         move: by UFFDIO_MOVE of recycled pages.
+        reason: what decides, in words.
     """
 
     copy: int
     move: int
+    reason: str = ""
 
     def __str__(self) -> str:
-        known = [(cost, name) for cost, name in ((self.copy, "COPY"), (self.move, "MOVE")) if cost]
-        return ", ".join(f"{name} {cost / 1000:.1f} us" for cost, name in sorted(known)) or "not measured"
+        known = sorted((cost, name) for cost, name in ((self.copy, "COPY"), (self.move, "MOVE")) if cost)
+        if len(known) < 2:
+            return f"not compared: {self.reason}"
+        (cost, name), (more, other) = known
+        return f"by {name}, {cost / 1000:.1f} us ({other} {more / 1000:.1f} us)"
 
 
 def filling_costs(unit: int, threads: int = 1) -> Costs:
@@ -55,4 +60,4 @@ def filling_costs(unit: int, threads: int = 1) -> Costs:
             scan.join()
         found = region.statistics()
         del parts, scans
-    return Costs(found.copy_nanoseconds, found.move_nanoseconds)
+    return Costs(found.copy_nanoseconds, found.move_nanoseconds, found.fill_reason)

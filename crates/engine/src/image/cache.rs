@@ -1,30 +1,22 @@
 //! Frames that were decoded lately, for frames larger than what a touch wants: neighbours then decode nothing, and of
 //! two threads that want the same frame one decodes it while the other waits. All regions of one image share them.
 //!
-//! *Locks*: one word, held to look at a few numbers, never while a frame is decoded or read. It is only ever tried: who
+//! *Locks*: the shelf's, held to look at a few numbers, never while a frame is decoded or read. It is only ever tried: who
 //! does not get it, or waited [`PATIENCE`] for a frame, decodes for itself, so a signal handler that interrupted a holder
 //! loses time and nothing else. *Signal safety*: all but [`FrameCache::of`]; nothing is allocated. *Blocks on*: another
 //! thread's decoding, which has its compressed bytes already.
 
-use crate::futex::Bell;
+use super::shelf::{ALL, EMPTY, MOST_SLOTS, READY, Shelf, Shelves, TAKEN, TRIES};
 use crate::scratch::AlignedBuffer;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::mem::ManuallyDrop;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
-/// Decoded frames of one image take at most this much, or one frame does.
+/// Decoded frames of one image take at most this much, or one frame does; those of all images: see [`super::shelf`].
 pub const CACHE_BYTES: usize = 32 << 20;
-/// More than this many frames are not looked through.
-const MOST_SLOTS: usize = 32;
 /// How long another thread's decoding is waited for: the largest frame takes about 100 ms.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// How often the lock, or the registry, is tried.
-const TRIES: usize = 1000;
-
-const EMPTY: u8 = 0;
-const DECODING: u8 = 1;
-const READY: u8 = 2;
-
 /// Which bytes: the file as its filesystem knows it, and the digest of its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -34,23 +26,11 @@ pub struct Key {
     pub digest: u64,
 }
 
-/// The number of a frame, who looks at it, and when it was last wanted. `frame` and `used` change under the lock only,
-/// `readers` rises under the lock only, and a slot that has readers or is decoded into is nobody's to take.
-struct Slot {
-    frame: AtomicU32,
-    state: AtomicU8,
-    readers: AtomicU32,
-    used: AtomicU64,
-}
-
 /// Decoded frames of one image.
 pub struct FrameCache {
     frame_bytes: usize,
-    memory: AlignedBuffer,
-    slots: Vec<Slot>,
-    locked: AtomicBool,
-    clock: AtomicU64,
-    bell: Bell,
+    shelf: &'static Shelf,
+    memory: ManuallyDrop<AlignedBuffer>,
 }
 
 /// What there is for somebody who wants a frame.
@@ -108,28 +88,18 @@ impl FrameCache {
         if let Some(cache) = shared.filter(|cache| cache.frame_bytes == frame_bytes) {
             return Some(cache);
         }
-        let cache = Arc::new(Self::new(frame_bytes)?);
+        let cache = Arc::new(Self::new(frame_bytes, &ALL)?);
         known.iter_mut().for_each(|known| known.push((name, Arc::downgrade(&cache))));
         Some(cache)
     }
 
-    fn new(frame_bytes: usize) -> Option<Self> {
-        let count = (CACHE_BYTES / frame_bytes.max(1)).clamp(1, MOST_SLOTS);
-        let memory = AlignedBuffer::try_new(frame_bytes.checked_mul(count).filter(|bytes| *bytes > 0)?)?;
-        let slot = || Slot {
-            frame: AtomicU32::new(0),
-            state: AtomicU8::new(EMPTY),
-            readers: AtomicU32::new(0),
-            used: AtomicU64::new(0),
-        };
-        Some(Self {
-            frame_bytes,
-            memory,
-            slots: (0..count).map(|_| slot()).collect(),
-            locked: AtomicBool::new(false),
-            clock: AtomicU64::new(0),
-            bell: Bell::new(),
-        })
+    fn new(frame_bytes: usize, shelves: &'static Shelves) -> Option<Self> {
+        // Whole pages: a slot's memory is given back alone.
+        let slot_bytes = Some(frame_bytes).filter(|bytes| *bytes > 0)?.checked_next_multiple_of(uffd::page_size())?;
+        let count = (CACHE_BYTES / slot_bytes).clamp(1, MOST_SLOTS);
+        let memory = AlignedBuffer::try_new(slot_bytes.checked_mul(count)?)?;
+        let shelf = shelves.open(memory.address(), slot_bytes, count);
+        Some(Self { frame_bytes, shelf, memory: ManuallyDrop::new(memory) })
     }
 
     /// The frame, if it is there. If it is being decoded, wait for that.
@@ -137,8 +107,8 @@ impl FrameCache {
     pub fn find(&self, frame: u32) -> Option<Found<'_>> {
         let mut until = None;
         loop {
-            let rung = self.bell.rung();
-            match self.locked(|| self.look(frame))? {
+            let rung = self.shelf.bell.rung();
+            match self.shelf.locked(|| self.look(frame))? {
                 Seen::Ready(slot) => return Some(Found { cache: self, slot }),
                 Seen::Absent => return None,
                 Seen::Decoding => {
@@ -147,7 +117,7 @@ impl FrameCache {
                     if left.is_zero() {
                         return None;
                     }
-                    self.bell.wait(rung, Some(left));
+                    self.shelf.bell.wait(rung, Some(left));
                 }
             }
         }
@@ -159,10 +129,10 @@ impl FrameCache {
         if bytes > self.frame_bytes {
             return Claim::Full;
         }
-        let claimed = self.locked(|| match self.look(frame) {
+        let claimed = self.shelf.locked(|| match self.look(frame) {
             Seen::Ready(slot) => Ok(Claim::Found(Found { cache: self, slot })),
             Seen::Decoding => Err(()),
-            Seen::Absent => Ok(self.take_oldest(frame).map_or(Claim::Full, Claim::Decode)),
+            Seen::Absent => Ok(self.take(frame).map_or(Claim::Full, Claim::Decode)),
         });
         match claimed {
             Some(Ok(claim)) => claim,
@@ -174,7 +144,7 @@ impl FrameCache {
 
     /// Under the lock.
     fn look(&self, frame: u32) -> Seen {
-        for (number, slot) in self.slots.iter().enumerate() {
+        for (number, slot) in self.shelf.slots().iter().enumerate() {
             if slot.frame.load(Ordering::Relaxed) != frame {
                 continue;
             }
@@ -182,10 +152,10 @@ impl FrameCache {
             match slot.state.load(Ordering::Acquire) {
                 READY => {
                     slot.readers.fetch_add(1, Ordering::Relaxed);
-                    self.touch(slot);
+                    self.shelf.touch(number);
                     return Seen::Ready(number);
                 }
-                DECODING => return Seen::Decoding,
+                TAKEN => return Seen::Decoding,
                 _ => {}
             }
         }
@@ -193,41 +163,21 @@ impl FrameCache {
     }
 
     /// Under the lock.
-    fn take_oldest(&self, frame: u32) -> Option<Room<'_>> {
-        // Acquire: the last reader's loads are over before its bytes are written over.
-        let free = |slot: &&(usize, &Slot)| {
-            slot.1.state.load(Ordering::Acquire) != DECODING && slot.1.readers.load(Ordering::Acquire) == 0
-        };
-        let (number, slot) = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|slot| free(&slot))
-            .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed))?;
-        slot.state.store(DECODING, Ordering::Relaxed);
-        slot.frame.store(frame, Ordering::Relaxed);
-        self.touch(slot);
-        Some(Room { cache: self, slot: number, filled: false })
-    }
-
-    fn touch(&self, slot: &Slot) {
-        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    fn locked<R>(&self, look: impl FnOnce() -> R) -> Option<R> {
-        for _ in 0..TRIES {
-            if self.locked.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                let seen = look();
-                self.locked.store(false, Ordering::Release);
-                return Some(seen);
-            }
-            std::thread::yield_now();
-        }
-        None
+    fn take(&self, frame: u32) -> Option<Room<'_>> {
+        self.shelf.take(frame).map(|slot| Room { cache: self, slot, filled: false })
     }
 
     fn start_of(&self, slot: usize) -> *mut u8 {
-        (self.memory.address() + slot * self.frame_bytes) as *mut u8
+        self.shelf.start_of(slot) as *mut u8
+    }
+}
+
+impl Drop for FrameCache {
+    fn drop(&mut self) {
+        if self.shelf.close() {
+            // SAFETY: dropped here and nowhere else; nobody knows the memory any more.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
     }
 }
 
@@ -243,7 +193,7 @@ impl Found<'_> {
 
 impl Drop for Found<'_> {
     fn drop(&mut self) {
-        self.cache.slots[self.slot].readers.fetch_sub(1, Ordering::Release);
+        self.cache.shelf.slots()[self.slot].readers.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -259,7 +209,7 @@ impl<'a> Room<'a> {
     /// It is decoded: everybody may have it.
     #[must_use]
     pub fn fill(mut self) -> Found<'a> {
-        let slot = &self.cache.slots[self.slot];
+        let slot = &self.cache.shelf.slots()[self.slot];
         // Counted before it is there to be taken away.
         slot.readers.fetch_add(1, Ordering::Relaxed);
         slot.state.store(READY, Ordering::Release);
@@ -271,9 +221,9 @@ impl<'a> Room<'a> {
 impl Drop for Room<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            self.cache.slots[self.slot].state.store(EMPTY, Ordering::Release);
+            self.cache.shelf.slots()[self.slot].state.store(EMPTY, Ordering::Release);
         }
-        self.cache.bell.ring_all();
+        self.cache.shelf.bell.ring_all();
     }
 }
 

@@ -9,6 +9,7 @@
 //! *Locks*: those of `cache`. *Blocks on*: [`Index::read`] reads a file.
 
 pub mod cache;
+pub mod shelf;
 pub mod chunk;
 pub mod file;
 pub mod filter;

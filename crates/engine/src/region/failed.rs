@@ -87,8 +87,12 @@ impl Region {
     /// May any page show the error pattern? True also while another thread is taking the last one away.
     #[must_use]
     pub fn shows_pattern(&self) -> bool {
-        // In this order: pages leave the set while `sweeping` is held or `hiding` is up, and are holes after that.
-        !self.exposed.is_empty() || self.hiding.load(Ordering::SeqCst) > 0 || self.sweeping.try_lock().is_err()
+        // In this order: one that is being shown comes into the set; pages leave the set while `sweeping` is held or `hiding` is
+        // up, and are holes after that.
+        self.exposures.is_busy()
+            || !self.exposed.is_empty()
+            || self.hiding.load(Ordering::SeqCst) > 0
+            || self.sweeping.try_lock().is_err()
     }
 
     /// If a page shows the error pattern, turn it into a hole with `hide`; true: it did. Any thread, signal handlers too.
@@ -117,12 +121,19 @@ impl Region {
 
     /// Wait for those who are in [`Region::take_pattern`]: a few system calls.
     pub fn wait_for_hiding(&self) {
-        for _ in 0..10_000 {
-            if self.hiding.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            std::thread::yield_now();
-        }
+        wait_a_little(|| self.hiding.load(Ordering::SeqCst) > 0);
+    }
+
+    /// Wait for those who are putting the error pattern somewhere: it is noted then.
+    pub fn wait_for_showing(&self) {
+        wait_a_little(|| self.exposures.is_busy());
+    }
+
+    /// Does one of these pages show the error pattern?
+    #[must_use]
+    pub fn shows_pattern_in(&self, mut pages: Range<usize>) -> bool {
+        self.wait_for_showing();
+        !self.exposed.is_empty() && pages.any(|page| self.exposed.contains(page))
     }
 
     /// Turn a page that shows the error pattern, and was just taken out of `exposed`, back into a hole.
@@ -160,5 +171,15 @@ impl Region {
     /// Every page poisoned before this is known to be.
     pub fn settle_poison(&self) {
         drop(self.poisoned());
+    }
+}
+
+/// For what another thread does in a handful of system calls.
+fn wait_a_little(busy: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if !busy() {
+            return;
+        }
+        std::thread::yield_now();
     }
 }

@@ -9,6 +9,7 @@ pub mod waits;
 use crate::bits::PageBits;
 use crate::cause::Kind;
 use crate::counters::Counters;
+use crate::exposures::Exposures;
 use crate::mapping;
 use crate::policy::{Choice, Policy};
 use crate::residence::Residence;
@@ -94,6 +95,15 @@ impl Handles {
         Self { application, engine, original: engine }
     }
 
+    /// That of staging, the SIGBUS descriptor, for a thread with this table.
+    #[must_use]
+    pub fn staging(&self, table: Table) -> Handle {
+        match table {
+            Table::Application => self.application,
+            Table::Engine => self.original,
+        }
+    }
+
     /// The application closed all it could find, as by `os.closerange`: bring its copy back, under the same number. False:
     /// it cannot be had. Application threads, in signal handlers too.
     #[must_use]
@@ -138,7 +148,7 @@ pub struct Region {
     /// Which lane serves it (thread delivery).
     pub lane: usize,
     /// Staging for MOVE, where the unit is large enough.
-    pub stock: Option<&'static Stock>,
+    pub stock: Option<Arc<Stock>>,
     /// COPY or MOVE.
     pub policy: Policy,
     /// The resident budget, if there is one.
@@ -157,8 +167,8 @@ pub struct Region {
     poisoned_count: AtomicU64,
     /// Faults that wait for a slow read.
     pub waits: waits::Waits,
-    /// Rises with each page exposed.
-    pub epoch: AtomicU64,
+    /// How often a page of it showed the error pattern.
+    pub exposures: Exposures,
     /// Set before it is taken down: queued work ends early.
     pub closing: AtomicBool,
     /// When failed pages are re-armed next, and how far apart; the keeper's.
@@ -259,7 +269,7 @@ pub struct Parts {
     /// Which lane.
     pub lane: usize,
     /// Staging.
-    pub stock: Option<&'static Stock>,
+    pub stock: Option<Arc<Stock>>,
     /// Working memory.
     pub scratch: Arc<ScratchPool>,
 }
@@ -309,7 +319,7 @@ impl Region {
             poisoned: Mutex::default(),
             poisoned_count: AtomicU64::new(0),
             waits: waits::Waits::default(),
-            epoch: AtomicU64::new(0),
+            exposures: Exposures::default(),
             closing: AtomicBool::new(false),
             rearm: Mutex::default(),
             sweeping: Mutex::default(),

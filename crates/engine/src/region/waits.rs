@@ -3,7 +3,7 @@
 //!
 //! *Locks*: one, for a few instructions. *Threads*: engine threads only.
 
-use crate::futex::ATTENTION;
+use crate::futex::{ALARM, ATTENTION};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -43,7 +43,7 @@ impl Waits {
         list.retain(|known| known.thread != wait.thread);
         list.push(wait);
         self.count.store(list.len(), Ordering::SeqCst);
-        if list.len() == 1 {
+        if list.len() == 1 && ALARM.is_later_than(wait.deadline.saturating_duration_since(wait.looked)) {
             ATTENTION.ring();
         }
         None
