@@ -23,13 +23,31 @@ from userfault.errors import (
     PagePurged,
     RefusedError,
     RegionClosedError,
+    StoreChanged,
+    StoreError,
+    StoreMissing,
     UnsupportedError,
     UserFault,
     UserfaultError,
 )
 from userfault.mapping import load, map
 from userfault.region import Options, Region, Statistics, checked
-from userfault.sources import Bytes, Checksum, Deadline, File, Function, Image, Retry, Source, Zero
+from userfault.sources import (
+    Blob,
+    Bytes,
+    Cached,
+    Checksum,
+    Computed,
+    Deadline,
+    File,
+    Fsspec,
+    Function,
+    Image,
+    Redis,
+    Retry,
+    Source,
+    Zero,
+)
 from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
 
 if TYPE_CHECKING:
@@ -41,11 +59,15 @@ if TYPE_CHECKING:
     from userfault.kernel import capabilities as capabilities
 
 __all__ = [
+    "Blob",
     "Bytes",
+    "Cached",
     "Capabilities",
     "Checksum",
+    "Computed",
     "Deadline",
     "File",
+    "Fsspec",
     "Function",
     "Image",
     "ImageError",
@@ -53,12 +75,16 @@ __all__ = [
     "Options",
     "PageError",
     "PagePurged",
+    "Redis",
     "RefusedError",
     "Region",
     "RegionClosedError",
     "Retry",
     "Source",
     "Statistics",
+    "StoreChanged",
+    "StoreError",
+    "StoreMissing",
     "UnsupportedError",
     "UserFault",
     "UserfaultError",
