@@ -14,6 +14,7 @@ use crate::image::{Frame, ImageError, Index, MAX_FRAME_BYTES};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Unit of images whose frames have no common size that suits.
 const DEFAULT_UNIT_BYTES: usize = 64 << 10;
@@ -85,7 +86,7 @@ impl ImageSource {
     }
 
     /// Does this frame hold only zeros? Reads its few compressed bytes the first time, unless its size says no.
-    fn is_zero(&self, frame: Frame, how: (Table, Patience), scratch: &mut Scratch) -> Result<bool, Cause> {
+    fn is_zero(&self, frame: Frame, how: Access, scratch: &mut Scratch) -> Result<bool, Cause> {
         if !frame.may_be_zero() {
             return Ok(false);
         }
@@ -99,16 +100,11 @@ impl ImageSource {
     }
 
     /// Have the scratch hold its compressed bytes.
-    fn read_frame(
-        &self,
-        frame: Frame,
-        (table, patience): (Table, Patience),
-        scratch: &mut Scratch,
-    ) -> Result<(), Cause> {
+    fn read_frame(&self, frame: Frame, how: Access, scratch: &mut Scratch) -> Result<(), Cause> {
         // Taken out, for the source below may use the rest of the scratch; nothing is allocated.
         let mut room = std::mem::take(&mut scratch.compressed);
         let outcome = match room.get_mut(..frame.compressed_bytes as usize) {
-            Some(out) => self.bytes.read(frame.offset, out, &mut Reading { patience, table, scratch }),
+            Some(out) => self.bytes.read(frame.offset, out, &mut how.reading(scratch)),
             None => Err(Cause::Os(libc::ENOMEM)), // the scratch was made for another source
         };
         scratch.compressed = room;
@@ -117,7 +113,7 @@ impl ImageSource {
 
     /// Give `part` the bytes of the frame from `within` on.
     fn fill(&self, frame: Frame, within: usize, part: &mut [u8], how: &mut Reading<'_>) -> Result<(), Cause> {
-        let access = (how.table, how.patience);
+        let access = Access::of(how);
         let scratch = &mut *how.scratch;
         if self.is_zero(frame, access, scratch)? {
             part.fill(0);
@@ -130,13 +126,7 @@ impl ImageSource {
     }
 
     /// All of a frame: decoded in place, by way of the scratch only if a filter has to be undone.
-    fn fill_whole(
-        &self,
-        frame: Frame,
-        out: &mut [u8],
-        how: (Table, Patience),
-        scratch: &mut Scratch,
-    ) -> Result<(), Cause> {
+    fn fill_whole(&self, frame: Frame, out: &mut [u8], how: Access, scratch: &mut Scratch) -> Result<(), Cause> {
         if self.index.filter().is_none() {
             self.read_frame(frame, how, scratch)?;
             return decode_frame(scratch, frame, out);
@@ -151,7 +141,7 @@ impl ImageSource {
         frame: Frame,
         within: usize,
         part: &mut [u8],
-        how: (Table, Patience),
+        how: Access,
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
         let frame_bytes = frame.decoded_bytes as usize;
@@ -179,7 +169,7 @@ impl ImageSource {
     }
 
     /// Have the scratch hold the frame, as zstd gives it.
-    fn decode_into_scratch(&self, frame: Frame, how: (Table, Patience), scratch: &mut Scratch) -> Result<(), Cause> {
+    fn decode_into_scratch(&self, frame: Frame, how: Access, scratch: &mut Scratch) -> Result<(), Cause> {
         let tag = (self.id, u64::from(frame.number));
         if scratch.frame_tag == Some(tag) {
             scratch.tally.found += 1;
@@ -231,7 +221,7 @@ impl Source for ImageSource {
 
     fn extent(&self, offset: u64, len: usize, how: &mut Reading<'_>) -> Extent {
         // A frame that the page cache does not have, and that may not be waited for, is data: read_into finds out.
-        let access = (how.table, how.patience);
+        let access = Access::of(how);
         // A store is not asked for this: what was learnt of its frames has to do.
         let known = |frame: Frame| frame.may_be_zero() && self.kinds.get(frame.number) == Some(true);
         let zero = |frame: Frame, scratch: &mut Scratch| match self.bytes.source() {
@@ -336,6 +326,24 @@ fn cause_of(fault: FrameFault) -> Cause {
     match fault {
         FrameFault::Checksum { .. } => Cause::Checksum,
         FrameFault::Corrupt | FrameFault::Length { .. } => Cause::Corrupt,
+    }
+}
+
+/// How the bytes are to be read, while the scratch is used for something else.
+#[derive(Clone, Copy)]
+struct Access {
+    table: Table,
+    patience: Patience,
+    limit: Duration,
+}
+
+impl Access {
+    fn of(how: &Reading<'_>) -> Self {
+        Self { table: how.table, patience: how.patience, limit: how.limit }
+    }
+
+    fn reading(self, scratch: &mut Scratch) -> Reading<'_> {
+        Reading { patience: self.patience, table: self.table, limit: self.limit, scratch }
     }
 }
 

@@ -3,7 +3,7 @@
 //! *Locks*: none. *Blocks on*: the file or the source. *Signal safety*: that of the file (safe) or of the source.
 
 use super::fd::FileHandle;
-use super::{Cause, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use super::{Cause, NO_LIMIT, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl<'a> Opening<'a> {
 
     fn read_now(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let scratch = &mut *self.scratch.borrow_mut();
-        let mut how = Reading { patience: Patience::Wait, table: Table::Application, scratch };
+        let mut how = Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, scratch };
         self.bytes.read(offset, out, &mut how).map_err(|cause| match cause {
             Cause::Os(errno) => io::Error::from_raw_os_error(errno),
             Cause::Short => io::ErrorKind::UnexpectedEof.into(),
