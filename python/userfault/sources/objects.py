@@ -98,8 +98,7 @@ class Blob(RemoteSource):
         """See `RemoteSource.place`: another endpoint is another store; other credentials are not."""
         config = getattr(self.store, "config", None) or {}
         public = {name: value for name, value in config.items() if not any(secret in name for secret in _SECRET)}
-        endpoints = {name: value for name, value in os.environ.items() if "ENDPOINT" in name}
-        return f"{self.store!r} {sorted(public.items())} {sorted(endpoints.items())} {self.path}"
+        return f"{self.store!r} {sorted(public.items())} {sorted(_endpoints().items())} {self.path}"
 
     @property
     def identity(self) -> str | None:
@@ -127,6 +126,25 @@ def _tag(meta: Any) -> str:
     return "" if meta["last_modified"].timestamp() == 0 else f"of {meta['last_modified'].isoformat()}"
 
 
+def _endpoints() -> dict[str, str]:
+    """Servers that the environment names."""
+    return {name: value for name, value in os.environ.items() if "ENDPOINT" in name}
+
+
+#: What obstore reads from the environment, but only where no client options are given, as they are here.
+_CLIENT = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout", "proxy_url", "proxy_ca_certificate")
+
+
+def _from_environment() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for cloud in ("AWS", "AZURE", "GOOGLE"):
+        for name in _CLIENT:
+            value = os.environ.get(f"{cloud}_{name.upper()}")
+            if value is not None:
+                found[name] = value.lower() in ("1", "true", "yes", "on") if name.startswith("allow") else value
+    return found
+
+
 def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectStore, str]:
     """The store, and the path in it."""
     from datetime import timedelta
@@ -142,9 +160,10 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
     if parts.query or parts.fragment:
         raise OptionError(f"{url!r}: object stores know no '?' and '#' in a URL; Fsspec({url!r}) sends them")
     client: dict[str, Any] = {"timeout": timedelta(seconds=deadline), "read_timeout": timedelta(seconds=deadline / 4)}
+    client |= _from_environment()
     # Repeated by RemoteSource too, but obstore knows which answers of a server pass, and when its credentials are stale.
     retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=deadline), "backoff": {"init_backoff": timedelta(seconds=0.05)}}
-    if parts.scheme == "http":
+    if any(str(place).startswith("http://") for place in (url, options.get("endpoint"), *_endpoints().values())):
         client["allow_http"] = True
     options = {"retry_config": retry, **options, "client_options": {**client, **options.get("client_options", {})}}
     base = f"{parts.scheme}://{parts.netloc}"
