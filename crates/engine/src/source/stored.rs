@@ -133,7 +133,10 @@ impl<'a> Opening<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Extent;
+    use super::super::image::ImageSource;
     use super::*;
+    use crate::image::testing::{Random, image};
     use std::sync::Mutex;
 
     /// Bytes that note how they are read.
@@ -153,6 +156,30 @@ mod tests {
         fn name(&self) -> String {
             "Noted".into()
         }
+    }
+
+    #[test]
+    fn an_image_in_a_source_asks_for_what_is_wanted() {
+        let mut random = Random(11);
+        let (a, zeros, b) = (random.bytes(65_536), vec![0; 65_536], random.bytes(65_536));
+        let packed = image(&[&a, &zeros, &b], true);
+        let reads = Arc::new(Mutex::new(Vec::new()));
+        let source = ImageSource::inside(Arc::new(Noted(packed, reads.clone()))).unwrap();
+        assert_eq!((source.len(), source.name()), (3 << 16, "Image(Noted)".to_owned()));
+        let mut scratch = Scratch::new(65_536, source.needs());
+        let mut how =
+            Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, scratch: &mut scratch };
+        reads.lock().unwrap().clear();
+        // What lies there is told only as far as it is known: a store is not asked.
+        assert_eq!(source.extent(65_536, 65_536, &mut how), Extent::Data(65_536));
+        assert_eq!(*reads.lock().unwrap(), []);
+        for (offset, part) in [(0, &a), (1, &zeros), (2, &b)] {
+            let mut out = vec![1; 65_536];
+            source.read_into(offset << 16, &mut out, &mut how).unwrap();
+            assert!(out == *part, "frame {offset}");
+        }
+        assert_eq!(reads.lock().unwrap().len(), 3);
+        assert_eq!(source.extent(65_536, 65_536, &mut how), Extent::Zero(65_536));
     }
 
     #[test]
