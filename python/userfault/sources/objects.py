@@ -84,9 +84,10 @@ class Blob(RemoteSource):
             options["if_match"] = version.tag
         try:
             result = obstore.get(self.store, self.path, options=options)
-            now = Version(result.meta["size"], _tag(result.meta))
-            if now != version:
-                raise self.changed(version, f"{now.tag or 'one without a version'} with {now.length} bytes")
+            meta = result.meta
+            tag = _tag(meta)
+            if tag != version.tag or meta["size"] != version.length:
+                raise self.changed(version, f"{tag or 'one without a version'} with {meta['size']} bytes")
             if result.range != (start, stop):
                 came = f"bytes {result.range[0]} to {result.range[1]}"
                 raise StoreError(self.url, f"bytes {start} to {stop} were asked for, {came} came", transient=True)
