@@ -19,6 +19,7 @@ import numpy as np
 import userfault as uf
 from bench.data import numbered_bytes, warm
 from bench.ours import positions
+from bench.stores import store
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
@@ -315,6 +316,7 @@ CASES: dict[str, Callable[[Given], Round]] = {
     "idle": idle,
     "crowd": crowd,
     "present": present,
+    "store": store,
 }
 
 

@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from bench import stores
 from bench.peers import PATIENCE_SECONDS, ROOT
 
 ROUNDS = (1, 3)
@@ -97,6 +98,8 @@ def missing(tool: str) -> str | None:
     """Why a row that needs `tool` cannot be played here; None: it can."""
     if tool == "zstd" and not has_header("zstd.h"):
         return "zstd.h is missing (apt install libzstd-dev)"
+    if tool == "nginx":
+        return stores.why_not()
     if tool == "strace":
         if not shutil.which("strace"):
             return "strace is missing (apt install strace)"

@@ -44,7 +44,7 @@ class Pair:
         least: the count of a short form, at least: a quarter of 32 units is the smallest budget of a region.
         short: the numbers of a short form, where they are sizes.
         data: a file of `bench.data` that both sides read; the count is put in its name.
-        needs: "zstd": the C library's header is needed.
+        needs: "zstd": the C library's header is needed; "nginx": that and obstore are.
         unit: of the samples: "ns", or what else is counted.
         bytes_each: bytes of one of `count`; then the table shows GB/s.
         limit: the greatest median that we accept, in the unit.
@@ -252,6 +252,17 @@ PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
     Pair("idle-10000", "idle", MANY_REGIONS, (2000,), short=(50,), unit="% CPU", limit=0.05),
     *(crowd(delivery) for delivery in DELIVERIES),
     Pair("present-2MiB", "present", 32, (8,), (), (Against("ordinary", at_most=1.02),), bytes_each=2 * MIB, single=True),
+    Pair(
+        "object-256KiB",
+        "store",
+        128,
+        (256 * KIB,),
+        ("unpinned",),
+        (Against("obstore", at_least=0.8),),
+        needs="nginx",
+        bytes_each=256 * KIB,
+        single=True,
+    ),
     KernelCalls("signal", 2048, "touch_signal"),
     # Every sixteenth fault the reader looks where its toucher runs; the C program was told.
     KernelCalls("thread", 2048, "touch_thread", at_most=1.07),

@@ -11,12 +11,12 @@ say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 [ -t 2 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf '\nhint: %s\n' "$2" >&2; exit 1; }
 
-# apt_install PACKAGE...: as root on a machine with apt-get; fails elsewhere.
+# apt_install PACKAGE...: as root on a machine with apt-get; fails elsewhere. Services that come along are not started.
 apt_install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     say "apt-get install $*"
     apt-get -qq update >&2 || true
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >&2
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >&2
 }
 
 # need_python: set PYTHON to an interpreter that is new enough and can make virtual environments.
@@ -27,6 +27,14 @@ need_python() {
         fail "$("$PYTHON" --version) is too old" "install Python 3.11 or newer, or set PYTHON"
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv ||
         fail "$PYTHON cannot make virtual environments (no ensurepip)" "apt-get install python3-venv"
+}
+
+# need_servers: what the tests of stores start for themselves; without them they are skipped with the reason.
+need_servers() {
+    local missing=()
+    PATH=$PATH:/usr/sbin command -v nginx >/dev/null || missing+=(nginx-light)
+    command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing+=(redis-server)
+    [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}" || say "missing, and their tests are skipped: ${missing[*]}"
 }
 
 need_rust() {

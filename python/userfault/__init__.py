@@ -24,13 +24,31 @@ from userfault.errors import (
     PagePurged,
     RefusedError,
     RegionClosedError,
+    StoreChanged,
+    StoreError,
+    StoreMissing,
     UnsupportedError,
     UserFault,
     UserfaultError,
 )
 from userfault.mapping import load, map
 from userfault.region import Options, Region, Statistics
-from userfault.sources import Bytes, Checksum, Deadline, File, Function, Image, Retry, Source, Zero
+from userfault.sources import (
+    Blob,
+    Bytes,
+    Cached,
+    Checksum,
+    Computed,
+    Deadline,
+    File,
+    Fsspec,
+    Function,
+    Image,
+    Redis,
+    Retry,
+    Source,
+    Zero,
+)
 from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
 
 if TYPE_CHECKING:
@@ -42,11 +60,15 @@ if TYPE_CHECKING:
     from userfault.kernel import capabilities as capabilities
 
 __all__ = [
+    "Blob",
     "Bytes",
+    "Cached",
     "Capabilities",
     "Checksum",
+    "Computed",
     "Deadline",
     "File",
+    "Fsspec",
     "Function",
     "Image",
     "ImageError",
@@ -54,12 +76,16 @@ __all__ = [
     "Options",
     "PageError",
     "PagePurged",
+    "Redis",
     "RefusedError",
     "Region",
     "RegionClosedError",
     "Retry",
     "Source",
     "Statistics",
+    "StoreChanged",
+    "StoreError",
+    "StoreMissing",
     "UnsupportedError",
     "UserFault",
     "UserfaultError",

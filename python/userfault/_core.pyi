@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias, final
 
-from _typeshed import ReadableBuffer
+from _typeshed import ReadableBuffer, WriteableBuffer
 
 # kernel
 
@@ -206,6 +206,12 @@ class NativeSource:
     @staticmethod
     def image(path: str) -> NativeSource:
         """Return a source of the bytes inside an image."""
+
+    def unpacked(self) -> NativeSource:
+        """Return a source of the bytes inside the image that this one gives; OptionError if it is an image already."""
+
+    def read_into(self, offset: int, buffer: WriteableBuffer) -> None:
+        """Fill a buffer with the bytes from `offset` on; PageError where they cannot be had. GIL: released."""
 
     @staticmethod
     def called(source: object) -> NativeSource:

@@ -8,7 +8,10 @@
     ├─ UnsupportedError(…, OSError)      this kernel lacks something
     ├─ OptionError(…, ValueError)        parameters that make no sense, or not together
     ├─ RegionClosedError(…, ValueError)  the region is closed, or belongs to the parent process
-    └─ ImageError(…, ValueError)         a file is not the image it should be
+    ├─ ImageError(…, ValueError)         a file is not the image it should be
+    └─ StoreError(…, OSError)            a store did not give the bytes: .url .reason .transient
+       ├─ StoreMissing(…, FileNotFoundError)  there is no such object, or no longer
+       └─ StoreChanged                   the object is not the one that was opened any more
 
 A failed system call that has no better name is an `OSError` of the kind its errno asks for.
 """
@@ -28,6 +31,9 @@ __all__ = [
     "PagePurged",
     "RefusedError",
     "RegionClosedError",
+    "StoreChanged",
+    "StoreError",
+    "StoreMissing",
     "UnsupportedError",
     "UserFault",
     "UserfaultError",
@@ -188,3 +194,33 @@ class RegionClosedError(UserfaultError, ValueError):
 
 class ImageError(UserfaultError, ValueError):
     """A file is not the image it should be: truncated, damaged, hostile, or not an image at all."""
+
+
+class StoreError(UserfaultError, OSError):
+    """A store did not give the bytes that it was asked for: at a touch the `__cause__` of the `PageError`.
+
+    Attributes:
+        url: Which object.
+        reason: Why, a sentence.
+        transient: Whether the same read may succeed a moment later; the source has tried that already, as often as it was told.
+    """
+
+    def __init__(self, url: str, reason: str, transient: bool = False) -> None:
+        self.url = url
+        self.reason = reason
+        self.transient = transient
+        super().__init__(f"{url}: {reason}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self.reason, self.transient)
+
+
+class StoreMissing(StoreError, FileNotFoundError):
+    """There is no such object in the store, or there is none any more."""
+
+
+class StoreChanged(StoreError):
+    """The object was replaced since it was opened. Its pages would be a mixture of both, so none of the new ones is shown."""

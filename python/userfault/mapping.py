@@ -37,7 +37,8 @@ def map(
     """Map a source into memory: pages are filled when they are touched.
 
     Args:
-        source: A Source, a path (opened by what it holds: an image, or a plain file), or bytes.
+        source: A Source, a path or a URL (opened by what it holds: an image, or plain bytes), or bytes. URLs are those of object
+            stores ("s3://bucket/key", "gs://…", "az://…"), the web, Redis, and whatever fsspec knows: see docs/stores.md.
         delivery: "thread": native fault threads serve every access, system calls too. "signal": the touching thread serves
             itself, which is cheaper, but a system call on an absent page gets EFAULT.
         unit: Bytes filled per fault, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: what suits
@@ -61,7 +62,7 @@ def map(
         RefusedError: A PermissionError: this process may not have a userfaultfd; names the command that tells why.
         OptionError: A ValueError: options that make no sense, or not together.
         ImageError: The file looks like an image and is not a sound one.
-        OSError: The file cannot be opened, or there is no room.
+        OSError: The file or object cannot be opened, or there is no room.
 
     GIL: released while it waits. Kernel: 4.11; PageError needs POISON (6.6), recycling needs MOVE (6.8).
 
@@ -90,11 +91,11 @@ def map(
     return open_region(source_of(source), options)
 
 
-def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
+def load(path: Source | str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
     """Open an array file lazily: `.npy`, or a `.npy` packed as an image (`.npy.zst`).
 
     Args:
-        path: The file.
+        path: The file, its URL, or a Source of its bytes.
         **options: As `map` takes them.
 
     Returns:
@@ -107,18 +108,19 @@ def load(path: str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:
         OSError: As `map`.
     """
     region = map(path, **options)
-    shape, fortran, dtype, start = _npy_header(region, os.fspath(path))
+    name = repr(path) if isinstance(path, Source) else os.fspath(path)
+    shape, fortran, dtype, start = _npy_header(region, name)
     if dtype.hasobject:
-        raise OptionError(f"{os.fspath(path)} holds pickled Python objects; they are never loaded")
+        raise OptionError(f"{name} holds pickled Python objects; they are never loaded")
     if any(length < 0 for length in shape):
-        raise OptionError(f"{os.fspath(path)} is not a .npy array: its header promises the shape {shape}")
+        raise OptionError(f"{name} is not a .npy array: its header promises the shape {shape}")
     need = math.prod(shape) * dtype.itemsize
     if start + need > len(region):
-        raise OptionError(f"{os.fspath(path)}: its header promises {need} bytes of data, {len(region) - start} are there")
+        raise OptionError(f"{name}: its header promises {need} bytes of data, {len(region) - start} are there")
     try:
         return region.numpy(dtype, shape, start, order="F" if fortran else "C")
     except OptionError as error:
-        raise OptionError(f"{os.fspath(path)}: {error}") from None
+        raise OptionError(f"{name}: {error}") from None
 
 
 _NPY_READERS = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}

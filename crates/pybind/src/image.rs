@@ -1,8 +1,10 @@
 //! Images for Python: reading a seek table, checking frames, making frames. The verbs are in `userfault.image`.
 
+use crate::errors::page_error;
 use engine::image::chunk::Cut;
 use engine::image::chunk::{self, Piece};
 use engine::image::{Filter, FrameEncoder, ImageError, ImageFile, MAX_FRAME_BYTES, filter, frame, table};
+use engine::source::SourceError;
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -27,6 +29,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// An `OSError` where the kernel said no, `userfault.errors.ImageError` where the file is at fault.
 pub fn image_error(py: Python<'_>, error: &ImageError, path: &str) -> PyErr {
+    if let Some(failed) = source_error(error) {
+        return page_error(py, path, &failed);
+    }
     let errno = match error {
         ImageError::Open(cause) | ImageError::Io { error: cause, .. } => cause.raw_os_error(),
         _ => None,
@@ -35,6 +40,12 @@ pub fn image_error(py: Python<'_>, error: &ImageError, path: &str) -> PyErr {
         Some(errno) => os_error(py, errno, path).unwrap_or_else(|problem| problem),
         None => image_error_class(py, format!("{path}: {error}")),
     }
+}
+
+/// The failed read of a source that an image was to be made of.
+fn source_error(error: &ImageError) -> Option<SourceError> {
+    let ImageError::Io { error, .. } = error else { return None };
+    error.get_ref()?.downcast_ref::<SourceError>().copied()
 }
 
 /// The `OSError` that `open()` would raise.

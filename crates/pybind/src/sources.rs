@@ -1,14 +1,14 @@
 //! Native sources as Python names them: opaque handles that `userfault.sources` wraps in picklable objects.
 
 use crate::called::{Called, PythonSource};
-use crate::errors::{engine_error, option_error};
-use engine::source::Source;
+use crate::errors::{engine_error, option_error, page_error};
 use engine::source::bytes::Bytes;
 use engine::source::fd::FileHandle;
 use engine::source::file::File;
 use engine::source::image::ImageSource;
-use engine::source::layers::{Chaos, Checksum, Deadline, Retry};
+use engine::source::layers::{Chaos, Checksum, Deadline, Retry, read_plainly};
 use engine::source::zero::Zero;
+use engine::source::{ScratchNeeds, Source};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -66,6 +66,41 @@ impl NativeSource {
         let label = path.display().to_string();
         let opened = py.detach(|| ImageSource::open(handle, &label));
         opened.map(Self::of).map_err(|error| crate::image::image_error(py, &error, &label))
+    }
+
+    /// Of the bytes that this source gives.
+    fn unpacked(&self, py: Python<'_>) -> PyResult<Self> {
+        if self.0.needs() != ScratchNeeds::default() {
+            return Err(option_error(
+                py,
+                "an image inside an image is not unpacked: map the outer one and copy the inner one out",
+            ));
+        }
+        let (inner, label) = (self.0.clone(), self.0.name());
+        let opened = py.detach(|| ImageSource::inside(inner));
+        opened.map(Self::of).map_err(|error| crate::image::image_error(py, &error, &label))
+    }
+
+    /// Fill a writable buffer with the bytes from `offset` on.
+    #[pyo3(signature = (offset, buffer))]
+    fn read_into(&self, py: Python<'_>, offset: u64, buffer: PyBuffer<u8>) -> PyResult<()> {
+        if buffer.readonly() || !buffer.is_c_contiguous() {
+            return Err(option_error(py, "the buffer must be writable and contiguous"));
+        }
+        let (address, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.0.len()) {
+            let text =
+                format!("{len} bytes at offset {offset} do not lie in the {} bytes of {}", self.0.len(), self.0.name());
+            return Err(option_error(py, &text));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the export keeps these bytes where they are until the buffer is dropped, and the caller gives them away for
+        // the call, as with `readinto` of files.
+        let out = unsafe { std::slice::from_raw_parts_mut(address, len) };
+        let outcome = py.detach(|| read_plainly(&*self.0, offset, out));
+        outcome.map_err(|error| page_error(py, &self.0.name(), &error))
     }
 
     /// `source`: what `userfault.sources.called` made of it.

@@ -95,13 +95,16 @@ class Image(Source):
     """The bytes inside a seekable zstd image, decoded frame by frame as they are touched.
 
     Args:
-        path: A file made by `userfault pack`, or by any writer of the seekable format.
+        path: A file made by `userfault pack`, or by any writer of the seekable format; or a Source of the bytes of one, of
+            which the seek table is read when it is opened, and each frame when it is touched.
     """
 
-    path: str | os.PathLike[str]
+    path: str | os.PathLike[str] | Source
 
     def open(self) -> _core.NativeSource:
-        """Open it; see `Source.open`. A damaged or hostile file raises ImageError."""
+        """Open it; see `Source.open`. A damaged or hostile file raises ImageError, a source that fails PageError."""
+        if isinstance(self.path, Source):
+            return native(self.path).unpacked()
         return _core.NativeSource.image(os.fspath(self.path))
 
 

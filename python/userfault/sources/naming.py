@@ -3,41 +3,83 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from userfault.sources import objects, redis
 from userfault.sources.base import Source
+from userfault.sources.caching import Cached
+from userfault.sources.fsspec import Fsspec
 from userfault.sources.local import Bytes, File, Image
+from userfault.sources.remote import RemoteSource
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["source_of"]
+__all__ = ["remote_of", "source_of"]
 
 _ZSTD_FRAME = 0xFD2FB528
 _SKIPPABLE_FRAMES = range(0x184D2A50, 0x184D2A60)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|:)")
 
 
 def source_of(what: Source | str | os.PathLike[str] | Buffer) -> Source:
-    """The source that `what` means: itself, a path opened by what it holds, or bytes in memory.
+    """The source that `what` means: itself, a path or URL opened by what it holds, or bytes in memory.
 
     Args:
-        what: A Source, a path, or an object with the buffer protocol.
+        what: A Source, a path, a URL, or an object with the buffer protocol.
 
     Returns:
-        The source; a file that begins as zstd data does is an Image.
+        The source; what begins as zstd data does is an Image. What a URL names is Cached with the defaults.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, the object not be had.
+        OptionError: A URL of an object that cannot be opened, or the library for it is not installed.
         TypeError: It is none of these.
     """
     if isinstance(what, Source):
         return what
+    if isinstance(what, str) and _URL.match(what):
+        if what.lower().startswith("file://"):
+            return source_of(unquote(urlsplit(what).path) or "/")
+        cached = Cached(remote_of(what))
+        return Image(cached) if _is_image(_first_bytes(cached)) else cached
     if isinstance(what, (str, os.PathLike)):
         with open(what, "rb") as file:
-            magic = int.from_bytes(file.read(4), "little")
-        return Image(what) if magic == _ZSTD_FRAME or magic in _SKIPPABLE_FRAMES else File(what)
+            return Image(what) if _is_image(file.read(4)) else File(what)
     try:
         memoryview(what)
     except TypeError:
-        raise TypeError(f"{type(what).__name__}: expected a Source, a path, or a bytes-like object") from None
+        raise TypeError(f"{type(what).__name__}: expected a Source, a path, a URL, or a bytes-like object") from None
     return Bytes(what)
+
+
+def remote_of(url: str) -> RemoteSource:
+    """The source of what a URL names, without a cache.
+
+    Args:
+        url: "s3://…", "gs://…", "az://…", "https://…": a Blob; "redis://…": Redis; any other: Fsspec, and so are web pages with
+            a query, which obstore does not send.
+
+    Raises:
+        OptionError: It names nothing; the library for it is not installed.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in redis.SCHEMES:
+        return redis.Redis(url)
+    if parts.scheme in objects.SCHEMES and "::" not in url and not (parts.query or parts.fragment):
+        return objects.Blob(url)
+    return Fsspec(url)
+
+
+def _first_bytes(source: Cached) -> bytes:
+    first = bytearray(min(4, source.length))
+    if first:
+        source.read_into(0, memoryview(first))
+    return bytes(first)
+
+
+def _is_image(first: bytes) -> bool:
+    magic = int.from_bytes(first, "little")
+    return len(first) == 4 and (magic == _ZSTD_FRAME or magic in _SKIPPABLE_FRAMES)

@@ -1,0 +1,119 @@
+"""Calls that wait for a network, made by threads of our own while the caller waits for the answer, up to a deadline.
+
+Why not in the thread that touched? It may be inside the very library that is to be called: an upload of lazy memory by
+obstore touches it with obstore's runtime below on its stack, and that refuses to be entered twice. Locks of the
+interrupted code that a store's client takes too would be waited for in vain. A hop to another thread costs about 20 us.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["MOST_ASIDE", "aside"]
+
+#: Calls that run at once; the others wait for their turn.
+MOST_ASIDE = 64
+
+T = TypeVar("T")
+
+
+class _Job:
+    """A call and what becomes of it."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.is_wanted = True
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        """Run it, unless nobody waits any more."""
+        try:
+            if self.is_wanted:
+                self.value = self.function(*self.arguments)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.release()
+
+
+class _Threads:
+    """Threads that are started as they are needed, and stay."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        # Reentrant, since a garbage collection in here may run a finalizer that touches lazy memory.
+        self._lock = threading.RLock()
+        self._idle = 0
+        self._threads = 0
+
+    def give(self, job: _Job) -> None:
+        """Have one of them run it."""
+        with self._lock:
+            is_short = self._idle == 0
+            if is_short and self._threads < MOST_ASIDE:
+                self._threads += 1
+                threading.Thread(target=self._serve, name="userfault-store", daemon=True).start()
+            elif not is_short:
+                self._idle -= 1
+        self._jobs.put(job)
+
+    def _serve(self) -> None:
+        while True:
+            job = self._jobs.get()
+            job.run()
+            del job
+            with self._lock:
+                self._idle += 1
+
+
+_THREADS: _Threads | None = None
+
+
+def _threads() -> _Threads:
+    global _THREADS
+    threads = _THREADS
+    if threads is None or threads.process != os.getpid():  # a forked child has none of its parent's
+        threads = _THREADS = _Threads()
+    return threads
+
+
+def aside(function: Callable[..., T], *arguments: Any, seconds: float) -> T:
+    """Call `function(*arguments)` in a thread of ours.
+
+    Args:
+        function: What to call. If the time is up it runs on, and its answer is dropped.
+        *arguments: For it.
+        seconds: How long to wait for it.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        TimeoutError: It was not done by then.
+        BaseException: What it raised.
+
+    Blocks: until then; Ctrl-C works. GIL: released.
+    """
+    job = _Job(function, arguments)
+    _threads().give(job)
+    try:
+        if not job.done.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX))):
+            raise TimeoutError(f"no answer within {seconds:g} s")
+    finally:
+        job.is_wanted = False
+    if job.error is not None:
+        try:
+            raise job.error
+        finally:
+            job.error = None  # no circle of the exception, this frame and the job
+    value: T = job.value
+    return value

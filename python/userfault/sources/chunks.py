@@ -1,0 +1,135 @@
+"""Chunks of sources kept in memory: one cache for the whole process, bounded in bytes; who was used last stays longest.
+
+A chunk that several threads want is fetched by one of them (single flight). Locks are reentrant and held for a few
+operations on dictionaries: a garbage collection inside may run a finalizer that touches lazy memory, which comes back here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Flight", "Key", "MemoryChunks", "shared_chunks"]
+
+#: Which bytes, and which chunk of them.
+Key: TypeAlias = tuple[str, int, int]
+
+
+class Flight:
+    """A chunk that one thread is fetching.
+
+    Attributes:
+        owner: That thread.
+        chunk: The bytes, once they are there.
+        error: Why there are none.
+    """
+
+    def __init__(self) -> None:
+        self.owner = threading.get_ident()
+        self.chunk: Buffer | None = None
+        self.error: Exception | None = None
+        self.landed = threading.Event()
+
+
+class MemoryChunks:
+    """The cache.
+
+    Attributes:
+        size: Bytes held.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.size = 0
+        self._lock = threading.RLock()
+        self._chunks: OrderedDict[Key, Buffer] = OrderedDict()
+        self._flights: dict[Key, Flight] = {}
+        self._limits: dict[int, int] = {}
+
+    def want(self, who: object, limit: int) -> None:
+        """Have room for `limit` bytes as long as `who` is open. The largest that is wanted holds for all.
+
+        Args:
+            who: Somebody who will call `leave`.
+            limit: Bytes.
+        """
+        with self._lock:
+            self._limits[id(who)] = limit
+
+    def leave(self, who: object) -> None:
+        """Somebody is closed. What was kept for him stays, as far as the others want room.
+
+        Args:
+            who: As `want`.
+        """
+        with self._lock:
+            self._limits.pop(id(who), None)
+            self._shrink()
+
+    def find_or_claim(self, key: Key) -> Buffer | Flight:
+        """The chunk, or who fetches it: a flight owned by the calling thread has to be landed by it.
+
+        Args:
+            key: Which.
+
+        Returns:
+            The bytes, or a flight.
+        """
+        with self._lock:
+            chunk = self._chunks.get(key)
+            if chunk is not None:
+                self._chunks.move_to_end(key)
+                return chunk
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Flight()
+                return flight
+        if flight.owner == threading.get_ident():
+            return Flight()  # this thread was interrupted while it fetched that chunk: it cannot wait for itself
+        return flight
+
+    def land(self, key: Key, flight: Flight, chunk: Buffer | None, error: Exception | None) -> None:
+        """A flight ended.
+
+        Args:
+            key: Which chunk.
+            flight: Of the calling thread.
+            chunk: The bytes, or None.
+            error: Why there are none; None with None: whoever waits tries himself.
+        """
+        flight.chunk, flight.error = chunk, error
+        with self._lock:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            if chunk is not None:
+                self._keep(key, chunk)
+        flight.landed.set()
+
+    def _keep(self, key: Key, chunk: Buffer) -> None:
+        old = self._chunks.pop(key, None)
+        self.size += memoryview(chunk).nbytes - (memoryview(old).nbytes if old is not None else 0)
+        self._chunks[key] = chunk
+        self._shrink()
+
+    def _shrink(self) -> None:
+        limit = max(self._limits.values(), default=0)
+        while self.size > limit and self._chunks:
+            _, chunk = self._chunks.popitem(last=False)
+            self.size -= memoryview(chunk).nbytes
+
+
+_SHARED: MemoryChunks | None = None
+
+
+def shared_chunks() -> MemoryChunks:
+    """The cache of this process. A forked child begins with an empty one: nobody lands its parent's flights there."""
+    global _SHARED
+    shared = _SHARED
+    if shared is None or shared.process != os.getpid():
+        shared = _SHARED = MemoryChunks()
+    return shared

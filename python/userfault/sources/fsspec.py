@@ -1,0 +1,121 @@
+"""Files of any filesystem that fsspec knows: the fallback for stores that obstore does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from userfault.errors import OptionError, StoreError, StoreMissing
+from userfault.sources.remote import RemoteSource, Version, needed
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Fsspec"]
+
+#: What filesystems say of a file that differs when it was replaced.
+_TELLING = (
+    *(
+        "ETag",
+        "etag",
+        "e_tag",
+        "checksum",
+        "md5",
+        "md5Hash",
+        "content_md5",
+        "generation",
+        "VersionId",
+        "version_id",
+        "sha",
+        "oid",
+    ),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "modified", "updated", "created", "ino"),
+)
+
+
+class Fsspec(RemoteSource):
+    """One file by any URL of fsspec: "sftp://…", "hf://…", "memory://…", "zip://member::s3://…", and those of its plugins.
+
+    Use `Blob` for the stores that it knows: a store checks the version itself with each read of a Blob, while here it is asked
+    for again after each read, which costs one more request.
+
+    Args:
+        url: The file.
+        deadline: As `RemoteSource`; likewise for the other three.
+        attempts: Reads in all.
+        unit: Bytes filled for one touch.
+        unversioned: Whether to read it where the filesystem tells neither checksum nor date.
+        **options: For the filesystem, as `fsspec.filesystem` takes them.
+
+    Raises:
+        OptionError: fsspec, or the plugin that the URL needs, is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline: float | str = "20s",
+        attempts: int = 4,
+        unit: int | str | None = None,
+        unversioned: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(url, deadline=deadline, attempts=attempts, unit=unit, unversioned=unversioned)
+        self.options = options
+        self.filesystem, self.path = self._opened()
+
+    def look(self) -> Version:
+        """See `RemoteSource.look`."""
+        try:
+            self.filesystem.invalidate_cache()  # listings from before the file was replaced
+            about = self.filesystem.info(self.path)
+        except Exception as error:
+            raise self._meaning(error) from error
+        if about.get("type") == "directory" or about.get("size") is None:
+            raise StoreError(self.url, "it is a directory, or the store does not tell its length")
+        telling = [f"{name}={about[name]}" for name in _TELLING if about.get(name) is not None]
+        return Version(about["size"], " ".join(telling))
+
+    def get(self, version: Version, start: int, stop: int) -> Buffer:
+        """See `RemoteSource.get`."""
+        try:
+            got: bytes = self.filesystem.cat_file(self.path, start, stop)
+        except Exception as error:
+            raise self._meaning(error) from error
+        now = self.look()
+        if now != version:
+            raise self.changed(version, f"{now.tag} with {now.length} bytes")
+        return got
+
+    def place(self) -> str:
+        """See `RemoteSource.place`."""
+        import os
+
+        told = {name: value for name, value in self.options.items() if name in ("host", "port", "endpoint_url", "client_kwargs")}
+        here = f" in process {os.getpid()}" if "memory" in self.filesystem.protocol else ""
+        return f"{self.url} {told}{here}"
+
+    def _opened(self) -> tuple[Any, str]:
+        fsspec = needed("fsspec", "fsspec")
+        try:
+            filesystem, path = fsspec.core.url_to_fs(self.url, **self.options)
+        except ImportError as missing:
+            raise OptionError(f"{self.url!r}: {missing}") from None
+        except ValueError as error:
+            raise OptionError(f"{self.url!r}: {error}") from None
+        return filesystem, path
+
+    def _meaning(self, error: Exception) -> StoreError:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, StoreError):
+            return error
+        if isinstance(error, FileNotFoundError):
+            return StoreMissing(self.url, reason)
+        passing = isinstance(error, OSError) and not isinstance(error, PermissionError | IsADirectoryError)
+        return StoreError(self.url, reason, transient=passing or type(error).__module__.startswith("aiohttp"))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.filesystem, self.path = self._opened()
+
+    _KEPT_HERE = frozenset({"_lock", "filesystem", "path"})

@@ -1,0 +1,197 @@
+"""Bytes kept in Valkey or Redis, in chunks under keys of their own.
+
+    KEY                a hash: length, chunk (bytes in each, the last may have fewer), version
+    {KEY}:VERSION:N    chunk N
+
+A new version gets new chunk keys, and the hash changes last: who opened an older one reads that or nothing, never a
+mixture. The braces keep all chunks of an object on one node of a cluster.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from userfault.errors import OptionError, StoreError, StoreMissing
+from userfault.sources.remote import RemoteSource, Version, needed
+from userfault.units import parse_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Redis"]
+
+SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys"})
+
+
+class Redis(RemoteSource):
+    """Bytes that `Redis.put` stored in a Valkey or Redis server. A missing or short value is a PageError, never zeros.
+
+    Args:
+        url: "redis://host:6379/0/KEY": server, number of the database, key; "rediss://…" over TLS, "valkey://…" likewise.
+        deadline: As `RemoteSource`; likewise for the other two.
+        attempts: Reads in all.
+        unit: Bytes filled for one touch.
+        **options: For `redis.Redis.from_url`, such as `password`.
+
+    Raises:
+        OptionError: redis is not installed; the URL has no key.
+
+    Example:
+        >>> table = Redis.put("redis://localhost:6379/0/table", numpy.arange(1 << 20))
+        >>> region = userfault.map(table)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline: float | str = "20s",
+        attempts: int = 4,
+        unit: int | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(url, deadline=deadline, attempts=attempts, unit=unit)
+        self.server, self.key = _split(url)
+        self.options = options
+        self._client = self._connected()
+
+    @classmethod
+    def put(cls, url: str, data: Buffer, *, chunk: int | str = "256KiB", expire: float | None = None, **options: Any) -> Redis:
+        """Store bytes, in place of those that are there.
+
+        Args:
+            url: As `Redis`.
+            data: Any contiguous buffer.
+            chunk: Bytes in a value, or a string such as "256KiB".
+            expire: Seconds after which the server drops them all; None: never.
+            **options: As `Redis`.
+
+        Returns:
+            The source that reads them.
+
+        Raises:
+            OptionError: As `Redis`; `chunk` is none.
+            StoreError: The server did not take them; what was there is as it was.
+        """
+        size = parse_bytes(chunk, "chunk")
+        if not size:
+            raise OptionError("chunk=0: a value needs at least one byte")
+        source = cls(url, **options)
+        bytes_of = memoryview(data).cast("B")
+        try:
+            source._store(bytes_of, size, expire)
+        except Exception as error:
+            raise source._meaning(error) from error
+        return source
+
+    def _store(self, data: memoryview, size: int, expire: float | None) -> None:
+        before = self._client.hgetall(self.key)
+        version = secrets.token_hex(8)
+        milliseconds = None if expire is None else max(1, round(expire * 1000))
+        for number in range(-(-len(data) // size)):
+            value = bytes(data[number * size : (number + 1) * size])
+            self._client.set(self._chunk_key(version, number), value, px=milliseconds)
+        with self._client.pipeline(transaction=True) as change:
+            change.delete(self.key)
+            change.hset(self.key, mapping={"length": len(data), "chunk": size, "version": version})
+            if milliseconds is not None:
+                change.pexpire(self.key, milliseconds)
+            change.execute()
+        if before:
+            _, length, old_size, old = _manifest(before)
+            keys = [self._chunk_key(old, number) for number in range(-(-length // old_size))]
+            for first in range(0, len(keys), 1000):
+                self._client.unlink(*keys[first : first + 1000])
+
+    def look(self) -> Version:
+        """See `RemoteSource.look`."""
+        try:
+            found = self._client.hgetall(self.key)
+            if not found:
+                raise StoreMissing(self.url, f"there is no key {self.key!r}; Redis.put stores one")
+            tag, length, _, _ = _manifest(found)
+        except Exception as error:
+            raise self._meaning(error) from error
+        return Version(length, tag)
+
+    def get(self, version: Version, start: int, stop: int) -> Buffer:
+        """See `RemoteSource.get`."""
+        name, _, chunk = version.tag.partition(" ")
+        size = int(chunk)
+        wanted = []
+        for number in range(start // size, -(-stop // size)):
+            base = number * size
+            wanted.append((number, max(start - base, 0), min(stop - base, size)))
+        try:
+            with self._client.pipeline(transaction=False) as reads:
+                for number, low, high in wanted:
+                    reads.getrange(self._chunk_key(name, number), low, high - 1)
+                got = reads.execute()
+        except Exception as error:
+            raise self._meaning(error) from error
+        for (number, low, high), part in zip(wanted, got, strict=True):
+            if len(part) != high - low:
+                raise self._lost(version, number)
+        return b"".join(got)
+
+    def _lost(self, version: Version, number: int) -> StoreError:
+        now = self.look()
+        if now != version:
+            return self.changed(version, f"{now.tag} with {now.length} bytes")
+        return StoreError(self.url, f"the value of chunk {number} is missing or short: did the server evict it?")
+
+    def _chunk_key(self, version: str, number: int) -> str:
+        return f"{{{self.key}}}:{version}:{number}"
+
+    def _connected(self) -> Any:
+        redis = needed("redis", "redis")
+        settings: dict[str, Any] = {"socket_timeout": self.deadline / 4, "socket_connect_timeout": self.deadline / 4}
+        settings |= {"retry": None, "retry_on_timeout": False, **self.options, "decode_responses": False}
+        try:
+            return redis.Redis.from_url(self.server, **settings)
+        except ValueError as error:
+            raise OptionError(f"{self.url!r}: {error}") from None
+
+    def _meaning(self, error: Exception) -> StoreError:
+        if isinstance(error, StoreError):
+            return error
+        import redis
+
+        passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
+        denied = isinstance(error, redis.AuthenticationError)
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return StoreError(self.url, reason, transient=isinstance(error, passing) and not denied)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        super().close()
+        self._client.close()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._client = self._connected()
+
+    _KEPT_HERE = frozenset({"_lock", "_client"})
+
+
+def _manifest(found: dict[bytes, bytes]) -> tuple[str, int, int, str]:
+    """Tag, length, bytes in a chunk and version of what a key says; ValueError of another's hash."""
+    try:
+        length, size, version = int(found[b"length"]), int(found[b"chunk"]), found[b"version"].decode()
+    except (KeyError, ValueError):
+        raise ValueError(f"the key holds a hash of something else, with {sorted(found)}") from None
+    if length < 0 or size < 1:
+        raise ValueError(f"the key says {length} bytes in chunks of {size}")
+    return f"{version} {size}", length, size, version
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The server's URL as its library knows it, and the key."""
+    parts = urlsplit(url)
+    database, slash, key = parts.path.lstrip("/").partition("/")
+    if parts.scheme not in SCHEMES or not database.isdigit() or not slash or not key:
+        raise OptionError(f"{url!r}: should look like redis://host:6379/0/KEY, with the number of a database and a key")
+    scheme = "rediss" if parts.scheme in ("rediss", "valkeys") else "redis"
+    return urlunsplit((scheme, parts.netloc, f"/{database}", parts.query, "")), unquote(key)

@@ -1,0 +1,1 @@
+"""Sources over stores, read from real servers."""

@@ -1,0 +1,451 @@
+"""Chunks are fetched once, kept within their bounds, and never taken for others."""
+
+import os
+import pickle
+import threading
+from contextlib import suppress
+
+import pytest
+
+import userfault as uf
+from userfault.sources import chunks, native
+
+CHUNK = 1000
+
+
+class Counted(uf.Source):
+    """Notes its reads; fails or waits when told to."""
+
+    def __init__(self, data):
+        self.data = data
+        self.length = len(data)
+        self.reads = []
+        self.error = None
+        self.gate = None
+        self.entered = threading.Semaphore(0)
+
+    def read_into(self, offset, buffer):
+        self.reads.append((offset, len(buffer)))
+        self.entered.release()
+        if self.gate is not None:
+            self.gate.wait(10)
+        if self.error is not None:
+            raise self.error
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+
+class Named(Counted):
+    """The same with an identity: shared, and kept on disk."""
+
+    def __init__(self, data, identity="these bytes"):
+        super().__init__(data)
+        self.identity = identity
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch):
+    """Each test begins with one."""
+    monkeypatch.setattr(chunks, "_SHARED", None)
+
+
+@pytest.fixture
+def counted(data):
+    return Counted(data[:50_500])
+
+
+def read(opened, start, stop):
+    room = bytearray(b"\xa5" * (stop - start))
+    opened.read_into(start, room)
+    return bytes(room)
+
+
+def test_a_chunk_is_fetched_once(counted, data):
+    """However often it is read."""
+    cached = uf.Cached(counted, chunk=CHUNK)
+    opened = native(cached)
+    for start in (0, 10, 500, 0):
+        assert read(opened, start, start + 400) == data[start : start + 400]
+    assert counted.reads == [(0, CHUNK)]
+    assert (cached.statistics().fetched, cached.statistics().found) == (1, 3)
+
+
+def test_adjacent_missing_chunks_come_with_one_read(counted, data):
+    """Around those that are there."""
+    opened = native(uf.Cached(counted, chunk=CHUNK))
+    read(opened, 3000, 3001)
+    assert read(opened, 500, 7500) == data[500:7500]
+    assert counted.reads == [(3000, 1000), (0, 3000), (4000, 4000)]
+
+
+def test_one_read_has_a_bound(data):
+    """8 MiB, or one chunk."""
+    counted = Counted(bytes(20 << 20))
+    opened = native(uf.Cached(counted, chunk="1MiB", memory=0))
+    read(opened, 0, 20 << 20)
+    assert counted.reads == [(0, 8 << 20), (8 << 20, 8 << 20), (16 << 20, 4 << 20)]
+
+
+def test_many_threads_that_want_a_chunk_fetch_it_once(counted, data):
+    """One does; the others wait for it."""
+    counted.gate = threading.Event()
+    cached = uf.Cached(counted, chunk=CHUNK)
+    opened = native(cached)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(read(opened, 100, 200))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: cached.statistics().awaited == 7)
+    counted.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert answers == [data[100:200]] * 8
+    assert counted.reads == [(0, CHUNK)]
+
+
+def test_threads_with_crossing_ranges_do_not_wait_for_each_other(counted, data):
+    """Each fetches what it claimed before it waits."""
+    opened = native(uf.Cached(counted, chunk=CHUNK, memory=0))
+    wrong = []
+
+    def reader(seed):
+        for number in range(100):
+            start = (seed * 7919 + number * 3571) % 40_000
+            if read(opened, start, start + 9000) != data[start : start + 9000]:
+                wrong.append(start)
+
+    threads = [threading.Thread(target=reader, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_whoever_waits_hears_why_it_fails(counted):
+    """The same exception; and the next read tries again."""
+    counted.gate, counted.error = threading.Event(), KeyError("no")
+    cached = uf.Cached(counted, chunk=CHUNK)
+    opened = native(cached)
+    caught = []
+
+    def reader():
+        try:
+            read(opened, 0, 10)
+        except uf.PageError as error:
+            caught.append(error.cause)
+
+    threads = [threading.Thread(target=reader) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: cached.statistics().awaited == 2)
+    counted.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert caught == [counted.error] * 3
+    assert len(counted.reads) == 1
+    counted.error = None
+    assert read(opened, 0, 10) == counted.data[:10]
+
+
+def test_ctrl_c_in_one_thread_is_none_of_the_others(counted, data):
+    """They fetch for themselves."""
+    counted.gate, counted.error = threading.Event(), KeyboardInterrupt()
+    cached = uf.Cached(counted, chunk=CHUNK)
+    native(cached)
+    caught, answers = [], []
+
+    def interrupted():
+        try:
+            cached.read_into(0, memoryview(bytearray(10)))
+        except BaseException as error:
+            caught.append(type(error))
+
+    def waiting():
+        room = bytearray(10)
+        cached.read_into(0, memoryview(room))
+        answers.append(bytes(room))
+
+    first = threading.Thread(target=interrupted)
+    first.start()
+    assert counted.entered.acquire(timeout=10)
+    second = threading.Thread(target=waiting)
+    second.start()
+    wait_for(lambda: cached.statistics().awaited == 1)
+    gate, counted.gate = counted.gate, None
+    gate.set()
+    first.join(10)
+    counted.error = None
+    second.join(10)
+    assert len(caught) == 1
+    if not answers:
+        pytest.fail("the waiting thread has no answer")
+    assert answers == [data[:10]]
+
+
+def test_a_read_inside_of_its_own_fetch_does_not_wait_for_itself(counted, data):
+    """A finalizer or a signal handler may touch memory of the same source in the middle of a fetch."""
+    cached = uf.Cached(counted, chunk=CHUNK)
+    plain = counted.read_into
+    inner = bytearray(10)
+
+    def read_into(offset, buffer):
+        if not counted.reads:
+            counted.reads.append("in the middle")
+            cached.read_into(5, memoryview(inner))
+        plain(offset, buffer)
+
+    counted.read_into = read_into
+    opened = native(cached)
+    assert read(opened, 0, 10) == data[:10]
+    assert bytes(inner) == data[5:15]
+
+
+def test_memory_is_bounded(counted, data):
+    """The chunks that were not used for longest leave."""
+    cached = uf.Cached(counted, chunk=CHUNK, memory=10 * CHUNK)
+    opened = native(cached)
+    for start in range(0, 50_000, CHUNK):
+        read(opened, start, start + 1)
+        assert chunks.shared_chunks().size <= 10 * CHUNK
+    counted.reads.clear()
+    read(opened, 45_000, 50_000)
+    assert counted.reads == []
+    read(opened, 30_000, 30_001)
+    assert counted.reads == [(30_000, CHUNK)]
+
+
+def test_memory_is_given_back_when_the_last_is_closed(counted):
+    """A cache of nobody's holds nothing."""
+    opened = native(uf.Cached(counted, chunk=CHUNK))
+    read(opened, 0, 50_000)
+    assert chunks.shared_chunks().size >= 50_000
+    del opened
+    assert chunks.shared_chunks().size == 0
+
+
+def test_sources_with_one_identity_share(data):
+    """Two regions of an object fetch its chunks once; those of another one are others."""
+    first, second, other = Named(data), Named(data), Named(data[::-1], "others")
+    kept = [native(uf.Cached(source, chunk=CHUNK)) for source in (first, second, other)]
+    assert read(kept[0], 0, 5000) == read(kept[1], 0, 5000) == data[:5000]
+    assert second.reads == []
+    assert read(kept[2], 0, 5000) == data[::-1][:5000]
+
+
+def test_sources_without_identity_do_not_share(data):
+    """Who knows what they give."""
+    first, second = Counted(data), Counted(data[::-1])
+    kept = [native(uf.Cached(source, chunk=CHUNK)) for source in (first, second)]
+    assert read(kept[0], 0, 5000) == data[:5000]
+    assert read(kept[1], 0, 5000) == data[::-1][:5000]
+
+
+def test_what_was_cached_of_a_closed_source_is_forgotten(counted, data):
+    """It may have changed since."""
+    cached, keeps_room = uf.Cached(counted, chunk=CHUNK), native(uf.Cached(Counted(bytes(10))))
+    read(keeps_room, 0, 1)
+    for turn in (data[:50_500], data[::-1][:50_500]):
+        counted.data = turn
+        assert read(native(cached), 0, 5000) == turn[:5000]
+
+
+def on_disk(source, folder, **options):
+    return uf.Cached(source, chunk=CHUNK, memory=0, directory=folder, **options)
+
+
+def test_chunks_on_disk_outlive_the_process(tmp_path, data):
+    """The next one fetches nothing."""
+    assert read(native(on_disk(Named(data), tmp_path)), 0, 9500) == data[:9500]
+    again = Named(data)
+    cached = on_disk(again, tmp_path)
+    opened = native(cached)
+    assert read(opened, 0, 9500) == data[:9500]
+    assert again.reads == []
+    assert cached.statistics().disk == 10
+
+
+def test_another_version_is_not_found_on_disk(tmp_path, data):
+    """Nor are chunks of another size."""
+    read(native(on_disk(Named(data, "one"), tmp_path)), 0, 5000)
+    other = Named(data[::-1], "two")
+    assert read(native(on_disk(other, tmp_path)), 0, 5000) == data[::-1][:5000]
+    assert other.reads
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "empty", "swap", "head"])
+def test_a_damaged_chunk_is_fetched_again(tmp_path, data, damage):
+    """Never shown."""
+    read(native(on_disk(Named(data), tmp_path)), 0, 5000)
+    files = sorted(tmp_path.rglob("*.chunk"))
+    assert len(files) == 5
+    whole = [file.read_bytes() for file in files]
+    for number, file in enumerate(files):
+        spoil(file, whole, number, damage)
+    source = Named(data)
+    cached = on_disk(source, tmp_path)
+    opened = native(cached)
+    assert read(opened, 0, 5000) == data[:5000]
+    assert cached.statistics().corrupt == 5
+    assert sum(length for _, length in source.reads) == 5000
+    assert read(native(on_disk(Named(data), tmp_path)), 0, 5000) == data[:5000]
+
+
+def spoil(file, whole, number, damage):
+    body = bytearray(whole[number])
+    if damage == "flip":
+        body[500] ^= 1
+    elif damage == "cut":
+        del body[-1:]
+    elif damage == "longer":
+        body += b"x"
+    elif damage == "empty":
+        body.clear()
+    elif damage == "swap":
+        body[:] = whole[number - 1]
+    else:
+        body[0] ^= 1
+    file.write_bytes(body)
+
+
+def size_of(folder):
+    total = 0
+    for file in list(folder.rglob("*.chunk")):
+        with suppress(FileNotFoundError):  # another process has just deleted it
+            total += file.stat().st_size
+    return total
+
+
+def test_the_directory_is_bounded(tmp_path, data):
+    """In bytes, headers included; what was read last stays."""
+    opened = native(on_disk(Named(data), tmp_path, disk=20_000))
+    for start in range(0, 100_000, CHUNK):
+        assert read(opened, start, start + CHUNK) == data[start : start + CHUNK]
+        assert size_of(tmp_path) <= 20_000
+    again = Named(data)
+    read(native(on_disk(again, tmp_path, disk=20_000)), 99_000, 100_000)
+    assert again.reads == []
+
+
+def test_a_directory_needs_an_identity(tmp_path, counted):
+    """Or the chunks of one source were taken for another's."""
+    with pytest.raises(uf.OptionError, match="identity"):
+        native(on_disk(counted, tmp_path))
+
+
+def test_a_disk_that_is_full_costs_only_time(tmp_path, data, monkeypatch):
+    """The chunks are fetched each time."""
+    from userfault.sources.disk import os as disk_os
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    source = Named(data)
+    opened = native(on_disk(source, tmp_path))
+    monkeypatch.setattr(disk_os, "replace", full)
+    for _ in range(2):
+        assert read(opened, 0, 5000) == data[:5000]
+    monkeypatch.undo()
+    assert len(source.reads) == 2
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_a_process_that_died_leaves_nothing_behind(tmp_path, data):
+    """Its unfinished files are deleted, and a count that it spoilt is made anew."""
+    cached = on_disk(Named(data), tmp_path, disk=20_000)
+    read(native(cached), 0, 5000)
+    left = next(tmp_path.rglob("*.chunk")).with_suffix(".1-ab.part")
+    left.write_bytes(bytes(5000))
+    os.utime(left, (1, 1))
+    (tmp_path / "size").write_text("nonsense")
+    opened = native(on_disk(Named(data), tmp_path, disk=20_000))
+    read(opened, 10_000, 11_000)
+    assert not left.exists()
+    assert int((tmp_path / "size").read_text()) == size_of(tmp_path)
+
+
+WORKER = """
+    import random, sys
+    import userfault as uf
+    from userfault.sources import native
+    folder, seed = sys.argv[1], int(sys.argv[2])
+    data = random.Random(42).randbytes(100_000)
+
+    class Named(uf.Source):
+        identity, length = "these bytes", len(data)
+        def read_into(self, offset, buffer):
+            buffer[:] = data[offset : offset + len(buffer)]
+
+    cached = uf.Cached(Named(), chunk=1000, memory=0, directory=folder, disk=40_000)
+    opened, numbers = native(cached), random.Random(seed)
+    for _ in range(400):
+        start = numbers.randrange(99_000)
+        room = bytearray(numbers.randrange(1, 1000))
+        opened.read_into(start, room)
+        assert room == data[start : start + len(room)]
+    print(cached.statistics())
+"""
+
+
+def test_processes_share_a_directory(child, tmp_path):
+    """Six at once, the bound is a tenth of what they want, one is killed now and then: right bytes, within the bound."""
+    import subprocess
+    import sys
+    import textwrap
+
+    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path)]
+    workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE) for seed in range(5)]
+    victims = 0
+    while any(worker.poll() is None for worker in workers):
+        with subprocess.Popen([*command, str(100 + victims)], stdout=subprocess.DEVNULL) as victim:
+            try:
+                victim.wait(0.4)
+            except subprocess.TimeoutExpired:
+                victim.kill()
+        victims += 1
+        assert size_of(tmp_path) <= 40_000
+    said = [worker.communicate()[0].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 5
+    assert all("corrupt=0" in one for one in said)
+    assert victims > 0
+
+
+def test_a_lock_that_is_never_let_go_keeps_nobody(tmp_path, data):
+    """A stopped process may hold it: then chunks are not kept."""
+    import fcntl
+
+    source = Named(data)
+    opened = native(on_disk(source, tmp_path))
+    with open(tmp_path / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read(opened, 0, 10) == data[:10]
+    assert size_of(tmp_path) == 0
+    assert read(opened, 0, 10) == data[:10]
+    assert size_of(tmp_path) > 0
+
+
+def test_it_travels_with_its_options(tmp_path):
+    """Pickled and back."""
+    cached = uf.Cached(uf.Zero(10), chunk=CHUNK, memory="1MiB", directory=tmp_path, disk=5000)
+    back = pickle.loads(pickle.dumps(cached))
+    assert (back.chunk, back.memory, back.directory, back.disk) == (CHUNK, 1 << 20, str(tmp_path), 5000)
+
+
+@pytest.mark.parametrize("options", [{"chunk": 0}, {"chunk": "2GiB"}, {"memory": -1}, {"disk": "much"}])
+def test_sizes_that_make_no_sense_are_refused(options):
+    """When it is made."""
+    with pytest.raises(uf.OptionError):
+        uf.Cached(uf.Zero(10), **options)
+
+
+def test_only_sources_are_cached():
+    """And a path is none."""
+    with pytest.raises(uf.OptionError, match="Source"):
+        uf.Cached("path")
+
+
+def wait_for(condition):
+    """Until another thread got there; the test's own deadline ends it."""
+    turn = threading.Event()
+    while not condition():
+        turn.wait(0.001)

@@ -1,0 +1,182 @@
+"""map() and load() take URLs: raw bytes and images, told apart by their first bytes."""
+
+import io
+
+import numpy as np
+import pytest
+from support.servers import KEYS, s3_options
+
+import userfault as uf
+from userfault.sources import Fsspec, remote_of, source_of
+
+PAGE = 4096
+
+
+@pytest.fixture
+def image(tmp_path):
+    """The bytes of an image of 8 MiB in frames of 64 KiB, and what is in it."""
+    numbers = np.random.default_rng(3).integers(0, 1 << 18, 1 << 21, dtype="i4")
+    (tmp_path / "plain").write_bytes(numbers.tobytes())
+    uf.image.pack(tmp_path / "plain", tmp_path / "packed")
+    return (tmp_path / "packed").read_bytes(), numbers
+
+
+@pytest.mark.kernel
+def test_a_url_of_s3_maps_with_the_environment_s_credentials(child, s3_server, data):
+    """As every other program of that store finds them."""
+    obstore = pytest.importorskip("obstore")
+    obstore.put(obstore.store.S3Store("bucket", **s3_options(s3_server.port)), "by-name", data)
+    environment = {
+        "AWS_ACCESS_KEY_ID": KEYS["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": KEYS["secret_access_key"],
+        "AWS_REGION": KEYS["region"],
+        "AWS_ENDPOINT": f"http://127.0.0.1:{s3_server.port}",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    code = """
+        import sys, hashlib
+        import userfault as uf
+        region = uf.map("s3://bucket/by-name")
+        print(region)
+        print(hashlib.sha256(memoryview(region)).hexdigest())
+        """
+    import hashlib
+
+    said = child(code, env=environment).check().stdout
+    assert said.splitlines()[1] == hashlib.sha256(data).hexdigest()
+    assert "Cached(Blob('s3://bucket/by-name'))" in said
+
+
+@pytest.mark.kernel
+def test_a_url_of_the_web_maps(child, web_server, data):
+    """http:// without more ado."""
+    pytest.importorskip("obstore")
+    (web_server.root / "by-name.bin").write_bytes(data)
+    code = "import sys; import userfault as uf; sys.stdout.write(bytes(memoryview(uf.map(sys.argv[1]))).hex())"
+    assert child(code, args=[f"http://127.0.0.1:{web_server.port}/by-name.bin"]).check().stdout == data.hex()
+
+
+@pytest.mark.kernel
+def test_an_image_by_url_fetches_what_is_touched(child, web_server, web_proxy, image):
+    """Its length, its first bytes, its table, and the frames of the touched pages: three ranges for one element."""
+    pytest.importorskip("obstore")
+    packed, numbers = image
+    (web_server.root / "image.zst").write_bytes(packed)
+    code = """
+        import sys
+        import userfault as uf
+        region = uf.map(sys.argv[1])
+        print(region.numpy("i4")[1_000_000])
+        """
+    said = child(code, args=[f"http://127.0.0.1:{web_proxy.port}/image.zst"]).check().stdout
+    assert int(said) == numbers[1_000_000]
+    asked = [wanted for method, wanted in web_proxy.requests if method == "GET"]
+    assert len(asked) == 3, asked
+    assert len(packed) > 3 << 20, "an image of three chunks would prove nothing"
+
+
+@pytest.mark.kernel
+def test_an_image_over_a_blob_opens_with_two_reads(child, web_server, web_proxy, image):
+    """The first bytes and the table, without a cache too; then a read for each frame."""
+    pytest.importorskip("obstore")
+    packed, numbers = image
+    (web_server.root / "plain-image.zst").write_bytes(packed)
+    code = """
+        import sys
+        import userfault as uf
+        region = uf.map(uf.Image(uf.Blob(sys.argv[1])))
+        print(region.unit)
+        print(region.numpy("i4")[1_000_000])
+        """
+    said = child(code, args=[f"http://127.0.0.1:{web_proxy.port}/plain-image.zst"]).check().stdout
+    assert said.split() == ["65536", str(numbers[1_000_000])]
+    asked = [wanted for method, wanted in web_proxy.requests if method == "GET"]
+    assert asked[0] == "bytes=0-3"
+    assert len(asked) == 3
+
+
+@pytest.mark.kernel
+def test_an_array_loads_by_url(child, web_server):
+    """uf.load, header and all."""
+    pytest.importorskip("obstore")
+    numbers = np.arange(300_000, dtype="f4").reshape(300, 1000)
+    file = io.BytesIO()
+    np.save(file, numbers)
+    (web_server.root / "array.npy").write_bytes(file.getvalue())
+    code = """
+        import sys
+        import userfault as uf
+        array = uf.load(sys.argv[1])
+        print(array.shape, array[123, 45], array.sum(dtype="f8"))
+        """
+    said = child(code, args=[f"http://127.0.0.1:{web_server.port}/array.npy"]).check().stdout
+    assert said == f"(300, 1000) {numbers[123, 45]} {numbers.sum(dtype='f8')}\n"
+
+
+@pytest.mark.kernel
+def test_redis_maps_by_url(child, redis_server, data):
+    """redis://host/0/key."""
+    pytest.importorskip("redis")
+    url = f"redis://127.0.0.1:{redis_server.port}/0/by-name"
+    uf.Redis.put(url, data)
+    code = "import sys; import userfault as uf; sys.stdout.write(bytes(memoryview(uf.map(sys.argv[1]))).hex())"
+    assert child(code, args=[url]).check().stdout == data.hex()
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    """Percent signs and all."""
+    path = tmp_path / "a b"
+    path.write_bytes(b"bytes")
+    assert source_of(f"file://{tmp_path}/a%20b") == uf.File(str(path))
+
+
+def test_a_url_with_a_query_goes_to_fsspec():
+    """A signed address, say: obstore would not send it."""
+    pytest.importorskip("aiohttp")
+    source = remote_of("https://host.invalid/path?signature=1")
+    assert isinstance(source, Fsspec)
+    assert source.path.endswith("?signature=1")
+
+
+def test_a_scheme_that_nobody_knows_is_refused():
+    """With its name."""
+    pytest.importorskip("fsspec")
+    with pytest.raises(uf.OptionError, match="nonsense"):
+        source_of("nonsense://host/path")
+
+
+def test_an_object_that_is_not_there_is_file_not_found(web_server):
+    """As a path that is not there is."""
+    pytest.importorskip("obstore")
+    with pytest.raises(FileNotFoundError):
+        uf.map(f"http://127.0.0.1:{web_server.port}/nowhere")
+
+
+def test_a_very_short_object_is_no_image(web_server):
+    """Nor is an empty one."""
+    pytest.importorskip("obstore")
+    for name, what in (("empty", b""), ("three", b"\x28\xb5\x2f")):
+        (web_server.root / name).write_bytes(what)
+        assert isinstance(source_of(f"http://127.0.0.1:{web_server.port}/{name}"), uf.Cached)
+
+
+def test_a_memory_file_of_fsspec_opens_by_url(data):
+    """Whatever fsspec knows."""
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/by-name", data)
+    with uf.Region(source_of("memory://by-name"), eager=True) as region:
+        assert bytes(memoryview(region)) == data
+
+
+def test_a_file_of_fsspec_that_changed_is_no_mixture(tmp_path):
+    """The version is asked for after each read."""
+    pytest.importorskip("fsspec")
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10_000))
+    source = Fsspec(f"local://{path}")
+    opened = uf.sources.native(source)
+    opened.read_into(0, bytearray(10))
+    path.write_bytes(b"x" * 10_000)
+    with pytest.raises(uf.PageError) as caught:
+        opened.read_into(0, bytearray(10))
+    assert isinstance(caught.value.cause, uf.StoreChanged)

@@ -1,0 +1,112 @@
+"""Redis and Valkey: chunks under keys, one version at a time."""
+
+import pytest
+
+import userfault as uf
+from userfault.sources import native
+
+redis = pytest.importorskip("redis")
+
+
+@pytest.fixture
+def url(redis_server, request):
+    return f"redis://127.0.0.1:{redis_server.port}/3/{request.node.name}"
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis.Redis(port=redis_server.port, db=3) as client:
+        yield client
+
+
+def read(opened, start, stop):
+    room = bytearray(b"\xa5" * (stop - start))
+    opened.read_into(start, room)
+    return bytes(room)
+
+
+def test_keys_are_as_documented(url, client, data):
+    """Another program may write them: a hash, and a value for each chunk."""
+    uf.Redis.put(url, data, chunk="64KiB")
+    key = url.rpartition("/")[2]
+    about = client.hgetall(key)
+    assert (int(about[b"length"]), int(about[b"chunk"])) == (len(data), 65_536)
+    version = about[b"version"].decode()
+    values = [client.get(f"{{{key}}}:{version}:{number}") for number in range(5)]
+    assert b"".join(values) == data
+
+
+def test_a_missing_value_is_an_error(url, client, data):
+    """The server may have evicted it: never zeros. The others are there."""
+    opened = native(uf.Redis.put(url, data, chunk=10_000))
+    key = url.rpartition("/")[2]
+    client.delete(f"{{{key}}}:{client.hget(key, 'version').decode()}:1")
+    assert read(opened, 0, 10_000) == data[:10_000]
+    assert read(opened, 20_000, 30_000) == data[20_000:30_000]
+    with pytest.raises(uf.PageError, match="chunk 1 is missing or short") as caught:
+        read(opened, 9_999, 20_001)
+    assert isinstance(caught.value.cause, uf.StoreError)
+
+
+def test_a_short_value_is_an_error(url, client, data):
+    """Whoever wrote it."""
+    opened = native(uf.Redis.put(url, data, chunk=10_000))
+    key = url.rpartition("/")[2]
+    client.set(f"{{{key}}}:{client.hget(key, 'version').decode()}:1", data[10_000:19_999])
+    assert read(opened, 10_000, 19_999) == data[10_000:19_999]
+    with pytest.raises(uf.PageError, match="chunk 1 is missing or short"):
+        read(opened, 10_000, 20_000)
+
+
+def test_bytes_that_were_replaced_are_no_mixture(url, data):
+    """Who opened the old ones hears of it; who opens it now reads the new ones."""
+    opened = native(uf.Redis.put(url, data))
+    assert read(opened, 0, 10) == data[:10]
+    uf.Redis.put(url, data[::-1])
+    with pytest.raises(uf.PageError) as caught:
+        read(opened, 0, 10)
+    assert isinstance(caught.value.cause, uf.StoreChanged)
+    assert read(native(uf.Redis(url)), 0, 10) == data[::-1][:10]
+
+
+def test_replaced_values_are_gone(url, client, data):
+    """Nothing of an old version stays in the server."""
+    uf.Redis.put(url, data, chunk=1000)
+    uf.Redis.put(url, data[:5000], chunk=1000)
+    key = url.rpartition("/")[2]
+    assert len(client.keys(f"*{key}*")) == 1 + 5
+
+
+def test_bytes_may_expire(url, client, data):
+    """All keys of it together."""
+    uf.Redis.put(url, data, expire=1000)
+    keys = client.keys(f"*{url.rpartition('/')[2]}*")
+    assert keys
+    assert all(900_000 < client.pttl(key) <= 1_000_000 for key in keys)
+
+
+def test_no_bytes_are_bytes(url):
+    """An empty object is one."""
+    assert native(uf.Redis.put(url, b"")).length == 0
+
+
+def test_a_key_that_is_not_there_is_missing(url):
+    """FileNotFoundError, as for a file."""
+    with pytest.raises(FileNotFoundError, match="there is no key"):
+        uf.map(url)
+
+
+@pytest.mark.parametrize("kind", ["string", "hash"])
+def test_a_key_of_somebody_else_is_refused(url, client, kind):
+    """Its bytes are not taken for ours."""
+    key = url.rpartition("/")[2]
+    client.set(key, "text") if kind == "string" else client.hset(key, "field", "text")
+    with pytest.raises(uf.StoreError):
+        native(uf.Redis(url))
+
+
+@pytest.mark.parametrize("url", ["redis://localhost", "redis://localhost/0", "redis://localhost/key", "http://localhost/0/key"])
+def test_a_url_without_a_key_is_refused(url):
+    """With a word on how it should look."""
+    with pytest.raises(uf.OptionError, match="redis://host:6379/0/KEY"):
+        uf.Redis(url)
