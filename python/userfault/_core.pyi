@@ -523,13 +523,16 @@ class NativeUserfaultfd2014:
         """Wake those whose faults in the range were read."""
 
     def fileno(self) -> int:
-        """Return a number for poll and select: readable with a fault unread, writable with one read and not woken."""
+        """Return a number for poll and select: readable with a fault unread, writable with one read and not woken.
+
+        The same each time; another one if the program has closed it, as by os.closerange.
+        """
 
     def standing(self) -> tuple[str, int, int, int]:
         """Return the state, unread faults, faults read and not woken, and those that ended by the timeout."""
 
     def late(self) -> list[tuple[int, int, float, str, float]]:
-        """Return the newest of those: address, native thread id, seconds, what the thread was doing."""
+        """Return the newest of those: address, native thread id, seconds, what the thread was doing, the timeout in seconds."""
 
     def close(self) -> None:
         """Close it: who waits, and who touches a hole later, gets SIGBUS. Twice is fine."""

@@ -138,3 +138,72 @@ def test_balloon_rounds_in_a_small_cgroup_never_run_out(act):
 def test_a_thousand_balloon_rounds_in_a_small_cgroup_never_run_out(act):
     """The long form: 40 GiB go through 96 MiB, and nobody is killed."""
     balloon(act, 1000, 600)
+
+
+def test_page_that_a_balloon_takes_as_soon_as_it_came_is_no_failure_of_its_resolver(act):
+    """Another thread drops pages all the time: each touch gets its byte, in two threads."""
+    act(
+        """
+memory, done = flagged(8), []
+def resolver(address):
+    assert errno_of(table, 7, (address - at(memory)) // PAGE, memory) in (0, errno.EEXIST)  # the other thread was faster
+mman.on_sigbus(memory, resolver)
+def balloon():
+    while not done:
+        memory.madvise(mmap.MADV_DONTNEED)
+def work():
+    try:
+        for round in range(3000):
+            assert memory[round % 8 * PAGE] == 7
+    finally:
+        done.append(1)
+in_threads(balloon, work, work, seconds=30)
+""",
+        timeout=40,
+    )
+
+
+def test_page_that_is_dropped_by_its_own_resolver_is_user_fault(act):
+    """It came, each time: there is an end to it all the same."""
+    act(
+        """
+memory, calls = flagged(1), []
+def resolver(address):
+    calls.append(address)
+    table(7, 0, memory)
+    memory.madvise(mmap.MADV_DONTNEED)
+mman.on_sigbus(memory, resolver)
+raised(UserFault, lambda: touch(at(memory)))
+assert 1 < len(calls) < 5000, len(calls)
+"""
+    )
+
+
+def test_page_that_comes_where_an_error_was_shown_stays(act):
+    """A failed touch shows a pattern, which is taken away later: not if the page was dropped and filled meanwhile."""
+    act(
+        """
+memory, done, faults = flagged(1), [], []
+def fail():
+    while not done:
+        try:
+            assert load(at(memory)) in (7, 255)
+            len("")
+        except UserFault:
+            faults.append(1)
+def work():
+    try:
+        for round in range(3000):
+            memory.madvise(mmap.MADV_DONTNEED)
+            while errno_of(table, 7, 0, memory) == errno.EEXIST:
+                pass
+            for _ in range(3):
+                assert load(at(memory)) == 7
+                len("")
+    finally:
+        done.append(1)
+in_threads(fail, work, seconds=30)
+assert faults
+""",
+        timeout=40,
+    )

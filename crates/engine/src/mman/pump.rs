@@ -198,35 +198,49 @@ impl Pump {
             self.deadline = Some(Instant::now()); // one round is a millisecond
             return;
         };
+        let late = self.refused.iter().filter(|(.., cause)| *cause == Cause::Timeout);
+        late.for_each(|(descriptor, waiting, _)| note_late(self.mman, descriptor, waiting));
+        // Before the answer: who gets it may be the one who tells, and would have gone on.
+        self.mman.tell_late();
         for (descriptor, waiting, cause) in self.refused.drain(..) {
-            fail(self.mman, &descriptor, &waiting, cause);
+            fail(&descriptor, &waiting, cause);
         }
         drop(inside);
-        self.mman.tell_late();
+    }
+}
+
+fn page_of(waiting: &Waiting) -> usize {
+    waiting.address / uffd::page_size() * uffd::page_size()
+}
+
+/// What stands behind the page, if the descriptor still has its faults.
+fn entry_of(descriptor: &Descriptor, waiting: &Waiting) -> Option<view::Entry> {
+    view::find(page_of(waiting)).filter(|entry| {
+        let owner = entry.descriptor.map(|owner| owner.engine);
+        matches!(entry.armed, Armed::Descriptor) && owner == Some(descriptor.handles.engine)
+    })
+}
+
+/// Remember a fault that is about to end by the timeout, for people. Not if its page came, or it is another's by now.
+fn note_late(mman: &Mman, descriptor: &Descriptor, waiting: &Waiting) {
+    if entry_of(descriptor, waiting).is_some() && !is_resident(page_of(waiting)) {
+        let now = Instant::now();
+        let timeout = descriptor.timeout.unwrap_or_default();
+        let late = TimedOut::of(waiting, now, timeout, place_of(descriptor, waiting, now));
+        descriptor.keep_late(late);
+        mman.note_late(late);
     }
 }
 
 /// Answer a fault by an error: SIGBUS, which becomes `UserFault`; EFAULT in a system call. If the range is not the descriptor's
 /// any more, the thread is to ask who has it now. Inside the gate.
-fn fail(mman: &Mman, descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
-    let page_bytes = uffd::page_size();
-    let address = waiting.address / page_bytes * page_bytes;
-    let has = |entry: &view::Entry| {
-        let owner = entry.descriptor.map(|owner| owner.engine);
-        matches!(entry.armed, Armed::Descriptor) && owner == Some(descriptor.handles.engine)
-    };
-    if let Some(entry) = view::find(address).filter(has) {
+fn fail(descriptor: &Descriptor, waiting: &Waiting, cause: Cause) {
+    let (address, page_bytes) = (page_of(waiting), uffd::page_size());
+    if let Some(entry) = entry_of(descriptor, waiting) {
         let region = &entry.resolver.region;
         let page = region.page_of(address);
         if cause != Cause::Latched {
             record(Failure::of(region, page, SourceError::new((page * page_bytes) as u64, cause)));
-        }
-        if cause == Cause::Timeout && !is_resident(address) {
-            let now = Instant::now();
-            let timeout = descriptor.timeout.unwrap_or_default();
-            let late = TimedOut::of(waiting, now, timeout, place_of(descriptor, waiting, now));
-            descriptor.keep_late(late);
-            mman.note_late(late);
         }
         region.poison(page);
     }
