@@ -300,6 +300,10 @@ pub fn announce(failure: Failure) {
     if raise.is_null() {
         return;
     }
+    if failure.error.cause == Cause::Os(libc::ENOMEM) {
+        // An exception is about to be made, and has to find memory.
+        let _ = (0..reserve::STEPS_OF_AN_EXCEPTION).all(|_| reserve::give_back());
+    }
     let why = latch(failure);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };

@@ -70,6 +70,12 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
         region.forget_poison(pages);
         return outcome;
     }
+    if let (Err(Stop::Failed(_)), Some(page)) = (&outcome, page)
+        && came_before_the_failure(region, page)
+    {
+        add(&region.counters.source_errors, 1);
+        return Ok(is_one_page);
+    }
     let (Err(Stop::Failed(_)), Some(page), true) = (&outcome, page, region.source.page_granular()) else {
         drop_part(region, range, &outcome);
         return outcome;
@@ -97,6 +103,12 @@ pub fn fill_units(region: &Region, units: std::ops::Range<usize>, who: Who) -> R
     }
     drop_part(region, bytes, &outcome.map(|()| true));
     outcome
+}
+
+/// Is the page there, with the part of its unit that was installed? Asked for alone, a COPY would not say so but ENOMEM, where
+/// memory is what there is none of; and answered by an error it would use up what is put by for those that are missing.
+fn came_before_the_failure(region: &Region, page: usize) -> bool {
+    region.has_page(page) && !region.exposed.contains(page)
 }
 
 /// A part of a unit that failed would stay beyond a resident budget: nobody would know that it has to leave.

@@ -21,6 +21,9 @@ pub fn pattern() -> usize {
 /// How often the reserve can be drawn upon before the keeper fills it again, and pages given back each time.
 const STEPS: usize = 64;
 const STEP_PAGES: usize = 4;
+/// What the language above gets for making an exception of it: otherwise it would sleep, in the middle of that, until somebody
+/// raises the limit.
+pub const STEPS_OF_AN_EXCEPTION: usize = 8;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 /// Steps given back; all of them while there is no reserve.
