@@ -240,20 +240,20 @@ def test_the_timeout_of_the_region_holds_for_a_touch(child, web_proxy, web_serve
     code = """
         import os, sys, threading, time
         import userfault as uf
-        region = uf.map(uf.Cached(uf.Blob(sys.argv[1], deadline="15s")), delivery=sys.argv[2], timeout="500ms")
+        region = uf.map(uf.Cached(uf.Blob(sys.argv[1], deadline="15s")), delivery=sys.argv[2], unit=4096, timeout="500ms")
         view, said = memoryview(region), []
-        def touch():
+        def touch(page):
             start = time.monotonic()
             try:
-                bytes(view[:1])
+                bytes(view[page * 4096 :][:1])
             except uf.PageError:
                 said.append(time.monotonic() - start < 8)
-        threads = [threading.Thread(target=touch) for _ in range(2)]
+        threads = [threading.Thread(target=touch, args=(page,)) for page in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        touch()
+        touch(0)
         print(said, flush=True)
         os._exit(0)
         """
