@@ -230,6 +230,38 @@ def test_ctrl_c_ends_a_wait_for_a_store(child, web_proxy, web_server, data, tmp_
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_the_timeout_of_the_region_holds_for_a_touch(child, web_proxy, web_server, data, delivery):
+    """Although the source would wait longer, for the server or for another thread's read of the same chunk."""
+    from userfault.testing import Fault
+
+    (web_server.root / "slow").write_bytes(data)
+    web_proxy.order_always(Fault("mute"))
+    code = """
+        import os, sys, threading, time
+        import userfault as uf
+        region = uf.map(uf.Cached(uf.Blob(sys.argv[1], deadline="15s")), delivery=sys.argv[2], unit=4096, timeout="500ms")
+        view, said = memoryview(region), []
+        def touch(page):
+            start = time.monotonic()
+            try:
+                bytes(view[page * 4096 :][:1])
+            except uf.PageError:
+                said.append(time.monotonic() - start < 8)
+        threads = [threading.Thread(target=touch, args=(page,)) for page in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        touch(0)
+        print(said, flush=True)
+        os._exit(0)
+        """
+    result = child(code, args=[f"http://127.0.0.1:{web_proxy.port}/slow", delivery])
+    assert result.check().stdout == "[True, True, True]\n"
+
+
+@pytest.mark.kernel
 def test_other_threads_run_while_a_touch_waits_for_a_store(child, web_proxy, web_server, data):
     """The wait is without the interpreter's lock."""
     from userfault.testing import Fault

@@ -278,6 +278,9 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
         Outcome::Done => {}
         outcome => {
             counts.iter().for_each(|count| count.withdraw());
+            if outcome == Outcome::Exists && shows_pattern(region, page) {
+                return true;
+            }
             // The page is there, or the instruction asks again.
             if !matches!(outcome, Outcome::Exists | Outcome::Retry) {
                 lost(region, outcome);
@@ -292,6 +295,13 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
         ATTENTION.ring(); // while the set is not empty the keeper comes by itself
     }
     true
+}
+
+/// Did another thread that failed put the pattern there? Then this one reads it too, and has to raise as well. In doubt yes: its
+/// own read failed, whatever is there.
+fn shows_pattern(region: &Region, page: usize) -> bool {
+    // In this order: one that is over is in the set already, or its page is a hole again and the instruction asks again.
+    region.exposures.is_busy() || region.exposed.contains(page)
 }
 
 /// The second half: raise in this thread.

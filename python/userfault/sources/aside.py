@@ -9,16 +9,37 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["MOST_ASIDE", "aside"]
+__all__ = ["MOST_ASIDE", "aside", "in_slices"]
 
 #: Calls that run at once; the others wait for their turn.
 MOST_ASIDE = 64
+_SLICE = 0.05
 
 T = TypeVar("T")
+
+
+def in_slices(wait: Callable[[float], bool], seconds: float) -> bool:
+    """Wait in small pieces: the exception that `map(timeout=...)` sends into a read arrives between two of them only.
+
+    Args:
+        wait: Waits for so many seconds at most; True: it is there.
+        seconds: In all.
+
+    Returns:
+        Whether it came.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        left = until - time.monotonic()
+        if wait(max(0.0, min(left, _SLICE))):
+            return True
+        if left <= _SLICE:
+            return False
 
 
 class _Job:
@@ -106,7 +127,7 @@ def aside(function: Callable[..., T], *arguments: Any, seconds: float) -> T:
     job = _Job(function, arguments)
     _threads().give(job)
     try:
-        if not job.done.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX))):
+        if not in_slices(lambda slice_seconds: job.done.acquire(timeout=slice_seconds), seconds):
             raise TimeoutError(f"no answer within {seconds:g} s")
     finally:
         job.is_wanted = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from userfault import _core
 from userfault.errors import OptionError, PageError
+from userfault.sources.aside import in_slices
 from userfault.sources.base import Source, native
 from userfault.sources.chunks import Flight, shared_chunks
 from userfault.units import parse_bytes
@@ -181,7 +182,7 @@ class Cached(Source):
             raise
         for number, flight in others:
             self._tell("awaited")
-            if not flight.landed.wait(_PATIENCE):
+            if not in_slices(flight.landed.wait, _PATIENCE):
                 raise TimeoutError(f"another thread's read of {self.source!r} took more than {_PATIENCE:g} s")
             if flight.chunk is not None:
                 yield number, flight.chunk
