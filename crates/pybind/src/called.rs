@@ -52,9 +52,10 @@ impl PythonSource {
 
     fn buffer<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyByteArray> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map(|buffer| buffer.into_bound(py)).filter(|buffer| buffer.len() == length).unwrap_or_else(|| {
-            PyByteArray::new(py, &vec![UNWRITTEN; length])
-        })
+        spare
+            .map(|buffer| buffer.into_bound(py))
+            .filter(|buffer| buffer.len() == length)
+            .unwrap_or_else(|| PyByteArray::new(py, &vec![UNWRITTEN; length]))
     }
 
     fn put_back(&self, buffer: Bound<'_, PyByteArray>) {

@@ -8,6 +8,7 @@ mod image;
 mod kernel;
 mod late;
 mod mman;
+mod pager;
 mod raise;
 mod region;
 mod sources;
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     image::register(module)?;
     kernel::register(module)?;
     mman::register(module)?;
+    pager::register(module)?;
     raise::register(module)?;
     region::register(module)?;
     sources::register(module)?;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from userfault.units import parse_bytes
 if TYPE_CHECKING:
     from userfault.sources.base import Source
 
-__all__ = ["Opened"]
+__all__ = ["Opened", "close_all", "facts"]
 
 ReadInto = Callable[[int, memoryview], Any]
 
@@ -91,6 +92,31 @@ def _closed(source: Source) -> None:
             del _OPEN[id(source)]
     if not opened:
         source.close()
+
+
+def close_all() -> None:
+    """Close every source that is open: the process is about to end, and nothing reads them any more."""
+    with _LOCK:
+        opened = [sources[0] for sources in _OPEN.values()]
+        _OPEN.clear()
+    for source in opened:
+        with contextlib.suppress(Exception):
+            source.close()
+
+
+def facts(source: Source) -> tuple[int, str, int]:
+    """What is known of a source without opening it, for a region that another process fills.
+
+    Args:
+        source: One whose class defines `read_into`.
+
+    Returns:
+        Its length in bytes, its name, and the unit that it likes (0: no wish).
+
+    Raises:
+        OptionError: `length` is missing or no number of bytes; a wish is none.
+    """
+    return _length(source), repr(source), _wish(source, "unit")
 
 
 def _length(source: Source) -> int:

@@ -7,12 +7,13 @@ mod failed;
 pub mod waits;
 
 use crate::bits::PageBits;
-use crate::cause::Kind;
-use crate::counters::Counters;
+use crate::cause::{Cause, Kind, SourceError};
+use crate::counters::{Counted, Counters};
 use crate::mapping;
 use crate::policy::{Choice, Policy};
 use crate::residence::Residence;
 use crate::scratch::ScratchPool;
+use crate::shared::{MappedPart, header_of};
 use crate::source::volatile::Offers;
 use crate::source::{Latency, Source, Table};
 use crate::states::{State, UnitStates};
@@ -21,7 +22,7 @@ use crate::threads::{Root, identity};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uffd::Handle;
@@ -33,6 +34,8 @@ pub enum Delivery {
     Thread,
     /// To the touching thread itself, by SIGBUS; CPU accesses only.
     Signal,
+    /// To a pager: another process that fills the pages.
+    Process,
 }
 
 /// May the memory be changed?
@@ -148,7 +151,7 @@ pub struct Region {
     /// Absent, filling, present.
     pub states: UnitStates,
     /// What happened.
-    pub counters: Counters,
+    pub counters: Counted,
     /// Pages that show the error pattern.
     pub exposed: Exposed,
     /// Pages that were poisoned, until they are touched, filled or expire.
@@ -169,6 +172,8 @@ pub struct Region {
     pub hiding: AtomicU32,
     /// Sequential detection.
     pub readahead: crate::readahead::Readahead,
+    /// Of a region that a pager serves.
+    pub away: Option<Away>,
 }
 
 /// The memory file behind a shared region, in both tables.
@@ -262,6 +267,32 @@ pub struct Parts {
     pub stock: Option<&'static Stock>,
     /// Working memory.
     pub scratch: Arc<ScratchPool>,
+    /// Of a region that a pager serves.
+    pub away: Option<Away>,
+}
+
+/// A region that a pager serves.
+pub struct Away {
+    /// Which of this process's pagers.
+    pub pager: u16,
+    /// What it shares with us of this region.
+    pub part: MappedPart,
+    /// It is gone for good: its wait status, and every page that is not there fails.
+    pub lost: AtomicI32,
+}
+
+/// What [`Away::lost`] is while there is a pager.
+pub const NOT_LOST: i32 = i32::MIN;
+
+impl Away {
+    /// Why a page failed, if its pager said so. Signal handlers.
+    #[must_use]
+    pub fn failure(&self, region: u64, page: usize) -> Option<SourceError> {
+        match self.lost.load(Ordering::Acquire) {
+            NOT_LOST => header_of(self.pager)?.find(self.pager, region, page),
+            how => Some(SourceError::new((page * uffd::page_size()) as u64, Cause::PagerLost(how))),
+        }
+    }
 }
 
 impl Region {
@@ -286,6 +317,13 @@ impl Region {
             can_move: parts.stock.is_some(),
             batch: residence.as_ref().map_or(0, Residence::batch),
         });
+        // SAFETY: the region holds the mapping, and everything in it is dropped together.
+        let shared =
+            parts.away.as_ref().map(|away| unsafe { (away.part.counters_for_owner(), away.part.states_for_owner()) });
+        let (counters, states) = match shared {
+            Some((counters, states)) => (Counted::Shared(counters), UnitStates::shared(states)),
+            None => (Counted::Own(Box::<Counters>::default()), UnitStates::new(mapped.div_ceil(parts.unit))),
+        };
         Self {
             id: parts.id,
             base: parts.base,
@@ -302,8 +340,9 @@ impl Region {
             policy,
             residence,
             scratch: parts.scratch,
-            states: UnitStates::new(mapped.div_ceil(parts.unit)),
-            counters: Counters::default(),
+            states,
+            away: parts.away,
+            counters,
             exposed: Exposed { bits: PageBits::new(pages), offers: offers.clone() },
             offers,
             poisoned: Mutex::default(),

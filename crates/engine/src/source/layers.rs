@@ -3,8 +3,8 @@
 //!
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
-use crate::language;
 use super::{Cause, Extent, Latency, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use crate::language;
 use crate::threads::leave;
 use std::ops::Range;
 use std::sync::{Arc, mpsc};

@@ -9,6 +9,7 @@ pub mod fd;
 pub mod file;
 pub mod image;
 pub mod layers;
+pub mod remote;
 pub mod volatile;
 pub mod zero;
 
