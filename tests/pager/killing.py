@@ -25,10 +25,15 @@ def is_pager(pid: int) -> bool:
     """Whether it is one, and lives."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        alive = state(Path(f"/proc/{pid}")) != "Z"
     except OSError:
         return False
-    return b"userfault.pager" in command and state != "Z"
+    return b"userfault.pager" in command and alive
+
+
+def state(task: Path) -> str:
+    """What a thread is doing, as a letter (proc(5))."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def hit(owner: int, number: int, limit: float = 20) -> int:
@@ -36,8 +41,10 @@ def hit(owner: int, number: int, limit: float = 20) -> int:
     end = time.monotonic() + limit
     while time.monotonic() < end:
         for pid in pagers_of(owner):
-            with suppress(ProcessLookupError):
+            with suppress(OSError):
                 os.kill(pid, number)
+                while number == signal.SIGSTOP and any(state(task) != "T" for task in Path(f"/proc/{pid}/task").iterdir()):
+                    time.sleep(0.001)
                 return pid
         time.sleep(0.002)
     raise TimeoutError("no pager to be hit")

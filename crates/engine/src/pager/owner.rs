@@ -229,7 +229,7 @@ impl Pager {
         bulk.give_out();
         self.engine.root.run(move || {
             let mut state = this.state();
-            if let Some(how) = state.lost {
+            if let Some(how) = state.lost.filter(|_| !runs.is_empty()) {
                 bulk.fail(SourceError::new((bulk.units.start * bulk.region.unit) as u64, Cause::PagerLost(how)));
                 return bulk.leave();
             }

@@ -2,9 +2,9 @@
 //!
 //! *Locks*: `list`, for a few instructions. *Threads*: servers. *Blocks on*: sources.
 
-use super::Server;
 use super::fill::{Bench, Fill};
 use super::table::Served;
+use super::{Server, clock};
 use crate::cause::{Cause, SourceError};
 use crate::counters::add;
 use crate::fill::Stop;
@@ -66,6 +66,7 @@ pub fn begin(server: &Server, frame: &Frame) {
     };
     server.bulks.list.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::new(bulk));
     server.work.ring();
+    clock::wake(server);
 }
 
 fn failed_words(ticket: u64, offset: u64, code: [u32; 3]) -> [u64; 6] {
@@ -94,6 +95,11 @@ pub fn work(server: &Server, bench: &mut Bench) -> bool {
 }
 
 impl Bulks {
+    /// Is there any that is not done?
+    pub fn is_busy(&self) -> bool {
+        self.active.load(Ordering::SeqCst) > 0 || !self.list.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn take(&self) -> Option<(Arc<Bulk>, Range<usize>)> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -19,7 +19,7 @@ pub const TICK: Duration = Duration::from_millis(5);
 /// A leader that is busy for longer has lost the lead.
 const AWAY_NS: u64 = 2_000_000;
 /// Servers at most. Reads of slow sources that run at once.
-const MOST_SERVERS: usize = 48;
+const MOST_SERVERS: usize = 128;
 /// How a pager ends that cannot go on: another one can.
 const STUCK: libc::c_int = 75;
 /// The shortest time that the language's lock may be out of reach, once a read has not come back in its time.
@@ -97,7 +97,11 @@ fn tick(server: &Arc<Server>) {
 }
 
 fn is_quiet(server: &Server) -> bool {
-    !server.lead.is_away() && !server.lead.is_vacant() && server.flights.is_empty() && !server.work.is_waiting()
+    !server.lead.is_away()
+        && !server.lead.is_vacant()
+        && server.flights.is_empty()
+        && !server.work.is_waiting()
+        && !server.bulks.is_busy()
 }
 
 /// Nobody is there to lead: somebody has to.
