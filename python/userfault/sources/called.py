@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError
-from userfault.sources.waiting import waited_for
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -62,9 +61,13 @@ class Opened:
         from userfault.sources.base import Source
 
         read_into: ReadInto = source.read_into
+        if is_async:
+            from userfault.sources.waiting import waited_for  # brings asyncio, 20 ms that others need not wait for
+
+            read_into = waited_for(read_into)
         hints = type(source).prefetch_hint is not Source.prefetch_hint
         made = cls(
-            read_into=waited_for(read_into) if is_async else read_into,
+            read_into=read_into,
             prefetch_hint=source.prefetch_hint if hints else None,
             close=lambda: _closed(source),
             length=_length(source),
