@@ -385,6 +385,7 @@ fn merge(into: &Counters, from: &Snapshot) {
     add(&into.coalesced, n(from.coalesced));
     add(&into.poisoned, n(from.poisoned));
     add(&into.torn_down, n(from.torn_down));
+    add(&into.requeued, n(from.requeued));
 }
 
 /// Everything at once into ordinary memory, for machines without userfaultfd. The caller owns the mapping.

@@ -37,6 +37,8 @@ def main() -> None:
 
 def _be(settings: Settings) -> None:
     sys.path[:] = settings.path
+    with contextlib.suppress(OSError):  # it may be gone
+        os.chdir(settings.directory)
     os.environ.pop("PYTHONPATH", None)
     if settings.python_path is not None:
         os.environ["PYTHONPATH"] = settings.python_path

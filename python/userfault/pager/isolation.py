@@ -59,7 +59,8 @@ def become(user: str) -> None:
     os.setresgid(about.pw_gid, about.pw_gid, about.pw_gid)
     os.setresuid(about.pw_uid, about.pw_uid, about.pw_uid)
     os.environ.update(HOME=about.pw_dir, USER=user, LOGNAME=user)
-    os.chdir("/")
+    if not os.access(".", os.X_OK):
+        os.chdir("/")
 
 
 def give_up() -> None:

@@ -53,6 +53,7 @@ class Pager:
         settings = Settings(
             version=VERSION,
             path=[os.path.abspath(entry) for entry in sys.path],
+            directory=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH"),
             threads=parse_count(threads, "threads", 1, _MOST_THREADS),
             user=_known(user),

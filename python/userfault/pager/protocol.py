@@ -22,6 +22,7 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         version: `VERSION`.
         path: `sys.path` of the owner: what it can import, the pager can.
+        directory: Where the owner was when it made the pager; relative names of files are of there.
         python_path: The variable PYTHONPATH as it was, or None.
         threads: Threads that answer faults, to begin with.
         user: Name of the user to become, or None.
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     version: int
     path: list[str]
+    directory: str
     python_path: str | None
     threads: int
     user: str | None

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How often the watcher looks.
 const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long a pager may take to say that it runs.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(20);
 /// Looks that were so late say nothing: this process was stopped itself.
 const LATE: Duration = Duration::from_millis(500);
 

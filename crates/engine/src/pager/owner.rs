@@ -17,6 +17,7 @@ use crate::queue::Bulk;
 use crate::region::{NOT_LOST, Region};
 use crate::shared::{self, Header, MappedPart, Mapping, header_bytes, part_bytes};
 use crate::table::Pin;
+use crate::threads::process_id;
 use std::ops::Range;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +55,8 @@ pub struct Kept {
     pub handle: Handle,
     /// Its first free byte.
     end: u64,
+    /// Whose it is: a forked child finds its parent's here.
+    process: i32,
 }
 
 static SPARE: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
@@ -76,7 +79,7 @@ impl Pager {
     ) -> Result<Arc<Self>, Error> {
         let user_mode_only = !engine.abilities.kernel_faults;
         let (kept, bell) = engine.root.run(move || {
-            let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let spare = take_spare();
             // SAFETY: makes a descriptor of the engine's table.
             let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
             spare.map_or_else(|| keep(user_mode_only), Ok).map(|kept| (kept, bell))
@@ -295,6 +298,13 @@ impl Pager {
     }
 }
 
+/// One of this process. In a forked child another thread of its parent may have held the lock for good.
+fn take_spare() -> Option<Kept> {
+    let mut spare = SPARE.try_lock().ok()?;
+    spare.retain(|kept| kept.process == process_id());
+    spare.pop()
+}
+
 fn gone() -> Error {
     Error::Closed("this pager is gone; another one can be made".into())
 }
@@ -315,8 +325,7 @@ fn keep(user_mode_only: bool) -> Result<Kept, Error> {
     grow(file, header_bytes() as u64)?;
     let header = Mapping::new(file, 0, header_bytes())?.into_header();
     header.version.store(shared::VERSION, Ordering::Release);
-    // SAFETY: getpid has no preconditions.
-    header.owner.store(unsafe { libc::getpid() }, Ordering::Release);
+    header.owner.store(process_id(), Ordering::Release);
     header.raises.store(u32::from(interrupt::raises()), Ordering::Release);
     let options = OpenOptions { user_mode_only, ..OpenOptions::default() };
     let fd = Userfaultfd::open_with(options, Features::THREAD_ID).map_err(Error::of_open)?;
@@ -325,7 +334,7 @@ fn keep(user_mode_only: bool) -> Result<Kept, Error> {
     };
     let handle = Handle::from_raw(fd.into_owned().into_raw_fd());
     remember(handle.as_raw_fd());
-    Ok(Kept { place, header, file, handle, end: header_bytes() as u64 })
+    Ok(Kept { place, header, file, handle, end: header_bytes() as u64, process: process_id() })
 }
 
 /// On the root thread, so one at a time: two threads with a piece each may come in any order, and the file never shrinks.

@@ -213,6 +213,7 @@ pub fn forget() {
     for header in &HEADERS {
         header.store(std::ptr::null_mut(), Ordering::Release);
     }
+    USED.store(0, Ordering::Release);
 }
 
 /// What the pager said of a failure, unless many others came since.

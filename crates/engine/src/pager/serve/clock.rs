@@ -23,7 +23,7 @@ const MOST_SERVERS: usize = 128;
 /// How a pager ends that cannot go on: another one can.
 const STUCK: libc::c_int = 75;
 /// The shortest time that the language's lock may be out of reach, once a read has not come back in its time.
-const LOCK_LIMIT: Duration = Duration::from_secs(1);
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Its state.
 #[derive(Default)]
