@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import userfault as uf
+from bench import away
 from bench.data import numbered_bytes, warm
 from bench.ours import positions
 
@@ -294,6 +295,7 @@ CASES: dict[str, Callable[[Given], Round]] = {
     "idle": idle,
     "crowd": crowd,
     "present": present,
+    **away.CASES,
 }
 
 
