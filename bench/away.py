@@ -28,7 +28,7 @@ class Numbered:
 
 
 def called(given: Any) -> Callable[[], dict[str, Any]]:
-    """A Python function fills 4 KiB: in the pager, and in a process with a loop around ctypes as one writes it in an afternoon."""
+    """A Python function fills 4 KiB: in the pager, and in a process with a loop around ctypes and nothing else."""
     length, make = given.count * PAGE, Numbered(PAGE)
 
     def read_into(offset: int, buffer: memoryview) -> None:

@@ -220,6 +220,7 @@ def crowd(delivery: str) -> Pair:
 DELIVERIES = ("signal", "thread")
 MANY_REGIONS = 10_000
 
+
 def away(unit: int) -> Pair:
     """A native source by way of a pager, beside thread delivery; from 256 KiB on that moves pages, which a pager cannot."""
     bar = 1.3 if unit <= 64 * KIB else None

@@ -128,7 +128,11 @@ def _cause(noted: _Taken) -> BaseException | str:
 
 def _described(cause: BaseException | str) -> str:
     """A sentence; of an exception that says nothing, its name."""
-    return str(cause) or type(cause).__name__ if isinstance(cause, OSError | RemoteError | str) else f"{type(cause).__name__}: {cause}"
+    return (
+        str(cause) or type(cause).__name__
+        if isinstance(cause, OSError | RemoteError | str)
+        else f"{type(cause).__name__}: {cause}"
+    )
 
 
 def noted_failure() -> PageError | UserFault:

@@ -149,8 +149,7 @@ class Region(_core.NativeRegion):
         options: Options | None = None,
         *,
         eager: bool = False,
-        served: tuple[_core.NativeSource, _core.NativePager, bytes] | None = None,
-        pager: Any = None,
+        served: tuple[_core.NativeSource, Any, bytes] | None = None,
     ) -> Self:
         """Open `source`; `userfault.map` is the way to make one.
 
@@ -158,8 +157,7 @@ class Region(_core.NativeRegion):
             source: Where pages come from.
             options: How; None for the defaults.
             eager: Load everything now, into ordinary memory.
-            served: For delivery="process": what is known of the source, the pager, and the source as the pager gets it.
-            pager: The object of that pager, for people.
+            served: For delivery="process": the source as it is known here, the Pager, and the source as that gets it.
 
         Returns:
             The region.
@@ -186,11 +184,11 @@ class Region(_core.NativeRegion):
             timeout_seconds=options.timeout,
             shared=options.shared,
             eager=eager,
-            served=None if served is None else (served[1], served[2], options.on_pager_death),
+            served=served and (served[1].native, served[2], options.on_pager_death),
         )
         self.source = source
         self.options = options
-        self.pager = pager
+        self.pager = served and served[1]
         return self
 
     def __len__(self) -> int:
@@ -381,16 +379,15 @@ def open_region(source: Source, options: Options) -> Region:
     Raises:
         RefusedError: See `Region`; likewise for the others.
     """
-    opener = OPENERS.get(options.delivery, Region)
     try:
-        return opener(source, options)
+        return OPENERS.get(options.delivery, Region)(source, options)
     except (RefusedError, UnsupportedError):
         if options.fallback != "eager":
             raise
         return Region(source, options, eager=True)
 
 
-#: Who opens regions of a delivery, where that takes more than `Region`: filled in by those who know.
+#: Who opens regions of a delivery that takes more than `Region`.
 OPENERS: dict[str, Callable[[Source, Options], Region]] = {}
 
 

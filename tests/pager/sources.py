@@ -54,7 +54,7 @@ class Hanging(Known):
     def read_into(self, offset, buffer):
         while offset // 4096 in self.bad and not Path(self.until).exists():
             if self.held:
-                os.environ.get  # noqa: B018
+                os.environ.get
                 _sleep_with_lock(0.05)
             else:
                 time.sleep(0.01)

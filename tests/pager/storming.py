@@ -7,11 +7,11 @@ import random
 import threading
 import time
 
-from pager.killing import start
-from pager.sources import Known, known
 from support.lazy import check_endings
 
 import userfault as uf
+from pager.killing import start
+from pager.sources import Known, known
 
 KIB = 1024
 
@@ -20,10 +20,7 @@ def storm(kills: int, seed: int, seconds: float) -> None:
     """Compare every byte that is read; all touches end; the law of endings holds."""
     pager = uf.pager.Pager(restarts=10 * kills + 10, within="1h")
     specs = [(4 * KIB * KIB, "4KiB", 7), (16 * KIB * KIB, "64KiB", 11), (8 * KIB * KIB + 4096, "16KiB", 13)]
-    regions = [
-        _region(pager, length, unit, mark)
-        for length, unit, mark in specs
-    ]
+    regions = [_region(pager, length, unit, mark) for length, unit, mark in specs]
     views = [region.numpy() for region in regions]
     over, counts, wrong = threading.Event(), [0] * 4, []
 
@@ -65,7 +62,7 @@ def storm(kills: int, seed: int, seconds: float) -> None:
     print(f"kills={kills} restarts={pager.restarts} touches={sum(counts)} requeued={sum(one.requeued for one in found)}")
     assert pager.restarts >= kills, pager
     assert kills < 40 or any(one.requeued for one in found), found
-    del views
+    views.clear()
     for region in regions:
         region.close_when_free()
 

@@ -213,7 +213,8 @@ region = uf.map(Known(1 << 20), delivery="process", unit="16KiB", on_pager_death
 again = pickle.loads(pickle.dumps(region))
 assert again.options == region.options and again.pager is region.pager and again.unit == 16384
 assert bytes(again) == bytes(region)
-script = "import pickle, sys; r = pickle.load(sys.stdin.buffer); import hashlib; print(hashlib.sha256(r).hexdigest(), r.options.delivery)"
+script = "import hashlib, pickle, sys; r = pickle.load(sys.stdin.buffer); "
+script += "print(hashlib.sha256(r).hexdigest(), r.options.delivery)"
 import hashlib
 done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(region), capture_output=True, check=True)
 assert done.stdout.decode().split() == [hashlib.sha256(known(0, 1 << 20).tobytes()).hexdigest(), "process"], done

@@ -159,7 +159,7 @@ def test_reads_of_a_populate_run_at_once_and_in_the_pieces_the_source_likes(chil
 
 
 def test_a_slow_read_keeps_nobody_else_waiting(child):
-    """Four touches of a slow source are under way; a fifth, of a quick one, is answered meanwhile; so are those of the slow one."""
+    """Twelve touches of a slow source are under way; those of a quick one are answered meanwhile."""
     code = """
         import ctypes, threading, time
         import userfault as uf

@@ -87,6 +87,14 @@ pub fn option_error(py: Python<'_>, text: &str) -> PyErr {
     raised(py, "OptionError", (text,))
 }
 
+/// The value that a word stands for.
+pub fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)]) -> PyResult<T> {
+    known.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<String> = known.iter().map(|(word, _)| format!("{word:?}")).collect();
+        option_error(py, &format!("{name}={given:?}: must be {}", words.join(" or ")))
+    })
+}
+
 /// A page that cannot be had, known before it was touched.
 pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
     let offset = i64::try_from(error.offset).unwrap_or(-1);

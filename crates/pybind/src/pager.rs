@@ -3,8 +3,7 @@
 //! *GIL*: released in everything that waits; a server takes it to call a source, and no more.
 
 use crate::called;
-use crate::errors::{engine_error, os_error};
-use crate::region::choice;
+use crate::errors::{choice, engine_error, os_error};
 use crate::sources::{NativeSource, seconds};
 use engine::error::Error;
 use engine::pager::opening::Served;

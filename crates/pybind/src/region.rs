@@ -3,7 +3,7 @@
 //! *Locks*: `memory`, taken only with the GIL released and held for a few instructions, or by `close`. *GIL*: released
 //! in everything that waits.
 
-use crate::errors::{engine_error, option_error, page_error};
+use crate::errors::{choice, engine_error, page_error};
 use crate::pager::NativePager;
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
@@ -50,13 +50,6 @@ pub struct NativeRegion {
     exports: AtomicUsize,
     /// Closed as soon as the last view dies.
     closing: AtomicBool,
-}
-
-pub(crate) fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)]) -> PyResult<T> {
-    known.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
-        let words: Vec<String> = known.iter().map(|(word, _)| format!("{word:?}")).collect();
-        option_error(py, &format!("{name}={given:?}: must be {}", words.join(" or ")))
-    })
 }
 
 #[pymethods]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from userfault import _core
 from userfault.errors import OptionError
@@ -36,7 +36,7 @@ def open_in_pager(source: Source, options: Options, pager: Pager | None = None) 
     known = _described(source)
     message = encode(SourceMessage(VERSION, _pickled(source)))
     pager = default_pager() if pager is None else pager
-    return Region(source, options, served=(known, pager.native, message), pager=pager)
+    return Region(source, options, served=(known, pager, message))
 
 
 def _pickled(source: Source) -> bytes:

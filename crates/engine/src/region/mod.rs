@@ -3,17 +3,19 @@
 //! *Locks*: `poisoned`, `waits`: engine threads only, held for a few system calls, never while a source is read.
 //! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
 
+mod away;
 mod failed;
 pub mod waits;
 
+pub use away::{Away, NOT_LOST};
+
 use crate::bits::PageBits;
-use crate::cause::{Cause, Kind, SourceError};
-use crate::counters::{Counted, Counters};
+use crate::cause::Kind;
+use crate::counters::Counted;
 use crate::mapping;
 use crate::policy::{Choice, Policy};
 use crate::residence::Residence;
 use crate::scratch::ScratchPool;
-use crate::shared::{MappedPart, header_of};
 use crate::source::volatile::Offers;
 use crate::source::{Latency, Source, Table};
 use crate::states::{State, UnitStates};
@@ -22,7 +24,7 @@ use crate::threads::{Root, identity};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uffd::Handle;
@@ -271,30 +273,6 @@ pub struct Parts {
     pub away: Option<Away>,
 }
 
-/// A region that a pager serves.
-pub struct Away {
-    /// Which of this process's pagers.
-    pub pager: u16,
-    /// What it shares with us of this region.
-    pub part: MappedPart,
-    /// It is gone for good: its wait status, and every page that is not there fails.
-    pub lost: AtomicI32,
-}
-
-/// What [`Away::lost`] is while there is a pager.
-pub const NOT_LOST: i32 = i32::MIN;
-
-impl Away {
-    /// Why a page failed, if its pager said so. Signal handlers.
-    #[must_use]
-    pub fn failure(&self, region: u64, page: usize) -> Option<SourceError> {
-        match self.lost.load(Ordering::Acquire) {
-            NOT_LOST => header_of(self.pager)?.find(self.pager, region, page),
-            how => Some(SourceError::new((page * uffd::page_size()) as u64, Cause::PagerLost(how))),
-        }
-    }
-}
-
 impl Region {
     /// Put a region together.
     #[must_use]
@@ -317,13 +295,7 @@ impl Region {
             can_move: parts.stock.is_some(),
             batch: residence.as_ref().map_or(0, Residence::batch),
         });
-        // SAFETY: the region holds the mapping, and everything in it is dropped together.
-        let shared =
-            parts.away.as_ref().map(|away| unsafe { (away.part.counters_for_owner(), away.part.states_for_owner()) });
-        let (counters, states) = match shared {
-            Some((counters, states)) => (Counted::Shared(counters), UnitStates::shared(states)),
-            None => (Counted::Own(Box::<Counters>::default()), UnitStates::new(mapped.div_ceil(parts.unit))),
-        };
+        let (counters, states) = away::counters_and_states(parts.away.as_ref(), mapped.div_ceil(parts.unit));
         Self {
             id: parts.id,
             base: parts.base,
