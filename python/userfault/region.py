@@ -170,11 +170,10 @@ class Region(_core.NativeRegion):
         options = Options() if options is None else options
         if not isinstance(options, Options):
             raise OptionError(f"options: must be userfault.region.Options, and are of type {type(options).__name__}")
-        opened = native(source) if served is None else served[0]
         refresh_handlers()
         self = super().__new__(
             cls,
-            opened,
+            native(source) if served is None else served[0],
             delivery=options.delivery,
             unit=options.unit,
             huge=options.huge,

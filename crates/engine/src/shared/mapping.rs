@@ -5,8 +5,8 @@
 use super::{Header, Part, STATES_AT, part_bytes};
 use crate::counters::Counters;
 use crate::error::Error;
+use crate::sync::AtomicU8;
 use std::os::fd::RawFd;
-use std::sync::atomic::AtomicU8;
 
 /// A mapping of a piece of the file.
 pub struct Mapping {
