@@ -142,3 +142,39 @@ assert time.monotonic() - began < 4, time.monotonic() - began
 assert region.pager.restarts == 1
 """
     child(code).check()
+
+
+def test_a_map_with_a_stopped_pager_goes_on_in_another(child):
+    """Nothing waits for a page; the call does."""
+    code = f"""{PROLOGUE}
+first = uf.map(Known(1 << 20), delivery="process", timeout="1s")
+hit(os.getpid(), int(signal.SIGSTOP))
+began = time.monotonic()
+second = uf.map(Known(1 << 20, seed=2), delivery="process", timeout="1s")
+assert time.monotonic() - began < 4, time.monotonic() - began
+assert memoryview(second)[0] == known(0, 8, 2)[0] and memoryview(first)[0] == known(0, 8)[0]
+hit(os.getpid(), int(signal.SIGSTOP))
+second.close_when_free()
+second.close()
+assert first.pager.regions == 1
+"""
+    child(code).check()
+
+
+def test_a_source_that_takes_long_to_open_is_waited_for(child):
+    """Longer than a touch may wait: the pager is not taken for dead, and serves its other regions meanwhile."""
+    code = f"""{PROLOGUE}
+class Late(Known):
+    def __setstate__(self, state):
+        time.sleep(2)
+        self.__dict__.update(state)
+first = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="400ms")
+pid = first.pager.pid
+thread = threading.Thread(target=lambda: [memoryview(first)[at << 12] for at in range(200) if not time.sleep(0.01)])
+thread.start()
+second = uf.map(Late(1 << 20, seed=2), delivery="process", timeout="400ms")
+assert memoryview(second)[0] == known(0, 8, 2)[0]
+thread.join()
+assert first.pager.pid == pid and first.pager.restarts == 0, first.pager
+"""
+    child(code).check()

@@ -62,7 +62,7 @@ fn is_silent(pager: &Pager, seen: &mut Suspicion, now: Instant, limit: Duration)
     let (unread, waiting) = waiting(pager);
     let alive = header.alive_ns.load(Ordering::SeqCst);
     let stale = alive != 0 && now_ns().saturating_sub(alive) > limit.as_nanos() as u64;
-    if waiting == 0 && pager.state().tickets.is_empty() {
+    if waiting == 0 && !pager.state().is_waiting() {
         (seen.unread, seen.silent) = (None, None);
         return false;
     }

@@ -67,6 +67,12 @@ impl State {
         self.regions.iter_mut().find(|entry| entry.attach.region == region)
     }
 
+    /// Does a call of the owner's wait for an answer?
+    pub fn is_waiting(&self) -> bool {
+        let waits = |entry: &Entry| entry.detaching || entry.answer == Answer::Pending;
+        !self.tickets.is_empty() || self.regions.iter().any(waits)
+    }
+
     /// Send a frame now, or when there is room. Whoever has no process gets it told when there is one again.
     pub fn post(&mut self, frame: Frame) {
         let Some(running) = &self.running else { return };

@@ -102,6 +102,7 @@ fn is_quiet(server: &Server) -> bool {
         && server.flights.is_empty()
         && !server.work.is_waiting()
         && !server.bulks.is_busy()
+        && !server.opening.load(Ordering::SeqCst)
 }
 
 /// Nobody is there to lead: somebody has to.

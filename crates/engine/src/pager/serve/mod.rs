@@ -29,7 +29,7 @@ use crate::shared::{Header, MappedPart, Mapping, VERSION, header_bytes};
 use crate::source::Source;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use table::{Served, Table};
 use uffd::{Errno, Handle};
 
@@ -58,6 +58,8 @@ pub struct Server {
     work: lead::Work,
     bulks: bulk::Bulks,
     clock: clock::Clock,
+    /// A source is being opened: that may take long, and is no reason to be taken for dead.
+    opening: AtomicBool,
 }
 
 impl Server {
@@ -94,6 +96,7 @@ impl Server {
             work: lead::Work::default(),
             bulks: bulk::Bulks::default(),
             clock: clock::Clock::default(),
+            opening: AtomicBool::new(false),
         });
         clock::start(&server)?;
         server.say(&Frame::new(Kind::Started, 0, &[]));
@@ -110,6 +113,7 @@ impl Server {
     /// pager). Everything else that the owner says is done meanwhile. `None`: the owner is gone.
     pub fn next_region(self: &Arc<Self>) -> Option<(Attach, Vec<u8>)> {
         loop {
+            self.opening.store(false, Ordering::SeqCst);
             let frame = match wire::receive(self.socket.as_raw_fd()) {
                 Ok(Some((frame, _))) => frame,
                 Err(Errno(libc::EINTR)) => continue,
@@ -122,6 +126,8 @@ impl Server {
                         let _ = self.attach(attach, Err(Cause::PagerLost(attach.lost as u32 as i32)));
                         continue;
                     }
+                    self.opening.store(true, Ordering::SeqCst);
+                    clock::wake(self);
                     match stored(&self.file, attach.source_at, attach.source_bytes) {
                         Ok(bytes) => return Some((attach, bytes)),
                         Err(_) => self.refuse(&attach, "OSError\0the shared memory cannot be mapped\0"),
