@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import userfault as uf
+from bench import away
 from bench.data import numbered_bytes, warm
 from bench.ours import positions
 from bench.stores import store
@@ -317,6 +318,7 @@ CASES: dict[str, Callable[[Given], Round]] = {
     "crowd": crowd,
     "present": present,
     "store": store,
+    **away.CASES,
 }
 
 

@@ -227,6 +227,14 @@ def crowd(delivery: str) -> Pair:
 DELIVERIES = ("signal", "thread")
 MANY_REGIONS = 10_000
 
+
+def away(unit: int) -> Pair:
+    """A native source by way of a pager, beside thread delivery; from 256 KiB on that moves pages, which a pager cannot."""
+    bar = 1.3 if unit <= 64 * KIB else None
+    name = f"away-{unit // KIB}KiB" if unit < MIB else f"away-{unit // MIB}MiB"
+    return Pair(name, "away", max(16, 8 * MIB // unit), (unit,), (), (Against("in this process", at_most=bar),), single=True)
+
+
 PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
     *(thinking(think * 1000, 200 if think == 1000 else 1000) for think in (0, 20, 100, 1000)),
     called("signal", 15),
@@ -263,6 +271,8 @@ PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
         bytes_each=256 * KIB,
         single=True,
     ),
+    Pair("called-4KiB-process", "away_called", 2048, (), ("unpinned",), (Against("ctypes handler"),), limit=40_000, single=True),
+    *(away(unit) for unit in (4 * KIB, 64 * KIB, 256 * KIB, 2 * MIB)),
     KernelCalls("signal", 2048, "touch_signal"),
     # Every sixteenth fault the reader looks where its toucher runs; the C program was told.
     KernelCalls("thread", 2048, "touch_thread", at_most=1.07),

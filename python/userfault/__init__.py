@@ -24,6 +24,7 @@ from userfault.errors import (
     PagePurged,
     RefusedError,
     RegionClosedError,
+    RemoteError,
     StoreChanged,
     StoreError,
     StoreMissing,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from userfault import image as image
     from userfault import kernel as kernel
     from userfault import mman as mman
+    from userfault import pager as pager
     from userfault import testing as testing
     from userfault.kernel import Capabilities as Capabilities
     from userfault.kernel import capabilities as capabilities
@@ -80,6 +82,7 @@ __all__ = [
     "RefusedError",
     "Region",
     "RegionClosedError",
+    "RemoteError",
     "Retry",
     "Source",
     "Statistics",
@@ -99,6 +102,7 @@ __all__ = [
     "load",
     "map",
     "mman",
+    "pager",
     "testing",
     "volatile_cache",
 ]
@@ -115,7 +119,7 @@ def __getattr__(name: str) -> Any:
     """Rooms that not everybody enters are loaded when they are named."""
     if name in _LAZY:
         return getattr(import_module(f"userfault.{_LAZY[name]}"), name)
-    if name in ("image", "kernel", "mman", "testing"):
+    if name in ("image", "kernel", "mman", "pager", "testing"):
         return import_module(f"userfault.{name}")
     raise AttributeError(f"module 'userfault' has no attribute {name!r}")
 

@@ -12,6 +12,51 @@ _Place: TypeAlias = int | _Range
 _Ended: TypeAlias = tuple[int, int, int]
 
 @final
+class NativePager:
+    """A pager as its owner has it; `userfault.pager.Pager` is its face.
+
+    Threads: safe from any. GIL: released in everything that waits.
+    """
+
+    def __new__(
+        cls,
+        arguments: list[bytes],
+        environment: list[bytes],
+        settings: bytes,
+        restarts: int,
+        within_seconds: float,
+    ) -> NativePager:
+        """Start the program `arguments` with `environment` (NAME=value); not waited for."""
+
+    def facts(self) -> tuple[int, int, int, str | None]:
+        """Return the process number (0: none runs), regions, restarts, and how it ended for good."""
+
+    def close(self) -> bool:
+        """End it and wait; False: it serves regions."""
+
+@final
+class PagerServer:
+    """The program: serves the regions of the process at the other end of a socket."""
+
+    def __new__(cls, socket: int) -> PagerServer:
+        """Hear the owner's first words on a descriptor, which is taken over."""
+
+    def settings(self) -> bytes:
+        """Return what the owner has set."""
+
+    def next_region(self) -> bytes | None:
+        """Wait for a region, and return what describes its source; None: the owner is gone. GIL: released."""
+
+    def accept(self, source: NativeSource) -> None:
+        """Serve the region that was waited for last."""
+
+    def refuse(self, text: str) -> None:
+        """Tell its owner why not: class, message and traceback, with zero bytes between them."""
+
+    def serve(self) -> None:
+        """Answer faults in the calling thread, for good. GIL: released but for calls of Python sources."""
+
+@final
 class Userfaultfd:
     """One userfaultfd descriptor; `userfault.kernel.Userfaultfd` is its public face.
 
@@ -217,6 +262,10 @@ class NativeSource:
     def called(source: object) -> NativeSource:
         """Return a source whose reads are calls of Python: of the attributes of `userfault.sources.called.Opened`."""
 
+    @staticmethod
+    def remote(length: int, name: str, unit: int) -> NativeSource:
+        """Return what the owner of a region knows of a source that its pager reads; it cannot be read here."""
+
     def retry(self, attempts: int, pause_seconds: float) -> NativeSource:
         """Return one that reads again after transient failures."""
 
@@ -270,8 +319,12 @@ class NativeRegion:
         timeout_seconds: float,
         shared: bool,
         eager: bool,
+        served: tuple[NativePager, bytes, str] | None = None,
     ) -> Self:
-        """Map a source."""
+        """Map a source.
+
+        `served` is for delivery="process": the pager, the source as that gets it, and what if the pager dies.
+        """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...

@@ -8,6 +8,7 @@
     ├─ UnsupportedError(…, OSError)      this kernel lacks something
     ├─ OptionError(…, ValueError)        parameters that make no sense, or not together
     ├─ RegionClosedError(…, ValueError)  the region is closed, or belongs to the parent process
+    ├─ RemoteError                       raised in a pager process, in words: .kind .message .traceback
     ├─ ImageError(…, ValueError)         a file is not the image it should be
     └─ StoreError(…, OSError)            a store did not give the bytes: .url .reason .transient
        ├─ StoreMissing(…, FileNotFoundError)  there is no such object, or no longer
@@ -31,6 +32,7 @@ __all__ = [
     "PagePurged",
     "RefusedError",
     "RegionClosedError",
+    "RemoteError",
     "StoreChanged",
     "StoreError",
     "StoreMissing",
@@ -132,7 +134,11 @@ def _cause(noted: _Taken) -> BaseException | str:
 
 def _described(cause: BaseException | str) -> str:
     """A sentence; of an exception that says nothing, its name."""
-    return str(cause) or type(cause).__name__ if isinstance(cause, OSError | str) else f"{type(cause).__name__}: {cause}"
+    return (
+        str(cause) or type(cause).__name__
+        if isinstance(cause, OSError | RemoteError | str)
+        else f"{type(cause).__name__}: {cause}"
+    )
 
 
 def noted_failure() -> PageError | UserFault:
@@ -190,6 +196,33 @@ class OptionError(UserfaultError, ValueError):
 
 class RegionClosedError(UserfaultError, ValueError):
     """The region is closed, or belongs to the process this one was forked from."""
+
+
+class RemoteError(UserfaultError):
+    """What a source raised in a pager process, in words: no object of that process is ever unpickled here.
+
+    It is the `__cause__` of a `PageError`; the traceback over there is one of its notes.
+
+    Attributes:
+        kind: The name of the class.
+        message: What the exception said.
+        traceback: As Python prints it, cut at its start where it is long.
+    """
+
+    kind: str
+    message: str
+    traceback: str
+
+    def __init__(self, kind: str, message: str, traceback: str) -> None:
+        self.kind = kind or "Exception"
+        self.message = message
+        self.traceback = traceback
+        super().__init__(f"{self.kind}: {message}" if kind else "its details were replaced by those of later failures")
+        if traceback:
+            self.add_note(f"in the pager process:\n{traceback}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.message, self.traceback)
 
 
 class ImageError(UserfaultError, ValueError):

@@ -9,7 +9,7 @@ import tokenize
 from typing import TYPE_CHECKING, Any, Literal
 
 from userfault.errors import OptionError
-from userfault.region import Options, Region, open_region
+from userfault.region import OPENERS, Options, Region, open_region
 from userfault.sources import Source, source_of
 from userfault.units import parse_bytes, parse_seconds
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
+    from userfault.pager import Pager
+
 __all__ = ["load", "map"]
 
 
 def map(
     source: Source | str | os.PathLike[str] | Buffer,
     *,
-    delivery: Literal["thread", "signal"] = "thread",
+    delivery: Literal["thread", "signal", "process"] = "thread",
     unit: int | str | None = None,
     huge: bool = False,
     resident: int | str | None = None,
@@ -33,6 +35,8 @@ def map(
     shared: bool = False,
     fork: Literal["deny"] = "deny",
     fallback: Literal["eager"] | None = None,
+    on_pager_death: Literal["restart", "poison", "abort"] = "restart",
+    pager: Pager | None = None,
 ) -> Region:
     """Map a source into memory: pages are filled when they are touched.
 
@@ -40,7 +44,8 @@ def map(
         source: A Source, a path or a URL (opened by what it holds: an image, or plain bytes), or bytes. URLs are those of object
             stores ("s3://bucket/key", "gs://…", "az://…"), the web, Redis, and whatever fsspec knows: see docs/stores.md.
         delivery: "thread": native fault threads serve every access, system calls too. "signal": the touching thread serves
-            itself, which is cheaper, but a system call on an absent page gets EFAULT.
+            itself, which is cheaper, but a system call on an absent page gets EFAULT. "process": another process does, the
+            pager: a source that hangs, crashes or takes all the memory does so there (docs/pager.md).
         unit: Bytes filled per fault, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: what suits
             the source.
         huge: Units of 2 MiB in whole huge pages: for scans.
@@ -54,6 +59,10 @@ def map(
         shared: Pages live in a memory file that other processes may map (`Region.fileno()`); needs on_error="abort".
         fork: "deny": a forked child that touches the region dies by SIGSEGV with one line; spawn and pickling work.
         fallback: "eager": where userfaultfd is not permitted, load everything now instead.
+        on_pager_death: With delivery="process". "restart": another pager goes on, pages that are there stay; if they die too
+            often, as "poison". "poison": every page that is not there raises PageError. "abort": this process ends, with a
+            line.
+        pager: With delivery="process": a `userfault.pager.Pager`; None: the one that all such regions of this process share.
 
     Returns:
         The region. Nothing was read yet, but an image's seek table.
@@ -87,8 +96,22 @@ def map(
         timeout=parse_seconds(timeout, "timeout"),
         shared=shared,
         fallback=fallback,
+        on_pager_death=on_pager_death,
     )
+    if pager is not None:
+        if delivery != "process":
+            raise OptionError(f"pager: only delivery='process' has one, and delivery={delivery!r} was asked for")
+        return _open_in_pager(source_of(source), options, pager)
     return open_region(source_of(source), options)
+
+
+def _open_in_pager(source: Source, options: Options, pager: Pager | None = None) -> Region:
+    from userfault.pager.session import open_in_pager  # most processes have no pager
+
+    return open_in_pager(source, options, pager)
+
+
+OPENERS["process"] = _open_in_pager
 
 
 def load(path: Source | str | os.PathLike[str], **options: Any) -> np.ndarray[Any, Any]:

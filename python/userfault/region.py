@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -28,7 +28,7 @@ class Options:
     """How a region was asked for; what it pickles beside its source. Sizes in bytes, times in seconds.
 
     Attributes:
-        delivery: "thread" or "signal".
+        delivery: "thread", "signal" or "process".
         unit: Bytes filled per fault; 0: the source's wish.
         huge: Whole 2 MiB pages.
         resident: Bytes kept, the oldest leaving as others come; 0: all.
@@ -37,6 +37,7 @@ class Options:
         timeout: How long a touch may wait.
         shared: Pages live in a memory file.
         fallback: None or "eager".
+        on_pager_death: "restart", "poison" or "abort": with delivery="process".
     """
 
     delivery: str = "thread"
@@ -48,6 +49,7 @@ class Options:
     timeout: float = 30.0
     shared: bool = False
     fallback: str | None = None
+    on_pager_death: str = "restart"
 
     def __post_init__(self) -> None:
         parse_bytes(self.unit, "unit")
@@ -143,14 +145,23 @@ class Region(_core.NativeRegion):
 
     source: Source
     options: Options
+    pager: Any
 
-    def __new__(cls, source: Source, options: Options | None = None, *, eager: bool = False) -> Self:
+    def __new__(
+        cls,
+        source: Source,
+        options: Options | None = None,
+        *,
+        eager: bool = False,
+        served: tuple[_core.NativeSource, Any, bytes] | None = None,
+    ) -> Self:
         """Open `source`; `userfault.map` is the way to make one.
 
         Args:
             source: Where pages come from.
             options: How; None for the defaults.
             eager: Load everything now, into ordinary memory.
+            served: For delivery="process": the source as it is known here, the Pager, and the source as that gets it.
 
         Returns:
             The region.
@@ -163,11 +174,10 @@ class Region(_core.NativeRegion):
         options = Options() if options is None else options
         if not isinstance(options, Options):
             raise OptionError(f"options: must be userfault.region.Options, and are of type {type(options).__name__}")
-        opened = native(source)
         refresh_handlers()
         self = super().__new__(
             cls,
-            opened,
+            native(source) if served is None else served[0],
             delivery=options.delivery,
             unit=options.unit,
             huge=options.huge,
@@ -177,9 +187,11 @@ class Region(_core.NativeRegion):
             timeout_seconds=options.timeout,
             shared=options.shared,
             eager=eager,
+            served=served and (served[1].native, served[2], options.on_pager_death),
         )
         self.source = source
         self.options = options
+        self.pager = served and served[1]
         return self
 
     def __len__(self) -> int:
@@ -374,11 +386,15 @@ def open_region(source: Source, options: Options) -> Region:
         RefusedError: See `Region`; likewise for the others.
     """
     try:
-        return Region(source, options)
+        return OPENERS.get(options.delivery, Region)(source, options)
     except (RefusedError, UnsupportedError):
         if options.fallback != "eager":
             raise
         return Region(source, options, eager=True)
+
+
+#: Who opens regions of a delivery that takes more than `Region`.
+OPENERS: dict[str, Callable[[Source, Options], Region]] = {}
 
 
 def refresh_handlers() -> None:

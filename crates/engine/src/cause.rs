@@ -34,6 +34,21 @@ pub enum Cause {
     Raised(Raised),
     /// The thread waits for itself: its source touched memory that the same source has to fill.
     OwnRegion,
+    /// A source raised in the pager process, which says what.
+    Remote(Remote),
+    /// The pager process that served the page is gone and is not replaced: its wait status.
+    PagerLost(i32),
+}
+
+/// What a pager said of a failure: in the memory that it shares, for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Which of this process's pagers.
+    pub pager: u16,
+    /// Where in its memory.
+    pub slot: u16,
+    /// It is another failure's once this has changed.
+    pub sequence: u32,
 }
 
 /// An exception of the language above, which keeps it under this number for a while.
@@ -85,6 +100,8 @@ impl Cause {
             Cause::Resolver => "the resolver did not put a page there",
             Cause::Raised(_) => "the source raised an exception",
             Cause::OwnRegion => "the source touched memory that it has to fill itself",
+            Cause::Remote(_) => "the source raised an exception in its pager process",
+            Cause::PagerLost(_) => "the pager process that served it died and is not replaced",
         }
     }
 }

@@ -21,6 +21,7 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// The counters of one region, or of all closed ones. Relaxed: each is exact, their sums only when quiet.
         #[derive(Default)]
+        #[repr(C)] // a pager counts in memory that it shares with us
         pub struct Counters {
             /// Faults read and not yet ended.
             pub in_flight: AtomicI64,
@@ -106,6 +107,24 @@ counters! {
     frames_decoded,
     /// Parts of frames that were decoded already.
     frames_found,
+}
+
+/// The counters of a region: its own, or those that its pager counts in.
+pub enum Counted {
+    /// Ours.
+    Own(Box<Counters>),
+    /// In memory that the region keeps mapped as long as it lives.
+    Shared(&'static Counters),
+}
+
+impl std::ops::Deref for Counted {
+    type Target = Counters;
+    fn deref(&self) -> &Counters {
+        match self {
+            Self::Own(counters) => counters,
+            Self::Shared(counters) => counters,
+        }
+    }
 }
 
 /// Add to a counter.

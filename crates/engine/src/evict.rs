@@ -179,6 +179,9 @@ fn drop_at_once(ranges: &[libc::iovec]) -> bool {
 /// settled the unit, while a slow source may hold one for long.
 pub const SETTLING: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// How often the state of a unit is looked at that a pager fills.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_micros(200);
+
 /// A caller wants these units gone; returns how many were there. Small ones leave in batches. Engine threads.
 pub fn evict(region: &Region, units: Range<usize>, patience: Instant) -> usize {
     let one_by_one = region.stock.is_some() || region.file.is_some();
@@ -191,7 +194,8 @@ fn evict_few(region: &Region, units: Range<usize>, patience: Instant) -> usize {
     let mut count = 0;
     for unit in units {
         while region.states.get(unit) == State::Filling && Instant::now() < patience {
-            region.states.wait_while_filling(unit, SETTLING);
+            // A pager tells nobody when it is done.
+            region.states.wait_while_filling(unit, if region.away.is_some() { LOOK_AGAIN } else { SETTLING });
         }
         if region.states.claim(unit, State::Present) {
             ours[count] = unit;

@@ -12,6 +12,7 @@ use crate::exposures::Exposures;
 use crate::futex::{ATTENTION, now_ns};
 use crate::region::{OnError, Region};
 use crate::reserve;
+use crate::shared;
 use crate::source::{Cause, SourceError, Table};
 use crate::threads::{abort_with, say, thread_id};
 use std::cell::UnsafeCell;
@@ -108,9 +109,9 @@ pub fn orphan() -> Option<Failure> {
 }
 
 /// Threads with an error that was raised and has not surfaced yet.
-const LATCHES: usize = 256;
+const LATCHES: usize = shared::LATCHES;
 /// A latch that was not touched for this long is over: its exception was swallowed, or its thread is gone.
-const LATCH_LIFE: Duration = Duration::from_secs(1);
+pub const LATCH_LIFE: Duration = Duration::from_secs(1);
 /// How soon the language above is asked again for a thread that does not hold its lock.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -164,6 +165,14 @@ pub fn is_this_latched() -> bool {
 fn release(latch: &Latch, thread: i32) {
     if latch.thread.compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         LATCHED.fetch_sub(1, Ordering::AcqRel);
+        tell_pagers(latch, 0, 0);
+    }
+}
+
+/// Pagers answer touches of latched threads at once, too.
+fn tell_pagers(latch: &Latch, thread: i32, now: u64) {
+    if let Some(place) = TABLE.iter().position(|known| std::ptr::eq(known, latch)) {
+        shared::for_each_header(|header| header.latch(place, thread, now));
     }
 }
 
@@ -173,6 +182,7 @@ fn latch(failure: Failure) -> Why {
     let now = now_ns();
     if let Some(latch) = latch_of(thread) {
         latch.touched_ns.store(now, Ordering::Release);
+        tell_pagers(latch, thread, now);
         let ask = now.saturating_sub(latch.asked_ns.load(Ordering::Relaxed)) > ASK_AGAIN.as_nanos() as u64;
         if ask {
             latch.asked_ns.store(now, Ordering::Relaxed);
@@ -193,6 +203,7 @@ fn latch(failure: Failure) -> Why {
         latch.touched_ns.store(now, Ordering::Relaxed);
         latch.asked_ns.store(now, Ordering::Relaxed);
         latch.thread.store(thread, Ordering::Release);
+        tell_pagers(latch, thread, now);
         LATCHED.fetch_add(1, Ordering::AcqRel);
     }
     if failure.error.cause == Cause::Interrupted { Why::Interrupted } else { Why::Failed(failure.kind) }

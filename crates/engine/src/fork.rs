@@ -9,7 +9,7 @@ use crate::cause::Kind;
 use crate::engine::Engine;
 use crate::flagged::{self, gate, view};
 use crate::threads::{self, KeepErrno, close_if_userfaultfd, say};
-use crate::{directed, interrupt, signal};
+use crate::{directed, interrupt, pager, signal};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -87,6 +87,7 @@ unsafe extern "C" fn in_child() {
         // The lanes are in the table that was copied.
         engine.lanes.iter().for_each(|lane| close_if_userfaultfd(lane.handle.as_raw_fd()));
     }
+    pager::in_child(engine.root.has_private_table());
     Engine::bury();
     crate::reserve::forget();
     watch_tombstones();

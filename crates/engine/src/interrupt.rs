@@ -3,6 +3,7 @@
 //!
 //! *Locks*: one, to install. *Threads*: the hook runs wherever SIGINT is delivered.
 
+use crate::shared;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -33,9 +34,16 @@ pub fn count() -> u32 {
 /// Tell whether SIGINT raises an exception in the language above; if it does, put the hook in front of its handler.
 pub fn set_raises(raises: bool) {
     RAISES.store(raises, Ordering::Release);
+    shared::for_each_header(|header| header.raises.store(u32::from(raises), Ordering::Release));
     if raises {
         install();
     }
+}
+
+/// Does SIGINT raise an exception, as far as was told?
+#[must_use]
+pub fn raises() -> bool {
+    RAISES.load(Ordering::Acquire)
 }
 
 /// May a wait be given up for Ctrl-C? Only while the exception is sure to follow: whoever replaced the handler since may
@@ -73,6 +81,11 @@ fn install() {
 
 extern "C" fn hook(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     COUNT.fetch_add(1, Ordering::SeqCst);
+    if RAISES.load(Ordering::Acquire) {
+        shared::for_each_header(|header| {
+            header.interrupts.fetch_add(1, Ordering::SeqCst);
+        });
+    }
     // SAFETY: PREVIOUS was written before the hook was installed, with a handler of the kind its flags tell.
     unsafe {
         let previous = (*PREVIOUS.0.get()).assume_init_ref();

@@ -121,10 +121,10 @@ pub fn rearm_all(region: &Region) {
     region.wait_for_hiding();
 }
 
-/// A fill that takes long must not keep the pattern in sight. With signal delivery whoever takes a page out of `exposed`
-/// may drop it; else the poison's record tells that the fill has not replaced the pattern yet.
+/// A fill that takes long must not keep the pattern in sight. With signal delivery, and where a pager fills, which puts no
+/// page where one is, whoever takes a page out of `exposed` may drop it; else the poison's record tells that the fill has not replaced the pattern yet.
 fn hide_beside_fill(region: &Region, page: usize) -> bool {
-    if region.options.delivery == Delivery::Signal {
+    if region.options.delivery != Delivery::Thread {
         region.drop_page(page);
         return true;
     }

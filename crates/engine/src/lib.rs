@@ -11,6 +11,7 @@
 //! counters   one counter for each ending of a fault, and the rest of the statistics
 //! cause      why bytes could not be had
 //! error      what can go wrong outside a fault
+//! shared     memory that an owner shares with its pager
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
 //! language   the language above and its lock
@@ -41,6 +42,7 @@
 //! signal     delivery in the touching thread
 //! thread     delivery to readers
 //! workers    slow reads, prefetch, populate
+//! pager      regions served by another process, and serving those of another
 //! fork       what a forked child gets
 //! volatile   pinning and unpinning
 //! open       regions come and go
@@ -55,6 +57,7 @@ pub mod exposures;
 pub mod counters;
 pub mod cause;
 pub mod error;
+pub mod shared;
 pub mod scratch;
 pub mod proc;
 pub mod language;
@@ -85,6 +88,7 @@ pub mod keeper;
 pub mod signal;
 pub mod thread;
 pub mod workers;
+pub mod pager;
 pub mod fork;
 pub mod volatile;
 pub mod open;

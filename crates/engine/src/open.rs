@@ -7,6 +7,8 @@ use crate::counters::{Counters, Snapshot, add};
 use crate::engine::{Abilities, Engine};
 use crate::error::Error;
 use crate::mapping;
+use crate::pager::opening::{self, Served};
+use crate::pager::owner::Pager;
 use crate::queue::Bulk;
 use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
 use crate::residence::{FEWEST_UNITS, Residence};
@@ -96,6 +98,8 @@ fn open_lanes(user_mode_only: bool) -> Result<Vec<Handle>, Error> {
 /// A region as its owner holds it.
 pub struct Owned {
     pin: Option<Pin<Region>>,
+    /// Of delivery to a process: which.
+    pager: Option<Arc<Pager>>,
     engine: &'static Engine,
     generation: u32,
 }
@@ -103,14 +107,19 @@ pub struct Owned {
 /// Map `source`.
 ///
 /// # Errors
-/// [`Error::Invalid`] for options that make no sense together, [`Error::Refused`], [`Error::Os`].
-pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Error> {
+/// [`Error::Invalid`] for options that make no sense together, [`Error::Refused`], [`Error::Os`]; [`Error::Page`] and
+/// [`Error::Closed`] where a pager cannot have the source, or is gone.
+pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served>) -> Result<Owned, Error> {
     drop_left();
     let engine = engine()?;
+    if served.is_some() != (options.delivery == Delivery::Process) {
+        return Err(Error::Invalid("delivery=\"process\" needs a pager, and nothing else does".into()));
+    }
     let unit = check(engine, &*source, &mut options)?;
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
+    let away = served.as_ref().map(|served| opening::away(served, bytes.div_ceil(unit))).transpose()?;
     let (base, file) = map(engine, bytes, &options)?;
     // After the mapping: a range that does not fit must not leave a reader behind, with its stack and arena.
     let lane = engine.next_lane();
@@ -121,6 +130,10 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         Delivery::Signal => engine.signal_handles(),
         Delivery::Thread if source.is_called() => engine.lane_handles(lane),
         Delivery::Thread => Handles { engine: engine.lanes[lane].handle, ..engine.signal_handles() },
+        Delivery::Process => {
+            let handle = served.as_ref().map_or(engine.signal.engine, |served| served.pager.handle());
+            Handles { engine: handle, ..engine.signal_handles() }
+        }
     };
     let modes =
         if options.shared { RegisterModes::MISSING.union(RegisterModes::MINOR) } else { RegisterModes::MISSING };
@@ -133,8 +146,9 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     if source.is_called() {
         ready_for_called(options.delivery);
     }
-    // What is called may keep its buffer for long, or a view of it for good: staging is not for that.
-    let recycles = (options.resident > 0 || options.huge || unit >= STAGED_FROM) && !source.is_called();
+    // What is called may keep its buffer for long, or a view of it for good: staging is not for that. Nor has a pager any.
+    let is_elsewhere = source.is_called() || options.delivery == Delivery::Process;
+    let recycles = (options.resident > 0 || options.huge || unit >= STAGED_FROM) && !is_elsewhere;
     let stock = if recycles && engine.abilities.can_move && !options.shared {
         engine.stock(unit, options.huge).ok()
     } else {
@@ -144,9 +158,14 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
     signal::ensure_front();
     let id = engine.next_region();
     let source_is_volatile = source.offers().is_some();
-    let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch });
+    let (away, places) = away.unzip();
+    let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch, away });
     let pin = engine.table.insert(base, bytes, Box::new(region));
-    let owned = Owned { pin: Some(pin), engine, generation: fork::generation() };
+    let pager = served.as_ref().map(|served| served.pager.clone());
+    let owned = Owned { pin: Some(pin), pager, engine, generation: fork::generation() };
+    if let (Some(served), Some(places)) = (served, places) {
+        opening::attach(owned.get()?, &served, places)?;
+    }
     if source_is_volatile {
         volatile::begin(owned.get()?)?;
     }
@@ -158,6 +177,7 @@ fn ready_for_called(delivery: Delivery) {
     match delivery {
         Delivery::Thread => drop(called::install()), // without a signal workers serve all there is
         Delivery::Signal => signal::need_own_stack(),
+        Delivery::Process => {} // its code runs there
     }
 }
 
@@ -187,6 +207,9 @@ fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<
             "delivery=\"signal\" runs inside a signal handler, where this source cannot: {}; use delivery=\"thread\"",
             source.signal_unsafe_reason()
         ));
+    }
+    if options.delivery == Delivery::Process {
+        opening::check(engine, options)?;
     }
     check_budget(options, unit)?;
     if options.shared && options.on_error == OnError::Raise {
@@ -258,6 +281,10 @@ impl Owned {
         let region = self.get()?;
         let units = within_budget(region, region.units_touching(bytes), awaited)?;
         let bulk = Bulk::new(region.clone(), units.clone(), awaited);
+        if let Some(pager) = &self.pager {
+            pager.fill(&bulk, workers::runs_without(region, units, awaited));
+            return Ok(bulk);
+        }
         let is_called = region.source.is_called();
         let shares = units.len().clamp(1, if is_called { CALLED_BULK_WORKERS } else { BULK_WORKERS });
         let hinted = units.start * region.unit..(units.end * region.unit).min(region.len);
@@ -308,8 +335,17 @@ impl Owned {
         }
         let Some(pin) = self.pin.take() else { return };
         pin.closing.store(true, Ordering::Release);
-        let (base, mapped) = (pin.base, pin.mapped);
         let engine = self.engine;
+        if let Some(pager) = self.pager.take()
+            && !pager.detach(&pin)
+        {
+            // The range must not become another region's while the pager may put a page of this one there.
+            return drop(engine.root.spawn("userfault-reap", move || {
+                while !pager.wait_detached(&pin, Duration::from_secs(60)) {}
+                leave(Box::new(Owned { pin: Some(pin), pager: None, engine, generation: fork::generation() }));
+            }));
+        }
+        let (base, mapped) = (pin.base, pin.mapped);
         let retired = engine.table.retire(pin, base, mapped);
         match engine.table.reclaim(retired, Duration::from_secs(2)) {
             Ok(region) => drop(engine.root.run(move || take_down(engine, region))),
@@ -369,6 +405,7 @@ fn merge(into: &Counters, from: &Snapshot) {
     add(&into.coalesced, n(from.coalesced));
     add(&into.poisoned, n(from.poisoned));
     add(&into.torn_down, n(from.torn_down));
+    add(&into.requeued, n(from.requeued));
 }
 
 /// Everything at once into ordinary memory, for machines without userfaultfd. The caller owns the mapping.

@@ -74,6 +74,11 @@ impl Bulk {
         (start < self.units.end).then(|| start..(start + count).min(self.units.end))
     }
 
+    /// All of it was given to somebody else, who joined and leaves for each part.
+    pub fn give_out(&self) {
+        self.next.store(self.units.end, Ordering::SeqCst);
+    }
+
     /// See `join`.
     pub fn leave(&self) {
         if self.active.fetch_sub(1, Ordering::SeqCst) == 1 && self.next.load(Ordering::SeqCst) >= self.units.end {

@@ -131,10 +131,12 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
 }
 
 fn touch(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
-    if region.options.delivery == Delivery::Thread {
-        // Thread delivery sends SIGBUS for pages it poisoned, and for nothing else; the fault was counted there.
+    if region.options.delivery != Delivery::Signal {
+        // A SIGBUS comes of pages that were poisoned by whoever read the fault, and of nothing else; it was counted there.
         let latched = SourceError::new((page * uffd::page_size()) as u64, Cause::Latched);
-        let noted = failure::find(region.id, region.page_address(page));
+        let told = region.away.as_ref().and_then(|away| away.failure(region.id, page));
+        let noted = told.map(|error| Failure::of(region, page, error));
+        let noted = noted.or_else(|| failure::find(region.id, region.page_address(page)));
         return expose(region, page, noted.unwrap_or(Failure::of(region, page, latched)));
     }
     if region.source.is_called() {

@@ -31,17 +31,42 @@ impl State {
 
 /// The states of all units of a region.
 pub struct UnitStates {
-    units: Box<[AtomicU8]>,
+    units: Units,
     /// Counts settlements while somebody waits; the futex word.
     settled: AtomicU32,
     waiters: AtomicU32,
+}
+
+enum Units {
+    Own(Box<[AtomicU8]>),
+    Shared(&'static [AtomicU8]),
+}
+
+impl std::ops::Deref for Units {
+    type Target = [AtomicU8];
+    fn deref(&self) -> &[AtomicU8] {
+        match self {
+            Self::Own(units) => units,
+            Self::Shared(units) => units,
+        }
+    }
 }
 
 impl UnitStates {
     /// All absent.
     #[must_use]
     pub fn new(units: usize) -> Self {
-        Self { units: sync::zeroed_bytes(units), settled: AtomicU32::new(0), waiters: AtomicU32::new(0) }
+        Self::over(Units::Own(sync::zeroed_bytes(units)))
+    }
+
+    /// In memory that a pager writes too; hints, then, and nobody is told when one changes.
+    #[must_use]
+    pub fn shared(units: &'static [AtomicU8]) -> Self {
+        Self::over(Units::Shared(units))
+    }
+
+    fn over(units: Units) -> Self {
+        Self { units, settled: AtomicU32::new(0), waiters: AtomicU32::new(0) }
     }
 
     /// How many units.

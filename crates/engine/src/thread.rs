@@ -223,7 +223,13 @@ fn wants_out(region: &Region, known: &Wait) -> Option<Cause> {
 /// Has Ctrl-C been sent to this thread or process and not been handled yet?
 #[must_use]
 pub fn sigint_pending(thread: i32) -> bool {
-    let Some(file) = proc::open(format_args!("/proc/self/task/{thread}/status")) else { return false };
+    is_pending(proc::open(format_args!("/proc/self/task/{thread}/status")))
+}
+
+/// The same, read of a status file in /proc.
+#[must_use]
+pub fn is_pending(status: Option<OwnedFd>) -> bool {
+    let Some(file) = status else { return false };
     let mut room = [0; 4096];
     let status = proc::read(&file, &mut room).unwrap_or_default();
     let bit = 1u64 << (libc::SIGINT - 1);
@@ -237,6 +243,8 @@ pub fn sigint_pending(thread: i32) -> bool {
 /// Where the toucher runs, asked every few faults, and this reader's own place.
 #[derive(Default)]
 pub struct Place {
+    /// Whose threads touch; 0: ours.
+    process: i32,
     thread: i32,
     stat: Option<OwnedFd>,
     faults: u32,
@@ -247,6 +255,12 @@ pub struct Place {
 const LOOK_EVERY: u32 = 16;
 
 impl Place {
+    /// Near threads of another process.
+    #[must_use]
+    pub fn near(process: i32) -> Self {
+        Self { process, ..Self::default() }
+    }
+
     /// Move the calling thread to where `thread` runs; answers the CPU if it is a new one.
     pub fn follow(&mut self, thread: i32) -> Option<usize> {
         if thread == 0 {
@@ -259,7 +273,10 @@ impl Place {
         }
         self.faults += 1;
         if self.stat.is_none() {
-            self.stat = proc::open(format_args!("/proc/self/task/{thread}/stat"));
+            self.stat = match self.process {
+                0 => proc::open(format_args!("/proc/self/task/{thread}/stat")),
+                process => proc::open(format_args!("/proc/{process}/task/{thread}/stat")),
+            };
         } else if !self.faults.is_multiple_of(LOOK_EVERY) {
             return None;
         }

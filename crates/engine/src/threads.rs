@@ -348,7 +348,9 @@ pub fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
-fn process_id() -> i32 {
+/// This process's id.
+#[must_use]
+pub fn process_id() -> i32 {
     // SAFETY: getpid has no preconditions.
     unsafe { libc::getpid() }
 }

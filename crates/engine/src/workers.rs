@@ -173,6 +173,22 @@ fn pages_of(region: &Region, unit: usize) -> std::ops::Range<usize> {
     range.start / uffd::page_size()..range.end / uffd::page_size()
 }
 
+/// The units among these that lack a page, or as far as is known were never filled; in runs. For who fills them elsewhere.
+#[must_use]
+pub fn runs_without(region: &Region, units: std::ops::Range<usize>, must: bool) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    let lacks = |unit: &usize| {
+        if must { has_hole(region, *unit) } else { region.states.get(*unit) != State::Present }
+    };
+    for unit in units.filter(lacks) {
+        match runs.last_mut() {
+            Some(run) if run.end == unit => run.end += 1,
+            _ => runs.push(unit..unit + 1),
+        }
+    }
+    runs
+}
+
 /// Does a unit that was filled once lack a page now: dropped, or showing the error pattern?
 fn has_hole(region: &Region, unit: usize) -> bool {
     if region.shows_pattern_in(pages_of(region, unit)) {

@@ -61,7 +61,7 @@ fn faults_of_ever_other_threads_are_served_without_an_allocation_by_their_reader
         shared: false,
         kind: engine::cause::Kind::Page,
     };
-    let owned = open(Arc::new(Zero::new(64 * 4096)), options).unwrap();
+    let owned = open(Arc::new(Zero::new(64 * 4096)), options, None).unwrap();
     let base = owned.get().unwrap().base;
     let touch = |page: usize| {
         let (answer, wait) = channel();

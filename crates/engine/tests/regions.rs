@@ -35,7 +35,7 @@ fn region(source: impl Source + 'static, options: Options) -> Option<Owned> {
         eprintln!("skipped: {error}");
         return None;
     }
-    Some(open(Arc::new(source), options).expect("a sound region"))
+    Some(open(Arc::new(source), options, None).expect("a sound region"))
 }
 
 fn numbered(bytes: usize) -> (Arc<Vec<u8>>, Bytes) {

@@ -4,10 +4,13 @@
 //! programs, and as a note of the exception, which a traceback shows.
 
 use crate::called;
+use engine::cause::Remote;
 use engine::error::Error;
+use engine::pager::watch::How;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use std::borrow::Cow;
 use uffd::{Errno, OpenError};
 
 /// The OSError subclass for `errno`, saying `what` failed.
@@ -84,6 +87,14 @@ pub fn option_error(py: Python<'_>, text: &str) -> PyErr {
     raised(py, "OptionError", (text,))
 }
 
+/// The value that a word stands for.
+pub fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)]) -> PyResult<T> {
+    known.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<String> = known.iter().map(|(word, _)| format!("{word:?}")).collect();
+        option_error(py, &format!("{name}={given:?}: must be {}", words.join(" or ")))
+    })
+}
+
 /// A page that cannot be had, known before it was touched.
 pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
     let offset = i64::try_from(error.offset).unwrap_or(-1);
@@ -96,7 +107,25 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
             Some(exception) => raised(py, "PageError", (source, offset, exception)),
             None => raised(py, "PageError", (source, offset, error.cause.describe())),
         },
+        Cause::Remote(remote) => raised(py, "PageError", (source, offset, remote_error(py, remote))),
         Cause::Purged => raised(py, "PagePurged", (source, offset, error.cause.describe())),
-        cause => raised(py, "PageError", (source, offset, cause.describe())),
+        cause => raised(py, "PageError", (source, offset, said_of(cause))),
+    }
+}
+
+/// What a pager said of an exception in it. Text: nothing that comes from there is ever unpickled.
+pub fn remote_error(py: Python<'_>, remote: Remote) -> Py<PyAny> {
+    let text = engine::shared::text_of(remote).unwrap_or_default();
+    let mut parts = text.split('\0').map(str::to_owned);
+    let (kind, message, trace) =
+        (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    raised(py, "RemoteError", (kind, message, trace)).into_value(py).into_any()
+}
+
+/// A cause in a sentence.
+pub fn said_of(cause: Cause) -> Cow<'static, str> {
+    match cause {
+        Cause::PagerLost(how) => format!("{} ({})", cause.describe(), How(how)).into(),
+        cause => cause.describe().into(),
     }
 }

@@ -10,6 +10,7 @@ mod kernel;
 mod late;
 mod mman;
 mod overdue;
+mod pager;
 mod raise;
 mod readers;
 mod region;
@@ -27,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     image::register(module)?;
     kernel::register(module)?;
     mman::register(module)?;
+    pager::register(module)?;
     raise::register(module)?;
     readers::register(module)?;
     region::register(module)?;

@@ -6,6 +6,7 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
+use crate::errors::{remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
 use crate::{called, gil, overdue};
 use engine::cause::Kind;
@@ -16,6 +17,7 @@ use engine::source::Cause;
 use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -243,7 +245,7 @@ fn stop_helper(py: Python<'_>) {
     gil::HELPER.ring_all();
 }
 
-type Taken = (String, i64, Option<i32>, &'static str, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);
+type Taken = (String, i64, Option<i32>, Cow<'static, str>, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);
 
 /// The details of the calling thread's failure, and its latch is open again: (source, offset, errno, text, address, class,
 /// what a Python source raised).
@@ -270,9 +272,10 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
     let class = (!class.is_null()).then(|| unsafe { Bound::from_borrowed_ptr(py, class) }.unbind());
     let raised = match failure.error.cause {
         Cause::Raised(raised) => called::kept(py, raised),
+        Cause::Remote(remote) => Some(remote_error(py, remote)),
         _ => None,
     };
-    Some((name, offset, errno, failure.error.cause.describe(), failure.address, class, raised))
+    Some((name, offset, errno, said_of(failure.error.cause), failure.address, class, raised))
 }
 
 /// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.

@@ -3,7 +3,8 @@
 //! *Locks*: `memory`, taken only with the GIL released and held for a few instructions, or by `close`. *GIL*: released
 //! in everything that waits.
 
-use crate::errors::{engine_error, option_error, page_error};
+use crate::errors::{choice, engine_error, page_error};
+use crate::pager::NativePager;
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
 use engine::cause::Kind;
@@ -51,17 +52,10 @@ pub struct NativeRegion {
     closing: AtomicBool,
 }
 
-fn choice<T: Copy>(py: Python<'_>, name: &str, given: &str, known: &[(&str, T)]) -> PyResult<T> {
-    known.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
-        let words: Vec<String> = known.iter().map(|(word, _)| format!("{word:?}")).collect();
-        option_error(py, &format!("{name}={given:?}: must be {}", words.join(" or ")))
-    })
-}
-
 #[pymethods]
 impl NativeRegion {
     #[new]
-    #[pyo3(signature = (source, *, delivery, unit, huge, resident, mode, on_error, timeout_seconds, shared, eager))]
+    #[pyo3(signature = (source, *, delivery, unit, huge, resident, mode, on_error, timeout_seconds, shared, eager, served=None))]
     #[expect(clippy::too_many_arguments, reason = "mirrors the keywords of map()")]
     fn new(
         py: Python<'_>,
@@ -75,9 +69,11 @@ impl NativeRegion {
         timeout_seconds: f64,
         shared: bool,
         eager: bool,
+        served: Option<(PyRef<'_, NativePager>, Vec<u8>, String)>,
     ) -> PyResult<Self> {
+        let deliveries = [("thread", Delivery::Thread), ("signal", Delivery::Signal), ("process", Delivery::Process)];
         let options = Options {
-            delivery: choice(py, "delivery", delivery, &[("thread", Delivery::Thread), ("signal", Delivery::Signal)])?,
+            delivery: choice(py, "delivery", delivery, &deliveries)?,
             unit,
             huge,
             resident,
@@ -95,16 +91,17 @@ impl NativeRegion {
             let memory = Memory::Eager(address, bytes);
             return Ok(Self::of(memory, (name, length), address, bytes, writable, true));
         }
+        let served = served.map(|(pager, source, on_death)| pager.serving(py, source, &on_death)).transpose()?;
         let opened = py.detach(|| {
             raise::ensure_helper()?;
-            open(inner, options)
+            open(inner, options, served)
         });
         let owned = opened.map_err(|error| engine_error(py, error))?;
         let (address, unit, kernel) = match owned.get() {
             Ok(region) => (region.base, region.unit, engine::open::abilities().is_ok_and(|known| known.kernel_faults)),
             Err(error) => return Err(engine_error(py, error)),
         };
-        let kernel = kernel && delivery == Delivery::Thread;
+        let kernel = kernel && delivery != Delivery::Signal;
         Ok(Self::of(Memory::Lazy(owned), (name, length), address, unit, writable, kernel))
     }
 

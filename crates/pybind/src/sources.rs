@@ -7,6 +7,7 @@ use engine::source::fd::FileHandle;
 use engine::source::file::File;
 use engine::source::image::ImageSource;
 use engine::source::layers::{Chaos, Checksum, Deadline, Retry, read_plainly};
+use engine::source::remote::Remote;
 use engine::source::zero::Zero;
 use engine::source::{ScratchNeeds, Source};
 use pyo3::buffer::PyBuffer;
@@ -107,6 +108,12 @@ impl NativeSource {
     #[staticmethod]
     fn called(source: Called) -> Self {
         Self::of(PythonSource::new(source))
+    }
+
+    /// What the owner of a region knows of a source that its pager reads.
+    #[staticmethod]
+    fn remote(length: u64, name: String, unit: usize) -> Self {
+        Self::of(Remote::new(length, name, unit))
     }
 
     fn retry(&self, attempts: u32, pause_seconds: f64) -> Self {

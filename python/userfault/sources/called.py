@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 from collections.abc import Callable
@@ -10,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError
 from userfault.sources.readers import ensure_readers
-from userfault.sources.waiting import waited_for
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
     from userfault.sources.base import Source
 
-__all__ = ["Opened"]
+__all__ = ["Opened", "close_all", "facts"]
 
 ReadInto = Callable[[int, memoryview], Any]
 
@@ -62,9 +62,13 @@ class Opened:
         from userfault.sources.base import Source
 
         read_into: ReadInto = source.read_into
+        if is_async:
+            from userfault.sources.waiting import waited_for  # brings asyncio, 20 ms that others need not wait for
+
+            read_into = waited_for(read_into)
         hints = type(source).prefetch_hint is not Source.prefetch_hint
         made = cls(
-            read_into=waited_for(read_into) if is_async else read_into,
+            read_into=read_into,
             prefetch_hint=source.prefetch_hint if hints else None,
             close=lambda: _closed(source),
             length=_length(source),
@@ -93,6 +97,31 @@ def _closed(source: Source) -> None:
             del _OPEN[id(source)]
     if not opened:
         source.close()
+
+
+def close_all() -> None:
+    """Close every source that is open: the process is about to end, and nothing reads them any more."""
+    with _LOCK:
+        opened = [sources[0] for sources in _OPEN.values()]
+        _OPEN.clear()
+    for source in opened:
+        with contextlib.suppress(Exception):
+            source.close()
+
+
+def facts(source: Source) -> tuple[int, str, int]:
+    """What is known of a source without opening it, for a region that another process fills.
+
+    Args:
+        source: One whose class defines `read_into`.
+
+    Returns:
+        Its length in bytes, its name, and the unit that it likes (0: no wish).
+
+    Raises:
+        OptionError: `length` is missing or no number of bytes; a wish is none.
+    """
+    return _length(source), repr(source), _wish(source, "unit")
 
 
 def _length(source: Source) -> int:

@@ -77,6 +77,7 @@ impl Mman {
             handles: self.flags,
             lane: 0,
             stock: None,
+            away: None,
         });
         Arc::new(Resolver::new(act, self.engine.table.insert(0, 0, Box::new(region))))
     }

@@ -63,9 +63,23 @@ impl Region {
             return false;
         }
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
-        // The caller may have dropped a page of its own memory, poison and all, and had it filled since.
-        if self.options.kind != Kind::UserFault || mapping::is_poisoned(self.page_address(page)) {
-            self.drop_page(page);
+        let Some(away) = &self.away else {
+            // The caller may have dropped a page of its own memory, poison and all, and had it filled since.
+            if self.options.kind != Kind::UserFault || mapping::is_poisoned(self.page_address(page)) {
+                self.drop_page(page);
+            }
+            return true;
+        };
+        // Its pager may have filled it since: then it stays. If it fills anything just now, later.
+        let address = self.page_address(page);
+        let looked = away.part.quiet(|| {
+            if mapping::is_poisoned(address) {
+                self.drop_page(page);
+            }
+        });
+        if looked.is_none() {
+            poisoned.insert(page, Instant::now());
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
         }
         true
     }
@@ -82,6 +96,16 @@ impl Region {
             lift(page);
         }
         self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+    }
+
+    /// A pager has poisoned this page: it expires as others do.
+    pub fn note_poison(&self, page: usize) {
+        if page < self.mapped / uffd::page_size() && mapping::is_poisoned(self.page_address(page)) {
+            let mut poisoned = self.poisoned();
+            poisoned.entry(page).or_insert_with(Instant::now);
+            self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
+            ATTENTION.ring();
+        }
     }
 
     /// May any page show the error pattern? True also while another thread is taking the last one away.

@@ -3,12 +3,15 @@
 //! *Locks*: `poisoned`, `waits`: engine threads only, held for a few system calls, never while a source is read.
 //! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
 
+mod away;
 mod failed;
 pub mod waits;
 
+pub use away::{Away, NOT_LOST};
+
 use crate::bits::PageBits;
 use crate::cause::Kind;
-use crate::counters::Counters;
+use crate::counters::Counted;
 use crate::exposures::Exposures;
 use crate::mapping;
 use crate::policy::{Choice, Policy};
@@ -34,6 +37,8 @@ pub enum Delivery {
     Thread,
     /// To the touching thread itself, by SIGBUS; CPU accesses only.
     Signal,
+    /// To a pager: another process that fills the pages.
+    Process,
 }
 
 /// May the memory be changed?
@@ -158,7 +163,7 @@ pub struct Region {
     /// Absent, filling, present.
     pub states: UnitStates,
     /// What happened.
-    pub counters: Counters,
+    pub counters: Counted,
     /// Pages that show the error pattern.
     pub exposed: Exposed,
     /// Pages that were poisoned, until they are touched, filled or expire.
@@ -179,6 +184,8 @@ pub struct Region {
     pub hiding: AtomicU32,
     /// Sequential detection.
     pub readahead: crate::readahead::Readahead,
+    /// Of a region that a pager serves.
+    pub away: Option<Away>,
 }
 
 /// The memory file behind a shared region, in both tables.
@@ -272,6 +279,8 @@ pub struct Parts {
     pub stock: Option<Arc<Stock>>,
     /// Working memory.
     pub scratch: Arc<ScratchPool>,
+    /// Of a region that a pager serves.
+    pub away: Option<Away>,
 }
 
 impl Region {
@@ -296,6 +305,7 @@ impl Region {
             can_move: parts.stock.is_some(),
             batch: residence.as_ref().map_or(0, Residence::batch),
         });
+        let (counters, states) = away::counters_and_states(parts.away.as_ref(), mapped.div_ceil(parts.unit));
         Self {
             id: parts.id,
             base: parts.base,
@@ -312,8 +322,9 @@ impl Region {
             policy,
             residence,
             scratch: parts.scratch,
-            states: UnitStates::new(mapped.div_ceil(parts.unit)),
-            counters: Counters::default(),
+            states,
+            away: parts.away,
+            counters,
             exposed: Exposed { bits: PageBits::new(pages), offers: offers.clone() },
             offers,
             poisoned: Mutex::default(),

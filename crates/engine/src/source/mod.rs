@@ -11,6 +11,7 @@ pub mod fd;
 pub mod file;
 pub mod image;
 pub mod layers;
+pub mod remote;
 pub mod stored;
 pub mod volatile;
 pub mod zero;

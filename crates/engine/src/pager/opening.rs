@@ -1,0 +1,80 @@
+//! What is particular to a region that a pager fills, while it is opened.
+//!
+//! *Threads*: application threads, which must not hold the language's lock here. *Blocks on*: the root thread; [`attach`] for the
+//! pager.
+
+use super::owner::Pager;
+use super::policy::OnDeath;
+use super::wire::Attach;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::region::{Away, NOT_LOST, Options, Region};
+use crate::table::Pin;
+use std::sync::Arc;
+
+/// For delivery to a process: the pager, the source as it is sent there, and what if the pager dies.
+pub struct Served {
+    /// The pager.
+    pub pager: Arc<Pager>,
+    /// What the pager makes a source of.
+    pub source: Vec<u8>,
+    /// What becomes of the region.
+    pub on_death: OnDeath,
+}
+
+/// Another process can copy pages in, and nothing else (law 11).
+///
+/// # Errors
+/// [`Error::Invalid`] for options that ask for more, [`Error::Unsupported`] where the kernel cannot poison.
+pub fn check(engine: &Engine, options: &Options) -> Result<(), Error> {
+    let problem = if options.huge {
+        "huge=True: whole huge pages are moved, which another process cannot do"
+    } else if options.resident > 0 {
+        "resident: what leaves is decided where pages arrive, and they arrive in another process; evict() gives memory back"
+    } else if options.shared {
+        "shared=True: pages of a memory file can be written by whoever has it; use delivery=\"thread\""
+    } else if !engine.abilities.can_poison {
+        return Err(Error::Unsupported("delivery=\"process\" needs UFFDIO_POISON (Linux 6.6)".into()));
+    } else {
+        return Ok(());
+    };
+    Err(Error::Invalid(format!("not with delivery=\"process\": {problem}")))
+}
+
+/// Where things lie in the file that is shared with the pager.
+#[derive(Clone, Copy)]
+pub struct Places {
+    part: u64,
+    source: u64,
+}
+
+/// What is shared of a region with so many units.
+///
+/// # Errors
+/// [`Error::Os`].
+pub fn away(served: &Served, units: usize) -> Result<(Away, Places), Error> {
+    let (part, at) = served.pager.part(units)?;
+    let source = served.pager.store(&served.source)?;
+    let away = Away { pager: served.pager.place(), part, lost: NOT_LOST.into() };
+    Ok((away, Places { part: at, source }))
+}
+
+/// Have the pager serve the region, and wait until it does.
+///
+/// # Errors
+/// As [`Pager::attach`].
+pub fn attach(region: &Pin<Region>, served: &Served, places: Places) -> Result<(), Error> {
+    let attach = Attach {
+        region: region.id,
+        base: region.base as u64,
+        mapped: region.mapped as u64,
+        len: region.len as u64,
+        unit: region.unit as u64,
+        timeout_ns: u64::try_from(region.options.timeout.as_nanos()).unwrap_or(u64::MAX),
+        part_at: places.part,
+        source_at: places.source,
+        source_bytes: served.source.len() as u64,
+        lost: 0,
+    };
+    served.pager.attach(region, attach, served.on_death)
+}

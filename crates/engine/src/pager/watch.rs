@@ -1,0 +1,352 @@
+//! The watcher: one engine thread for each pager, between «the pager is lost» and «its faults are answered» (law 1).
+//!
+//! A message that a dead pager had read is never repeated by itself: only WAKE makes who waits fault again. So: another process,
+//! each region told to it again, and a WAKE once it serves the region; or an end of waiting by errors.
+//!
+//! *Locks*: the pager's state. *Threads*: one engine thread for each pager. *Blocks on*: poll(2), at most a second.
+
+use super::hang::{Suspicion, hangs, look_every};
+use super::mourn;
+use super::owner::Pager;
+use super::policy::OnDeath;
+use super::spawn;
+use super::state::{Answer, Entry, Running, Ticket};
+use super::wire::{self, Frame, Kind};
+use super::{forget, remember};
+use crate::cause::{Cause, SourceError};
+use crate::region::{NOT_LOST, Region};
+use crate::shared::decode;
+use crate::table::Pin;
+use crate::threads::abort_with;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use uffd::Errno;
+
+/// Pages that an ended region may leave to be punched out of the file at once: there is no hurry.
+const PUNCH: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// What the watcher remembers between two looks.
+#[derive(Default)]
+struct Seen {
+    failures: u32,
+    hang: Suspicion,
+}
+
+/// Until the pager is closed.
+pub fn watch(pager: &Arc<Pager>) {
+    let mut seen = Seen { failures: pager.kept.header.failures_since(0, |_, _| {}), ..Seen::default() };
+    pager.kept.header.alive_ns.store(0, Ordering::SeqCst);
+    loop {
+        if pager.state().lost.is_some() {
+            if mourn::mourn(pager) {
+                return pager.put_by();
+            }
+            continue;
+        }
+        ensure_running(pager);
+        let (socket, child, writing, closing) = ends(pager);
+        if closing {
+            close(pager);
+            return pager.put_by();
+        }
+        let period = look_every(pager);
+        poll(socket, child, pager.bell, writing, period);
+        pager.state().flush();
+        while let Some(frame) = next_frame(socket) {
+            heard(pager, &frame);
+        }
+        note_failures(pager, &mut seen);
+        if let Some(how) = ended(pager) {
+            died(pager, how);
+            seen.hang = Suspicion::default();
+        } else if hangs(pager, &mut seen.hang) {
+            kill(pager);
+        }
+    }
+}
+
+fn ensure_running(pager: &Arc<Pager>) {
+    let state = pager.state();
+    if state.running.is_some() || state.closing && state.regions.is_empty() {
+        return;
+    }
+    drop(state);
+    if let Err(error) = launch(pager) {
+        crate::threads::say(format_args!("userfault: no pager can be started: {error}\n"));
+        let how = if let crate::error::Error::Os { errno, .. } = error { errno.0 } else { 1 };
+        died(pager, how);
+    }
+}
+
+fn launch(pager: &Arc<Pager>) -> Result<(), crate::error::Error> {
+    let (socket, theirs) = wire::pair()?;
+    let child = spawn::start(&pager.program, theirs.as_raw_fd(), output(pager))?;
+    remember(socket.as_raw_fd());
+    let hello = Frame::new(Kind::Hello, 0, &[pager.settings.0, pager.settings.1]);
+    // A fresh socket has room for one frame.
+    let _ = wire::send(socket.as_raw_fd(), &hello, &[pager.kept.file, pager.kept.handle.as_raw_fd()]);
+    let mut state = pager.state();
+    state.running = Some(Running { child, socket, since: Instant::now(), started: false });
+    let frames: Vec<Frame> = state.regions.iter().map(|entry| entry.attach.frame()).collect();
+    let leaving = state.regions.iter().filter(|entry| entry.detaching).map(|entry| entry.attach.region);
+    let leaving: Vec<Frame> = leaving.map(|region| Frame::new(Kind::Detach, region, &[])).collect();
+    let tickets: Vec<Frame> = state.tickets.iter().map(|ticket| ticket.frame).collect();
+    frames.into_iter().chain(leaving).chain(tickets).for_each(|frame| state.post(frame));
+    Ok(())
+}
+
+/// Our standard error, where nobody has to drain it; else a pipe that Python reads, as in a notebook, would fill and stop the
+/// pager while Python waits for it.
+fn output(_pager: &Pager) -> Option<RawFd> {
+    // SAFETY: fills our structure.
+    let kind = unsafe {
+        let mut about: libc::stat = std::mem::zeroed();
+        libc::fstat(2, &raw mut about);
+        about.st_mode & libc::S_IFMT
+    };
+    // 1 is /dev/null in the engine's table.
+    if matches!(kind, libc::S_IFREG | libc::S_IFCHR) { None } else { Some(1) }
+}
+
+/// Socket, child, are there frames to be sent, is it to be closed.
+fn ends(pager: &Pager) -> (RawFd, RawFd, bool, bool) {
+    let state = pager.state();
+    let closing = state.closing && state.regions.is_empty();
+    let Some(running) = &state.running else { return (-1, -1, false, closing) };
+    (running.socket.as_raw_fd(), running.child.pidfd.as_raw_fd(), !state.outbox.is_empty(), closing)
+}
+
+fn poll(socket: RawFd, child: RawFd, bell: RawFd, writing: bool, limit: Duration) {
+    let events = if writing { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+    let one = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut polled = [one(socket, events), one(child, libc::POLLIN), one(bell, libc::POLLIN)];
+    let limit = i32::try_from(limit.as_millis()).unwrap_or(1000);
+    let mut word = 0u64;
+    // SAFETY: the array is ours and as long as said; eight bytes of room.
+    unsafe {
+        libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, limit);
+        libc::read(bell, (&raw mut word).cast(), size_of::<u64>());
+    }
+}
+
+fn next_frame(socket: RawFd) -> Option<Frame> {
+    if socket < 0 {
+        return None;
+    }
+    // A pager that is gone, or talks another language, has no frames: its end is seen elsewhere.
+    wire::receive(socket).ok().flatten().map(|(frame, _)| frame)
+}
+
+fn heard(pager: &Pager, frame: &Frame) {
+    let code = |first: usize| [frame.words[first] as u32, frame.words[first + 1] as u32, frame.words[first + 2] as u32];
+    let cause = |first: usize| decode(pager.kept.place, code(first));
+    match frame.kind() {
+        Some(Kind::Started) => {
+            if let Some(running) = &mut pager.state().running {
+                running.started = true;
+            }
+        }
+        Some(Kind::Ready) => ready(pager, frame.region, (frame.words[0] != 0).then(|| cause(1))),
+        Some(Kind::Detached) => detached(pager, frame.region),
+        Some(Kind::Done) => {
+            let failed = (frame.words[1] != 0).then(|| SourceError::new(frame.words[2], cause(3)));
+            done(pager, frame.words[0], failed);
+        }
+        _ => {}
+    }
+    pager.news.ring_all();
+}
+
+fn ready(pager: &Pager, region: u64, failed: Option<Cause>) {
+    let mut state = pager.state();
+    let Some(entry) = state.entry(region) else { return };
+    let was_served = entry.answer == Answer::Ready;
+    match failed {
+        Some(cause) if !was_served => entry.answer = Answer::Refused(cause),
+        // It was served before: its pages fail, as those of a source that raises.
+        _ => entry.answer = Answer::Ready,
+    }
+    let (base, mapped) = (entry.attach.base as usize, entry.attach.mapped as usize);
+    drop(state);
+    // Whoever asked a pager that is dead, or this one before it knew the region, asks again.
+    let _ = pager.kept.handle.wake(base, mapped);
+}
+
+/// Nobody puts a page into it any more.
+pub(super) fn detached(pager: &Pager, region: u64) {
+    let mut state = pager.state();
+    let Some(at) = state.regions.iter().position(|entry| entry.attach.region == region) else { return };
+    let entry = state.regions.swap_remove(at);
+    let (over, kept) = std::mem::take(&mut state.tickets).into_iter().partition(|ticket| ticket.frame.region == region);
+    state.tickets = kept;
+    drop(state);
+    let over: Vec<Ticket> = over;
+    over.iter().for_each(|ticket| ticket.bulk.leave());
+    punch(pager, &entry);
+}
+
+/// Give the memory back that the file has for a region. Its counters are read until it is closed: only the rest goes.
+fn punch(pager: &Pager, entry: &Entry) {
+    let source = (entry.attach.source_at, entry.attach.source_bytes.max(1));
+    let page = uffd::page_size() as u64;
+    let states = (entry.attach.part_at + page, (crate::shared::part_bytes(entry.units) as u64).saturating_sub(page));
+    for (at, bytes) in [source, states] {
+        let bytes = bytes.next_multiple_of(page);
+        if bytes > 0 {
+            // SAFETY: holes in a file of ours, where nothing is looked for any more.
+            unsafe { libc::fallocate(pager.kept.file, PUNCH, at as libc::off_t, bytes as libc::off_t) };
+        }
+    }
+}
+
+fn done(pager: &Pager, number: u64, failed: Option<SourceError>) {
+    let mut state = pager.state();
+    let Some(at) = state.tickets.iter().position(|ticket| ticket.number == number) else { return };
+    let ticket = state.tickets.swap_remove(at);
+    drop(state);
+    if let Some(error) = failed.filter(|_| ticket.bulk.awaited) {
+        ticket.bulk.fail(error);
+    }
+    ticket.bulk.leave();
+}
+
+/// The regions of this pager that have pages which it has poisoned since the last look: they expire by the keeper.
+fn note_failures(pager: &Pager, seen: &mut Seen) {
+    let bases: Vec<(u64, usize)> =
+        pager.state().regions.iter().map(|entry| (entry.attach.region, entry.attach.base as usize)).collect();
+    seen.failures = pager.kept.header.failures_since(seen.failures, |region, page| {
+        if let Some((_, base)) = bases.iter().find(|(id, _)| *id == region)
+            && let Some(region) = find(pager, region, *base)
+        {
+            region.note_poison(page);
+        }
+    });
+}
+
+/// The region, unless it is being closed.
+pub(super) fn find(pager: &Pager, id: u64, base: usize) -> Option<Pin<Region>> {
+    pager.engine.table.pin(base).filter(|region| region.id == id)
+}
+
+fn ended(pager: &Pager) -> Option<i32> {
+    pager.state().running.as_ref().and_then(|running| running.child.ended())
+}
+
+fn kill(pager: &Pager) {
+    if let Some(running) = &pager.state().running {
+        running.child.kill();
+    }
+}
+
+/// The process is gone, and nobody puts pages there any more.
+fn died(pager: &Arc<Pager>, how: i32) {
+    let mut state = pager.state();
+    state.ended();
+    pager.kept.header.alive_ns.store(0, Ordering::SeqCst);
+    let regions: Vec<(u64, usize, bool)> =
+        state.regions.iter().map(|entry| (entry.attach.region, entry.attach.base as usize, entry.detaching)).collect();
+    drop(state);
+    for (id, base, detaching) in &regions {
+        requeue(pager, *id, *base);
+        if *detaching {
+            detached(pager, *id);
+        }
+    }
+    pager.news.ring_all();
+    decide(pager, how);
+}
+
+fn requeue(pager: &Pager, id: u64, base: usize) {
+    let Some(region) = find(pager, id, base) else { return };
+    let Some(away) = &region.away else { return };
+    for unit in away.part.died().into_iter().filter(|unit| *unit < region.states.len()) {
+        region.states.settle(unit, crate::states::State::Absent);
+    }
+}
+
+fn decide(pager: &Arc<Pager>, how: i32) {
+    let mut state = pager.state();
+    if state.closing && state.regions.is_empty() {
+        return;
+    }
+    let again = state.deaths.note(&pager.limit, Instant::now());
+    let mut lost = Vec::new();
+    let mut wanted = state.regions.is_empty();
+    for entry in &mut state.regions {
+        match entry.on_death {
+            OnDeath::Abort => abort_with(format_args!(
+                "userfault: the pager of a region died ({}); on_pager_death=\"abort\"\n",
+                How(how)
+            )),
+            OnDeath::Poison if entry.attach.lost == 0 => {
+                entry.attach.lost = (1 << 32) | u64::from(how as u32);
+                lost.push((entry.attach.region, entry.attach.base as usize));
+            }
+            OnDeath::Poison => {}
+            OnDeath::Restart => wanted = true,
+        }
+    }
+    if again && wanted {
+        state.restarts += 1;
+        drop(state);
+        return lost.iter().for_each(|(id, base)| lose(pager, *id, *base, how));
+    }
+    state.lost = Some(how);
+    let all: Vec<_> =
+        state.regions.iter().map(|entry| (entry.attach.region, entry.attach.base, entry.attach.mapped)).collect();
+    let tickets = std::mem::take(&mut state.tickets);
+    drop(state);
+    for ticket in tickets {
+        let at = ticket.bulk.units.start * ticket.bulk.region.unit;
+        ticket.bulk.fail(SourceError::new(at as u64, Cause::PagerLost(how)));
+        ticket.bulk.leave();
+    }
+    for (id, base, mapped) in all {
+        lose(pager, id, base as usize, how);
+        let _ = pager.kept.handle.wake(base as usize, mapped as usize);
+    }
+    pager.news.ring_all();
+}
+
+/// From now on every page of the region that is not there fails.
+fn lose(pager: &Pager, id: u64, base: usize, how: i32) {
+    if let Some(away) = find(pager, id, base).as_ref().and_then(|region| region.away.as_ref()) {
+        let _ = away.lost.compare_exchange(NOT_LOST, how, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// A wait status in words.
+pub struct How(pub i32);
+
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            spawn::UNKNOWN => write!(f, "somebody else has waited for it"),
+            signal if signal < 0 => write!(f, "signal {}", -signal),
+            status => write!(f, "exit status {status}"),
+        }
+    }
+}
+
+/// Nobody needs it: it sees its socket closed, and goes.
+fn close(pager: &Pager) {
+    let mut state = pager.state();
+    let Some(running) = state.running.take() else { return };
+    drop(state);
+    let Running { child, socket, .. } = running;
+    forget(socket.as_raw_fd());
+    drop(socket);
+    let [gone] = wire::wait_readable([child.pidfd.as_raw_fd()], Some(super::owner::DETACH_LIMIT));
+    if !gone {
+        child.kill();
+        wire::wait_readable([child.pidfd.as_raw_fd()], None);
+    }
+    let _: Option<i32> = child.ended();
+}
+
+/// Errors of a read that mean «later».
+pub(super) fn is_later(errno: Errno) -> bool {
+    matches!(errno, Errno(libc::EINTR | libc::EAGAIN))
+}

@@ -1,0 +1,65 @@
+"""The program: `python -m userfault.pager`, started by a process that has regions. It is of no use to people."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+
+from userfault import _core
+from userfault.pager.protocol import Settings, SourceMessage, decode
+from userfault.pager.remote import described
+from userfault.sources import Source, native
+from userfault.sources.called import close_all
+
+_SOCKET = 3  # what crates/engine/src/pager/spawn.rs says
+
+
+def main() -> None:
+    """Serve the regions of the process at the other end of descriptor 3 until that is gone."""
+    # Ctrl-C and Ctrl-Z go to all processes of a terminal; the first is the owner's to act upon.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server = _core.PagerServer(_SOCKET)
+    settings = decode(Settings, server.settings())
+    _be(settings)
+    for _ in range(settings.threads):
+        threading.Thread(target=server.serve, name="userfault-serve", daemon=True).start()
+    while (request := server.next_region()) is not None:
+        _open(server, request)
+    close_all()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(0)  # the servers wait in the kernel, for a process that is gone
+
+
+def _be(settings: Settings) -> None:
+    sys.path[:] = settings.path
+    with contextlib.suppress(OSError):  # it may be gone
+        os.chdir(settings.directory)
+    os.environ.pop("PYTHONPATH", None)
+    if settings.python_path is not None:
+        os.environ["PYTHONPATH"] = settings.python_path
+    if settings.user is not None or settings.sandbox:
+        from userfault.pager.isolation import become, give_up
+
+        if settings.user is not None:
+            become(settings.user)
+        if settings.sandbox:
+            give_up()
+
+
+def _open(server: _core.PagerServer, request: bytes) -> None:
+    try:
+        source = pickle.loads(decode(SourceMessage, request).pickled)
+        if not isinstance(source, Source):
+            raise TypeError(f"a source was expected, and came a {type(source).__name__}")
+        server.accept(native(source))
+    except BaseException as error:  # whatever it is, the owner waits for an answer
+        server.refuse(described(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Pager: the process, as its owner has it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from userfault import _core
+from userfault.errors import OptionError
+from userfault.pager.protocol import VERSION, Settings, encode
+from userfault.units import parse_count, parse_seconds
+
+__all__ = ["Pager", "default_pager"]
+
+_MOST_THREADS = 32
+
+
+class Pager:
+    """A process that fills regions of this one; made with `Pager()` or by the first `map(delivery="process")`.
+
+    It starts at once and is not waited for. It ends when it is closed, or with this process. What it writes to standard output
+    and error goes to our standard error where that is a file or a terminal, else nowhere: a pipe that Python reads would stop it
+    once it is full.
+
+    Args:
+        restarts: How often another process may replace one that died, in `within`; after that its regions are poisoned.
+        within: Seconds, or a string such as "60s".
+        threads: Threads that answer faults to begin with, 1 to 32; more are started while all of them wait.
+        user: Name of the user that the process becomes, if this one may do that; None: the same.
+        sandbox: Give up privileges and system calls that a source rarely needs; see docs/pager.md for what that does and what
+            it does not.
+
+    Raises:
+        RefusedError: This process may not have a userfaultfd.
+        OptionError: A parameter makes no sense.
+        OSError: No process can be started.
+    """
+
+    def __init__(
+        self,
+        *,
+        restarts: int = 3,
+        within: float | str = "60s",
+        threads: int = 4,
+        user: str | None = None,
+        sandbox: bool = False,
+    ) -> None:
+        settings = Settings(
+            version=VERSION,
+            path=[os.path.abspath(entry) for entry in sys.path],
+            directory=os.getcwd(),
+            python_path=os.environ.get("PYTHONPATH"),
+            threads=parse_count(threads, "threads", 1, _MOST_THREADS),
+            user=_known(user),
+            sandbox=bool(sandbox),
+        )
+        most = parse_count(restarts, "restarts", 0, 2**31)
+        seconds = parse_seconds(within, "within")
+        self._native = _core.NativePager(_arguments(), _environment(), encode(settings), most, seconds)
+
+    @property
+    def native(self) -> _core.NativePager:
+        """The native half."""
+        return self._native
+
+    @property
+    def pid(self) -> int:
+        """The number of the process, 0 while none runs; another one after a restart."""
+        return self._native.facts()[0]
+
+    @property
+    def regions(self) -> int:
+        """How many regions it serves."""
+        return self._native.facts()[1]
+
+    @property
+    def restarts(self) -> int:
+        """How often it was replaced."""
+        return self._native.facts()[2]
+
+    @property
+    def lost(self) -> str | None:
+        """How it ended for good, or None while it may serve."""
+        return self._native.facts()[3]
+
+    def close(self) -> None:
+        """End the process; twice is fine.
+
+        Raises:
+            BufferError: It serves regions; close those first.
+
+        Blocks: until it is gone, at most some seconds. GIL: released.
+        """
+        if not self._native.close():
+            raise BufferError(f"{self.regions} region(s) of this pager are open; close them first")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.regions:
+            self.close()
+
+    def __repr__(self) -> str:
+        pid, regions, restarts, lost = self._native.facts()
+        state = f"pid {pid}" if lost is None else f"gone: {lost}"
+        again = f", restarted {restarts} times" if restarts else ""
+        return f"<Pager {state}, {regions} region(s){again}>"
+
+
+_LOCK = threading.Lock()
+_DEFAULT: tuple[int, Pager] | None = None
+
+
+def default_pager() -> Pager:
+    """The pager that regions of this process share; started if need be.
+
+    Returns:
+        A pager that may serve: another one than before where that is gone.
+
+    Raises:
+        RefusedError: As `Pager`.
+    """
+    global _DEFAULT
+    with _LOCK:
+        if _DEFAULT is None or _DEFAULT[0] != os.getpid() or _DEFAULT[1].lost is not None:
+            _DEFAULT = (os.getpid(), Pager())
+        return _DEFAULT[1]
+
+
+def _new_lock() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
+def _known(user: str | None) -> str | None:
+    if user is None:
+        return None
+    import pwd
+
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise OptionError(f"user={user!r}: there is no such user") from None
+    if os.geteuid() not in (0, uid):
+        raise OptionError(f"user={user!r}: only root may have a pager of another user")
+    return user
+
+
+def _arguments() -> list[bytes]:
+    if not sys.executable:
+        raise OptionError("delivery='process': sys.executable is empty, so no pager can be started")
+    warnings = [word for option in sys.warnoptions for word in ("-W", option)]
+    return [os.fsencode(word) for word in (sys.executable, "-P", *warnings, "-m", "userfault.pager")]
+
+
+def _environment() -> list[bytes]:
+    """Ours; and the pager must find this package before it is told where the owner looks for modules."""
+    home = os.fsencode(Path(__file__).resolve().parents[2])
+    before = os.environb.get(b"PYTHONPATH")
+    path = home if before is None else home + b":" + before
+    return [name + b"=" + value for name, value in {**os.environb, b"PYTHONPATH": path}.items()]
+
+
+def _end() -> None:
+    """At exit: whoever waits for the pager of an exiting process waits for nothing."""
+    if _DEFAULT is not None and _DEFAULT[0] == os.getpid() and not _DEFAULT[1].regions:
+        _DEFAULT[1].close()
+
+
+atexit.register(_end)

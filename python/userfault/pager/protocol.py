@@ -1,0 +1,78 @@
+"""What an owner tells its pager beside numbers: settings once, and a description of each source.
+
+Numbers travel as frames of fixed size, which are native (`crates/engine/src/pager/wire.rs`). These messages lie in memory that
+both processes share, because a pager that replaces a dead one needs them while nobody may run Python in the owner.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+__all__ = ["VERSION", "Settings", "SourceMessage", "decode", "encode"]
+
+#: Both sides are of one installation; a pager of another one says so instead of guessing.
+VERSION = 1
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How a pager shall be.
+
+    Attributes:
+        version: `VERSION`.
+        path: `sys.path` of the owner: what it can import, the pager can.
+        directory: Where the owner was when it made the pager; relative names of files are of there.
+        python_path: The variable PYTHONPATH as it was, or None.
+        threads: Threads that answer faults, to begin with.
+        user: Name of the user to become, or None.
+        sandbox: Whether to give up what a source rarely needs.
+    """
+
+    version: int
+    path: list[str]
+    directory: str
+    python_path: str | None
+    threads: int
+    user: str | None
+    sandbox: bool
+
+
+class SourceMessage(msgspec.Struct, frozen=True):
+    """A source.
+
+    Attributes:
+        version: `VERSION`.
+        pickled: The source, by cloudpickle. A pager unpickles only what its own owner has sent.
+    """
+
+    version: int
+    pickled: bytes
+
+
+_Message = TypeVar("_Message", Settings, SourceMessage)
+
+
+def encode(message: Settings | SourceMessage) -> bytes:
+    """As bytes.
+
+    Args:
+        message: Any of these.
+    """
+    return msgspec.msgpack.encode(message)
+
+
+def decode(kind: type[_Message], data: bytes) -> _Message:
+    """From bytes.
+
+    Args:
+        kind: What they should be.
+        data: The bytes.
+
+    Raises:
+        ValueError: They are not, or of another version.
+    """
+    message = msgspec.msgpack.decode(data, type=kind)
+    if message.version != VERSION:
+        raise ValueError(f"a message of version {message.version}, and this is {VERSION}")
+    return message

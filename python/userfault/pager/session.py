@@ -1,0 +1,58 @@
+"""A region that a pager serves, opened."""
+
+from __future__ import annotations
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from userfault import _core
+from userfault.errors import OptionError
+from userfault.pager.process import Pager, default_pager
+from userfault.pager.protocol import VERSION, SourceMessage, encode
+from userfault.region import Options, Region
+from userfault.sources import Source, native
+from userfault.sources.called import facts
+
+__all__ = ["open_in_pager"]
+
+
+def open_in_pager(source: Source, options: Options, pager: Pager | None = None) -> Region:
+    """Open a region that a pager serves.
+
+    Args:
+        source: What it is to be filled from; it has to be picklable, by cloudpickle.
+        options: As `userfault.map` makes them.
+        pager: Which; None: the shared one.
+
+    Returns:
+        The region.
+
+    Raises:
+        OptionError: The source cannot be pickled, or the options make no sense.
+        PageError: The source cannot be opened there; its `__cause__` says why.
+        RegionClosedError: The pager is gone.
+    """
+    if pager is not None and not isinstance(pager, Pager):
+        raise OptionError(f"pager: must be a userfault.pager.Pager, and is of type {type(pager).__name__}")
+    known = _described(source)
+    message = encode(SourceMessage(VERSION, _pickled(source)))
+    pager = default_pager() if pager is None else pager
+    return Region(source, options, served=(known, pager, message))
+
+
+def _pickled(source: Source) -> bytes:
+    try:
+        pickled: bytes = cloudpickle.dumps(source)
+    except Exception as error:
+        raise OptionError(
+            f"delivery='process': {source!r} cannot be sent to another process: {type(error).__name__}: {error}; "
+            "open what cannot be pickled in read_into, not before"
+        ) from error
+    return pickled
+
+
+def _described(source: Source) -> _core.NativeSource:
+    """A stand-in with its length and name. A Python source is not opened here, so that it is not closed here either."""
+    if isinstance(source, Source) and type(source).read_into is not Source.read_into:
+        return _core.NativeSource.remote(*facts(source))
+    opened = native(source)
+    return _core.NativeSource.remote(opened.length, opened.name, opened.preferred_unit)

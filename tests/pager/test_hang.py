@@ -1,0 +1,180 @@
+"""A read, or a whole pager, that does not come back: the touch ends in its time, and what hangs is replaced."""
+
+from __future__ import annotations
+
+import pytest
+
+from pager.test_death import PROLOGUE
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
+
+
+def test_a_read_that_hangs_ends_in_an_error_in_time(child, tmp_path):
+    """PageError after `timeout`; other pages are served meanwhile; once the source is well the page can be had."""
+    code = f"""{PROLOGUE}
+flag = sys.argv[1] + "/go"
+region = uf.map(Hanging(1 << 20, [5], flag), delivery="process", timeout="500ms")
+view = memoryview(region)
+began = time.monotonic()
+error = touched(lambda: view[5 * 4096])
+assert 0.4 < time.monotonic() - began < 0.9, time.monotonic() - began
+assert "deadline" in str(error), error
+assert view[6 * 4096] == known(6 * 4096, 8)[0]
+assert touched(lambda: view[5 * 4096])
+open(flag, "w").close()
+limit = time.monotonic() + 5
+while True:
+    try:
+        assert view[5 * 4096] == known(5 * 4096, 8)[0]
+        break
+    except uf.PageError:
+        assert time.monotonic() < limit
+assert region.pager.restarts == 0, region.pager
+check_endings(region)
+"""
+    child(code, args=[tmp_path]).check()
+
+
+def test_many_hanging_reads_do_not_stop_the_others(child):
+    """Sixty threads wait for pages that never come; a touch of another page is answered, and all sixty end in time."""
+    code = f"""{PROLOGUE}
+import ctypes
+region = uf.map(Hanging(1 << 20, range(100), "/nonexistent/x"), delivery="process", timeout="2s")
+view = memoryview(region)
+libc = ctypes.CDLL(None)
+ended = []
+def wait(page):
+    try:
+        libc.getpid()
+        libc.memcmp(ctypes.c_void_p(region.address + page * 4096), b"x", 1)
+        for _ in range(10):
+            pass
+    except uf.PageError:
+        ended.append(page)
+threads = [threading.Thread(target=wait, args=(page,)) for page in range(60)]
+for thread in threads:
+    thread.start()
+time.sleep(0.5)
+began = time.monotonic()
+assert view[200 * 4096] == known(200 * 4096, 8)[0]
+took = time.monotonic() - began
+for thread in threads:
+    thread.join(8)
+    assert not thread.is_alive()
+assert len(ended) == 60, ended
+assert took < 2.5, took
+"""
+    child(code, timeout=40).check()
+
+
+def test_a_stopped_pager_is_replaced(child):
+    """SIGSTOP in the middle: after the time of the touch it is killed, and the touch goes on elsewhere."""
+    code = f"""{PROLOGUE}
+region = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="1s")
+view = memoryview(region)
+assert view[0] == known(0, 8)[0]
+hit(os.getpid(), int(signal.SIGSTOP))
+began = time.monotonic()
+assert view[9000] == known(9000, 8)[0]
+assert 0.9 < time.monotonic() - began < 3, time.monotonic() - began
+assert region.pager.restarts == 1, region.pager
+check_endings(region)
+"""
+    child(code).check()
+
+
+def test_a_pager_stopped_while_it_reads_is_replaced(child, tmp_path):
+    """The message is read already: nobody but the kernel knows that somebody waits."""
+    code = f"""{PROLOGUE}
+flag = sys.argv[1] + "/go"
+region = uf.map(Hanging(1 << 20, [5], flag), delivery="process", timeout="1s")
+view = memoryview(region)
+stopper = start("hit", os.getpid(), int(signal.SIGSTOP), 0.4)
+if os.fork() == 0:
+    time.sleep(0.9)
+    open(flag, "w").close()
+    os._exit(0)
+began = time.monotonic()
+assert view[5 * 4096] == known(5 * 4096, 8)[0]
+assert time.monotonic() - began < 4, time.monotonic() - began
+assert stopper.wait() == 0 and region.pager.restarts == 1, region.pager
+assert check_endings(region).requeued == 1
+"""
+    child(code, args=[tmp_path]).check()
+
+
+def test_a_source_that_keeps_the_lock_is_replaced(child, tmp_path):
+    """Nothing in that pager can run Python any more: the touch fails in its time, and others are served by another pager."""
+    code = f"""{PROLOGUE}
+class Stuck(Known):
+    def read_into(self, offset, buffer):
+        if offset == 5 * 4096 and not os.path.exists(sys.argv[1] if len(sys.argv) > 1 else flag):
+            import ctypes
+            ctypes.PyDLL(None).sleep(1000)
+        super().read_into(offset, buffer)
+flag = sys.argv[1] + "/go"
+region = uf.map(Stuck(1 << 20, unit=4096), delivery="process", timeout="700ms")
+view = memoryview(region)
+assert view[0] == known(0, 8)[0]
+assert touched(lambda: view[5 * 4096])
+began = time.monotonic()
+for page in range(20, 24):
+    while True:
+        try:
+            assert view[page * 4096] == known(page * 4096, 8)[0]
+            break
+        except uf.PageError:
+            assert time.monotonic() - began < 10
+assert region.pager.restarts >= 1, region.pager
+check_endings(region)
+"""
+    child(code, args=[tmp_path], timeout=30).check()
+
+
+def test_a_populate_of_a_stopped_pager_goes_on_in_another(child):
+    """Nobody touches, so no fault tells that it hangs; a call waits all the same."""
+    code = f"""{PROLOGUE}
+region = uf.map(Known(1 << 20), delivery="process", timeout="1s")
+hit(os.getpid(), int(signal.SIGSTOP))
+began = time.monotonic()
+region.populate()
+assert time.monotonic() - began < 4, time.monotonic() - began
+assert region.pager.restarts == 1
+"""
+    child(code).check()
+
+
+def test_a_map_with_a_stopped_pager_goes_on_in_another(child):
+    """Nothing waits for a page; the call does."""
+    code = f"""{PROLOGUE}
+first = uf.map(Known(1 << 20), delivery="process", timeout="1s")
+hit(os.getpid(), int(signal.SIGSTOP))
+began = time.monotonic()
+second = uf.map(Known(1 << 20, seed=2), delivery="process", timeout="1s")
+assert time.monotonic() - began < 4, time.monotonic() - began
+assert memoryview(second)[0] == known(0, 8, 2)[0] and memoryview(first)[0] == known(0, 8)[0]
+hit(os.getpid(), int(signal.SIGSTOP))
+second.close_when_free()
+second.close()
+assert first.pager.regions == 1
+"""
+    child(code).check()
+
+
+def test_a_source_that_takes_long_to_open_is_waited_for(child):
+    """Longer than a touch may wait: the pager is not taken for dead, and serves its other regions meanwhile."""
+    code = f"""{PROLOGUE}
+class Late(Known):
+    def __setstate__(self, state):
+        time.sleep(2)
+        self.__dict__.update(state)
+first = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="400ms")
+pid = first.pager.pid
+thread = threading.Thread(target=lambda: [memoryview(first)[at << 12] for at in range(200) if not time.sleep(0.01)])
+thread.start()
+second = uf.map(Late(1 << 20, seed=2), delivery="process", timeout="400ms")
+assert memoryview(second)[0] == known(0, 8, 2)[0]
+thread.join()
+assert first.pager.pid == pid and first.pager.restarts == 0, first.pager
+"""
+    child(code).check()

@@ -1,0 +1,186 @@
+"""Pages that a pager fills are right for every kind of touch, those included that keep the interpreter's lock."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
+
+PROLOGUE = """
+import ctypes, hashlib, mmap, os, struct, sys, threading, zlib
+import numpy as np
+import userfault as uf
+from pager.sources import Known, known
+from support.lazy import check_endings, in_threads
+LENGTH = 1 << 20
+region = uf.map(Known(LENGTH), delivery="process")
+view = memoryview(region)
+want = known(0, LENGTH).tobytes()
+"""
+
+TOUCHES = {
+    "subscript": "assert view[5] == want[5]",
+    "slice": "assert bytes(view[100:200_000]) == want[100:200_000]",
+    "cast": "assert view.cast('Q')[9999] == int.from_bytes(want[79992:80000], 'little')",
+    "int.from_bytes": "assert int.from_bytes(view[8:16], 'little') == int.from_bytes(want[8:16], 'little')",
+    "struct": "assert struct.unpack_from('<Q', view, 70_000)[0] == int.from_bytes(want[70_000:70_008], 'little')",
+    "string_at": "assert ctypes.string_at(region.address + 5000, 9000) == want[5000:14_000]",
+    "numpy sum": "assert region.numpy('u8').sum() == known(0, LENGTH).view('u8').sum()",
+    "numpy sort": "assert (np.sort(region.numpy('u1')[:300_000]) == np.sort(known(0, LENGTH)[:300_000])).all()",
+    "hash, lock kept": "assert hashlib.sha256(view[:2000]).digest() == hashlib.sha256(want[:2000]).digest()",
+    "hash, lock given up": "assert hashlib.sha256(view).digest() == hashlib.sha256(want).digest()",
+    "crc32": "assert zlib.crc32(view) == zlib.crc32(want)",
+    "join": "assert b''.join([view[:70_000], view[70_000:]]) == want",
+    "find": "assert bytes(view).find(want[90_000:90_100]) == 90_000",
+    "read": "assert region.read(12_345, 400_000) == want[12_345:412_345]",
+    "populate": "region.populate(); assert region.statistics().demand_units == 0; assert bytes(view) == want",
+    "prefetch": "region.prefetch(); assert bytes(view) == want",
+    "threads": "in_threads(*[lambda: (bytes(view) == want) or sys.exit(1)] * 6)",
+}
+
+CALLS = {
+    "write": """
+        read, write = os.pipe()
+        thread = threading.Thread(target=lambda: [os.write(write, view[at : at + 4096]) for at in range(0, 65536, 4096)])
+        thread.start()
+        got = b""
+        while len(got) < 65536:
+            got += os.read(read, 65536)
+        thread.join()
+        assert got == want[:65536]
+    """,
+    "populate by the kernel": """
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.madvise(ctypes.c_void_p(region.address), ctypes.c_size_t(LENGTH), 22) == 0
+        assert bytes(view) == want
+    """,
+}
+
+
+@pytest.mark.parametrize("touch", [pytest.param(code, id=name) for name, code in TOUCHES.items()])
+def test_a_touch_of_any_kind_gets_the_right_bytes(child, touch):
+    """What deadlocks with a handler thread in Python works with a pager, and each fault has one ending."""
+    child(f"{PROLOGUE}\n{touch}\ncheck_endings(region)", timeout=30).check()
+
+
+@pytest.mark.parametrize("call", [pytest.param(code, id=name) for name, code in CALLS.items()])
+def test_a_system_call_gets_the_right_bytes(child, kernel, call):
+    """Where the kernel delivers faults of system calls at all."""
+    import textwrap
+
+    child(f"{PROLOGUE}\nif not region.kernel_faults: sys.exit(0)\n{textwrap.dedent(call)}\ncheck_endings(region)").check()
+
+
+def test_native_sources_are_served_by_a_pager_too(child, tmp_path):
+    """Bytes, a file, an image, zeros, and layers over them; sparse sizes as well."""
+    code = """
+        import sys
+        import numpy as np
+        import userfault as uf
+        from userfault import image
+        data = np.arange(1 << 18, dtype="u4").tobytes()
+        folder = sys.argv[1]
+        open(f"{folder}/plain", "wb").write(data)
+        image.pack(data, f"{folder}/packed.zst", frame="64KiB")
+        for source in (
+            uf.Bytes(data), uf.File(f"{folder}/plain"), uf.Image(f"{folder}/packed.zst"), uf.Retry(uf.File(f"{folder}/plain"))
+        ):
+            with uf.map(source, delivery="process", unit="16KiB") as region:
+                assert bytes(region) == data, source
+                assert region.evict() == region.statistics().units
+                assert bytes(region) == data, source
+        with uf.map(uf.File(f"{folder}/plain", 5, 10_001), delivery="process") as region:
+            assert bytes(region) == data[5:10_006]
+        with uf.map(uf.Zero("1TiB"), delivery="process") as region:
+            assert memoryview(region)[1 << 39] == 0
+        with uf.map(uf.Bytes(b""), delivery="process") as region:
+            assert bytes(region) == b""
+    """
+    child(code, args=[tmp_path]).check()
+
+
+def test_pages_that_were_written_stay(child):
+    """mode="c": what was written is not filled again, whatever its neighbours need, and evict refuses."""
+    code = f"""{PROLOGUE}
+with uf.map(Known(LENGTH, unit=4096), delivery="process", mode="c") as changing:
+    array = changing.numpy()
+    array[4096:8192] = 7
+    array[100_000] = 9
+    os.kill(changing.pager.pid, 9)
+    changing.populate()
+    assert (array[4096:8192] == 7).all() and array[100_000] == 9 and (array[8192:100_000] == known(0, LENGTH)[8192:100_000]).all()
+    try:
+        changing.evict()
+    except uf.OptionError:
+        pass
+    else:
+        raise AssertionError
+"""
+    child(code).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"huge": True}, "huge"), ({"resident": "64MiB"}, "resident"), ({"shared": True}, "shared")]
+)
+def test_what_needs_the_owner_is_refused_with_the_reason(child, options, word):
+    """Law 11: another process can copy pages in, and neither move nor drop them."""
+    code = f"""
+        import userfault as uf
+        options = dict({options!r})
+        if "shared" in options:
+            options["on_error"] = "abort"
+        try:
+            uf.map(b"x" * 4096, delivery="process", **options)
+        except uf.OptionError as error:
+            assert {word!r} in str(error), error
+        else:
+            raise AssertionError
+    """
+    child(code).check()
+
+
+def test_reads_of_a_populate_run_at_once_and_in_the_pieces_the_source_likes(child):
+    """Sixteen reads of 20 ms take less than ten in a row would; with preferred_size there are fewer of them."""
+    code = """
+        import time
+        import userfault as uf
+        from pager.sources import Known
+        with uf.map(Known(1 << 20, delay=0.02), delivery="process") as region:
+            began = time.monotonic()
+            region.populate()
+            assert time.monotonic() - began < 0.2, time.monotonic() - began
+        with uf.map(Known(1 << 20, delay=0.05, preferred_size="512KiB"), delivery="process") as region:
+            began = time.monotonic()
+            region.populate()
+            assert time.monotonic() - began < 0.3, time.monotonic() - began
+            assert region.statistics().prefetched_units == 16
+    """
+    child(code).check()
+
+
+def test_a_slow_read_keeps_nobody_else_waiting(child):
+    """Twelve touches of a slow source are under way; those of a quick one are answered meanwhile."""
+    code = """
+        import ctypes, threading, time
+        import userfault as uf
+        from pager.sources import Known, known
+        slow = uf.map(Known(1 << 20, delay=1.0), delivery="process")
+        quick = uf.map(Known(1 << 20, unit=4096), delivery="process")
+        began = time.monotonic()
+        libc = ctypes.CDLL(None)
+        libc.memcmp.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t]
+        def touch(at):
+            want = known(at, 8).tobytes()
+            assert libc.memcmp(slow.address + at, want, 8) == 0
+        threads = [threading.Thread(target=touch, args=(at << 16,)) for at in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        for at in range(0, 1 << 20, 4096):
+            assert memoryview(quick)[at] == known(at, 8)[0]
+        assert time.monotonic() - began < 0.9, time.monotonic() - began
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < 1.9, time.monotonic() - began
+    """
+    child(code).check()
