@@ -5,12 +5,15 @@
 
 mod away;
 mod failed;
+mod options;
+mod tables;
 pub mod waits;
 
 pub use away::{Away, NOT_LOST};
+pub use options::{Delivery, Mode, OnError, Options};
+pub use tables::{Handles, SharedFile};
 
 use crate::bits::PageBits;
-use crate::cause::Kind;
 use crate::counters::Counted;
 use crate::exposures::Exposures;
 use crate::mapping;
@@ -21,110 +24,13 @@ use crate::source::volatile::Offers;
 use crate::source::{Latency, Source, Table};
 use crate::states::{State, UnitStates};
 use crate::stock::Stock;
-use crate::threads::{Root, identity};
+use crate::threads::Root;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uffd::Handle;
-
-/// How a fault reaches its handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// To fault readers; serves system calls too.
-    Thread,
-    /// To the touching thread itself, by SIGBUS; CPU accesses only.
-    Signal,
-    /// To a pager: another process that fills the pages.
-    Process,
-}
-
-/// May the memory be changed?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// No: pages may be dropped and had again.
-    Read,
-    /// Yes, in memory: a page that may have been modified is never dropped.
-    Change,
-}
-
-/// What happens when a page cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// An exception in the touching thread.
-    Raise,
-    /// The process dies with one line.
-    Abort,
-}
-
-/// What a caller chooses about a region.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How faults are delivered.
-    pub delivery: Delivery,
-    /// Bytes filled per fault; 0: the source's wish, or 64 KiB.
-    pub unit: usize,
-    /// 2 MiB units of whole huge pages.
-    pub huge: bool,
-    /// Bytes kept, the oldest leaving as others come; 0: all.
-    pub resident: usize,
-    /// May it be changed?
-    pub mode: Mode,
-    /// What if a page cannot be had?
-    pub on_error: OnError,
-    /// How long a fault may take.
-    pub timeout: Duration,
-    /// Pages in a memory file that other processes may map.
-    pub shared: bool,
-    /// Which exception a page that cannot be had becomes.
-    pub kind: Kind,
-}
-
-/// The descriptor as each table numbers it.
-#[derive(Clone, Copy, Debug)]
-pub struct Handles {
-    /// For code in a signal handler. For thread delivery: the process-wide SIGBUS descriptor, which resolves just as well.
-    pub application: Handle,
-    /// For the engine's threads.
-    pub engine: Handle,
-    /// What `application` is a copy of, in the engine's table: where it is brought back from.
-    pub original: Handle,
-}
-
-impl Handles {
-    /// One descriptor in both tables.
-    #[must_use]
-    pub fn of(application: Handle, engine: Handle) -> Self {
-        Self { application, engine, original: engine }
-    }
-
-    /// That of staging, the SIGBUS descriptor, for a thread with this table.
-    #[must_use]
-    pub fn staging(&self, table: Table) -> Handle {
-        match table {
-            Table::Application => self.application,
-            Table::Engine => self.original,
-        }
-    }
-
-    /// The application closed all it could find, as by `os.closerange`: bring its copy back, under the same number. False:
-    /// it cannot be had. Application threads, in signal handlers too.
-    #[must_use]
-    pub fn restore(&self) -> bool {
-        Root::current().is_some_and(|root| root.restore(self.application.as_raw_fd(), self.original.as_raw_fd()))
-    }
-
-    /// The application closed its copy and gave the number to another file, which stays: a copy under another number, for
-    /// the caller's next operation. `None`: the number is still ours, or a copy cannot be had. Application threads, in signal
-    /// handlers too.
-    #[must_use]
-    pub fn replacement(&self) -> Option<OwnedFd> {
-        let copy = Root::current()?.borrow(self.original.as_raw_fd())?;
-        (identity(copy.as_raw_fd()) != identity(self.application.as_raw_fd())).then_some(copy)
-    }
-}
 
 /// The region.
 pub struct Region {
@@ -186,33 +92,6 @@ pub struct Region {
     pub readahead: crate::readahead::Readahead,
     /// Of a region that a pager serves.
     pub away: Option<Away>,
-}
-
-/// The memory file behind a shared region, in both tables.
-pub struct SharedFile {
-    /// The application's.
-    pub application: OwnedFd,
-    /// The engine's number.
-    pub engine: i32,
-}
-
-impl Drop for SharedFile {
-    fn drop(&mut self) {
-        if let Some(root) = Root::current() {
-            root.close(self.engine);
-        }
-    }
-}
-
-impl SharedFile {
-    /// The number for a thread with this table.
-    #[must_use]
-    pub fn number(&self, table: Table) -> i32 {
-        match table {
-            Table::Application => self.application.as_raw_fd(),
-            Table::Engine => self.engine,
-        }
-    }
 }
 
 /// The pages that show the error pattern. Of volatile memory such a page counts as lost from then on, although the pattern
