@@ -18,6 +18,7 @@ __all__ = ["MOST_ASIDE", "aside", "in_slices"]
 
 #: Calls that run at once; the others wait for their turn.
 MOST_ASIDE = 64
+_MOST_STUCK = 448
 _SLICE = 0.05
 
 T = TypeVar("T")
@@ -51,14 +52,14 @@ class _Job:
         self.value: Any = None
         self.error: BaseException | None = None
         self.is_wanted = True
+        self.is_running = False
         self.done = threading.Lock()
         self.done.acquire()
 
     def run(self) -> None:
-        """Run it, unless nobody waits any more."""
+        """Run it."""
         try:
-            if self.is_wanted:
-                self.value = self.function(*self.arguments)
+            self.value = self.function(*self.arguments)
         except BaseException as error:
             self.error = error
         finally:
@@ -75,25 +76,38 @@ class _Threads:
         self._lock = threading.RLock()
         self._idle = 0
         self._threads = 0
+        #: Threads in calls that nobody waits for any more: a server that hangs must not take the turns of all others.
+        self._stuck = 0
 
     def give(self, job: _Job) -> None:
         """Have one of them run it."""
         with self._lock:
             is_short = self._idle == 0
-            if is_short and self._threads < MOST_ASIDE:
+            if is_short and self._threads - min(self._stuck, _MOST_STUCK) < MOST_ASIDE:
                 self._threads += 1
                 threading.Thread(target=self._serve, name="userfault-store", daemon=True).start()
             elif not is_short:
                 self._idle -= 1
         self._jobs.put(job)
 
+    def abandon(self, job: _Job) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            job.is_wanted = False
+            self._stuck += job.is_running
+
     def _serve(self) -> None:
         while True:
             job = self._jobs.get()
-            job.run()
-            del job
             with self._lock:
+                job.is_running = job.is_wanted
+            if job.is_running:
+                job.run()
+            with self._lock:
+                self._stuck -= job.is_running and not job.is_wanted
+                job.is_running = False
                 self._idle += 1
+            del job
 
 
 _THREADS: _Threads | None = None
@@ -124,13 +138,16 @@ def aside(function: Callable[..., T], *arguments: Any, seconds: float) -> T:
 
     Blocks: until then; Ctrl-C works. GIL: released.
     """
-    job = _Job(function, arguments)
-    _threads().give(job)
+    job, threads = _Job(function, arguments), _threads()
+    threads.give(job)
+    is_done = False
     try:
-        if not in_slices(lambda slice_seconds: job.done.acquire(timeout=slice_seconds), seconds):
-            raise TimeoutError(f"no answer within {seconds:g} s")
+        is_done = in_slices(lambda slice_seconds: job.done.acquire(timeout=slice_seconds), seconds)
     finally:
-        job.is_wanted = False
+        if not is_done:
+            threads.abandon(job)
+    if not is_done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
     if job.error is not None:
         try:
             raise job.error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError, StoreError, StoreMissing
@@ -61,6 +63,7 @@ class Fsspec(RemoteSource):
         **options: Any,
     ) -> None:
         super().__init__(url, deadline=deadline, attempts=attempts, unit=unit, unversioned=unversioned)
+        self._address = url
         self.options = options
         self.filesystem, self.path = self._opened()
 
@@ -89,16 +92,16 @@ class Fsspec(RemoteSource):
 
     def place(self) -> str:
         """See `RemoteSource.place`."""
-        import os
-
         told = {name: value for name, value in self.options.items() if name in ("host", "port", "endpoint_url", "client_kwargs")}
         here = f" in process {os.getpid()}" if "memory" in self.filesystem.protocol else ""
-        return f"{self.url} {told}{here}"
+        # A query may be a signature: it tells addresses apart, and is not shown.
+        query = hashlib.sha256(self._address.encode()).hexdigest() if "?" in self._address else ""
+        return f"{self.url} {query}{told}{here}"
 
     def _opened(self) -> tuple[Any, str]:
         fsspec = needed("fsspec", "fsspec")
         try:
-            filesystem, path = fsspec.core.url_to_fs(self.url, **self.options)
+            filesystem, path = fsspec.core.url_to_fs(self._address, **self.options)
         except ImportError as missing:
             raise OptionError(f"{self.url!r}: {missing}") from None
         except ValueError as error:
@@ -106,7 +109,7 @@ class Fsspec(RemoteSource):
         return filesystem, path
 
     def _meaning(self, error: Exception) -> StoreError:
-        reason = str(error) or type(error).__name__
+        reason = (str(error) or type(error).__name__).replace(self._address, self.url)
         if isinstance(error, StoreError):
             return error
         if isinstance(error, FileNotFoundError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from userfault.errors import OptionError, StoreError, StoreMissing
-from userfault.sources.remote import RemoteSource, Version, needed
+from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -154,12 +154,14 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
 
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
-        raise OptionError(f"{url!r}: the scheme must be one of {', '.join(sorted(SCHEMES))}; Fsspec knows others")
+        raise OptionError(
+            f"{without_secrets(url)!r}: the scheme must be one of {', '.join(sorted(SCHEMES))}; Fsspec knows others"
+        )
     path = unquote(parts.path).lstrip("/")
     if not parts.netloc or not path:
-        raise OptionError(f"{url!r} names no object: it should look like s3://bucket/key or https://host/path")
+        raise OptionError(f"{without_secrets(url)!r} names no object: it should look like s3://bucket/key or https://host/path")
     if parts.query or parts.fragment:
-        raise OptionError(f"{url!r}: object stores know no '?' and '#' in a URL; Fsspec({url!r}) sends them")
+        raise OptionError(f"{without_secrets(url)!r}: object stores know no '?' and '#' in a URL; Fsspec sends them")
     client: dict[str, Any] = {"timeout": timedelta(seconds=deadline), "read_timeout": timedelta(seconds=deadline / 4)}
     client |= _from_environment()
     # Repeated by RemoteSource too, but obstore knows which answers of a server pass, and when its credentials are stale.
@@ -171,5 +173,5 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
     try:
         store = HTTPStore.from_url(base, **options) if parts.scheme in _WEB else from_url(base, **options)
     except Exception as error:
-        raise OptionError(f"{url!r}: {str(error).partition(chr(10))[0]}") from None
+        raise OptionError(f"{without_secrets(url)!r}: {str(error).partition(chr(10))[0]}") from None
     return store, path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from userfault.errors import OptionError, StoreError, StoreMissing
-from userfault.sources.remote import RemoteSource, Version, needed
+from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ def _split(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     database, slash, key = parts.path.lstrip("/").partition("/")
     if parts.scheme not in SCHEMES or not database.isdigit() or not slash or not key:
-        raise OptionError(f"{url!r}: should look like redis://host:6379/0/KEY, with the number of a database and a key")
+        raise OptionError(
+            f"{without_secrets(url)!r}: should look like redis://host:6379/0/KEY, with the number of a database and a key"
+        )
     scheme = "rediss" if parts.scheme in ("rediss", "valkeys") else "redis"
     return urlunsplit((scheme, parts.netloc, f"/{database}", parts.query, "")), unquote(key)

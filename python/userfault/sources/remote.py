@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from abc import abstractmethod
@@ -17,7 +18,7 @@ from userfault.units import parse_count, parse_seconds
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RemoteSource", "Version", "needed"]
+__all__ = ["RemoteSource", "Version", "needed", "without_secrets"]
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -44,7 +45,7 @@ class RemoteSource(Source):
     the same or nothing. Reads that fail in passing are repeated with growing pauses, within the deadline.
 
     Args:
-        url: Of the object, for people; part of `identity`.
+        url: Of the object, for people: `url` shows it without a password and query. Part of `identity`.
         deadline: For one read with all its repetitions; seconds, or a string such as "20s".
         attempts: Reads in all, at least 1.
         unit: As `Source.unit`.
@@ -67,7 +68,7 @@ class RemoteSource(Source):
         unit: int | str | None = None,
         unversioned: bool = False,
     ) -> None:
-        self.url = url
+        self.url = without_secrets(url)
         self.deadline = parse_seconds(deadline, "deadline")
         self.attempts = parse_count(attempts, "attempts", 1, 2**31)
         self.unit = unit
@@ -194,6 +195,15 @@ class RemoteSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.RLock()
+
+
+def without_secrets(url: str) -> str:
+    """What may be shown of a URL: no password, and nothing of a query, which may be a signature.
+
+    Args:
+        url: Any.
+    """
+    return re.sub(r"\?.+", "?…", re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:…@", url))
 
 
 def needed(module: str, extra: str) -> Any:
