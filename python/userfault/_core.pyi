@@ -20,13 +20,14 @@ class NativePager:
 
     def __new__(
         cls,
+        path: bytes | None,
         arguments: list[bytes],
         environment: list[bytes],
         settings: bytes,
         restarts: int,
         within_seconds: float,
     ) -> NativePager:
-        """Start the program `arguments` with `environment` (NAME=value); not waited for."""
+        """Start the program `arguments` with `environment` (NAME=value), or ask who serves at `path`; not waited for."""
 
     def facts(self) -> tuple[int, int, int, str | None]:
         """Return the process number (0: none runs), regions, restarts, and how it ended for good."""

@@ -6,6 +6,7 @@ use crate::called;
 use crate::errors::{choice, engine_error, os_error};
 use crate::sources::{NativeSource, seconds};
 use engine::error::Error;
+use engine::pager::connect::Start;
 use engine::pager::opening::Served;
 use engine::pager::owner::Pager;
 use engine::pager::policy::{Limit, OnDeath};
@@ -34,19 +35,24 @@ fn c_strings(texts: Vec<Vec<u8>>) -> PyResult<Vec<CString>> {
 
 #[pymethods]
 impl NativePager {
-    /// Start `arguments` with `environment` (`NAME=value`), whose program is to run `PagerServer`; not waited for.
+    /// Start `arguments` with `environment` (`NAME=value`), whose program is to run `PagerServer`; or, where there are none, ask
+    /// who serves at `path`. Not waited for.
     #[new]
     fn new(
         py: Python<'_>,
+        path: Option<Vec<u8>>,
         arguments: Vec<Vec<u8>>,
         environment: Vec<Vec<u8>>,
         settings: Vec<u8>,
         restarts: usize,
         within_seconds: f64,
     ) -> PyResult<Self> {
-        let program = Program { arguments: c_strings(arguments)?, environment: c_strings(environment)? };
+        let start = match path {
+            Some(path) => Start::Path(CString::new(path)?),
+            None => Start::Program(Program { arguments: c_strings(arguments)?, environment: c_strings(environment)? }),
+        };
         let limit = Limit { restarts, within: seconds(within_seconds) };
-        let started = py.detach(|| Pager::start(engine::open::engine()?, program, settings, limit));
+        let started = py.detach(|| Pager::start(engine::open::engine()?, start, settings, limit));
         let pager = started.map_err(|error| engine_error(py, error))?;
         Ok(Self { pager, generation: engine::fork::generation() })
     }

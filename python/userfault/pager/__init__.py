@@ -9,5 +9,6 @@ A source that hangs, crashes or takes all the memory does so there. What becomes
 from __future__ import annotations
 
 from userfault.pager.process import Pager, default_pager
+from userfault.pager.service import serve
 
-__all__ = ["Pager", "default_pager"]
+__all__ = ["Pager", "default_pager", "serve"]

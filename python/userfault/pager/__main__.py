@@ -10,6 +10,7 @@ import sys
 import threading
 
 from userfault import _core
+from userfault.pager.described import source_from
 from userfault.pager.protocol import Settings, SourceMessage, decode
 from userfault.pager.remote import described
 from userfault.sources import Source, native
@@ -22,13 +23,16 @@ def main() -> None:
     """Serve the regions of the process at the other end of descriptor 3 until that is gone."""
     # Ctrl-C and Ctrl-Z go to all processes of a terminal; the first is the owner's to act upon.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # With this a client is anybody of this user: it says what to open, and nothing else.
+    data_only = sys.argv[1:] == ["--data"]
     server = _core.PagerServer(_SOCKET)
     settings = decode(Settings, server.settings())
-    _be(settings)
-    for _ in range(settings.threads):
+    if not data_only:
+        _be(settings)
+    for _ in range(min(settings.threads, 32)):
         threading.Thread(target=server.serve, name="userfault-serve", daemon=True).start()
     while (request := server.next_region()) is not None:
-        _open(server, request)
+        _open(server, request, data_only)
     close_all()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -51,9 +55,15 @@ def _be(settings: Settings) -> None:
             give_up()
 
 
-def _open(server: _core.PagerServer, request: bytes) -> None:
+def _open(server: _core.PagerServer, request: bytes, data_only: bool) -> None:
     try:
-        source = pickle.loads(decode(SourceMessage, request).pickled)
+        message = decode(SourceMessage, request)
+        if message.described is not None:
+            source = source_from(message.described)
+        elif data_only or message.pickled is None:
+            raise PermissionError("this pager takes data, not code")
+        else:
+            source = pickle.loads(message.pickled)
         if not isinstance(source, Source):
             raise TypeError(f"a source was expected, and came a {type(source).__name__}")
         server.accept(native(source))

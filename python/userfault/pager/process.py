@@ -32,6 +32,8 @@ class Pager:
         within: Seconds, or a string such as "60s".
         threads: Threads that answer faults to begin with, 1 to 32; more are started while all of them wait.
         user: Name of the user that the process becomes, if this one may do that; None: the same.
+        path: Instead of starting a process: ask who serves at this path (`userfault.pager.serve`). It takes `File`, `Image` and
+            `Zero` only, which it opens itself; the other arguments but `restarts` and `within` are its own business.
         sandbox: Give up privileges and system calls that a source rarely needs; see docs/pager.md for what that does and what
             it does not.
 
@@ -49,7 +51,10 @@ class Pager:
         threads: int = 4,
         user: str | None = None,
         sandbox: bool = False,
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
+        if path is not None and (user is not None or sandbox):
+            raise OptionError("path: whoever serves there is who it is; user and sandbox are for a process of our own")
         settings = Settings(
             version=VERSION,
             path=[os.path.abspath(entry) for entry in sys.path],
@@ -61,7 +66,9 @@ class Pager:
         )
         most = parse_count(restarts, "restarts", 0, 2**31)
         seconds = parse_seconds(within, "within")
-        self._native = _core.NativePager(_arguments(), _environment(), encode(settings), most, seconds)
+        self.path = None if path is None else os.path.abspath(path)
+        where = None if self.path is None else os.fsencode(self.path)
+        self._native = _core.NativePager(where, _arguments(), _environment(), encode(settings), most, seconds)
 
     @property
     def native(self) -> _core.NativePager:
@@ -110,7 +117,8 @@ class Pager:
         pid, regions, restarts, lost = self._native.facts()
         state = f"pid {pid}" if lost is None else f"gone: {lost}"
         again = f", restarted {restarts} times" if restarts else ""
-        return f"<Pager {state}, {regions} region(s){again}>"
+        place = "" if self.path is None else f" at {self.path}"
+        return f"<Pager{place} {state}, {regions} region(s){again}>"
 
 
 _LOCK = threading.Lock()

@@ -6,11 +6,21 @@ both processes share, because a pager that replaces a dead one needs them while 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
-__all__ = ["VERSION", "Settings", "SourceMessage", "decode", "encode"]
+__all__ = [
+    "VERSION",
+    "Description",
+    "FileDescription",
+    "ImageDescription",
+    "Settings",
+    "SourceMessage",
+    "ZeroDescription",
+    "decode",
+    "encode",
+]
 
 #: Both sides are of one installation; a pager of another one says so instead of guessing.
 VERSION = 1
@@ -38,16 +48,41 @@ class Settings(msgspec.Struct, frozen=True):
     sandbox: bool
 
 
+class FileDescription(msgspec.Struct, frozen=True, tag="file"):
+    """A range of a file: its absolute path, the first byte, how many."""
+
+    path: str
+    offset: int
+    length: int | None
+
+
+class ImageDescription(msgspec.Struct, frozen=True, tag="image"):
+    """The bytes inside an image: its absolute path."""
+
+    path: str
+
+
+class ZeroDescription(msgspec.Struct, frozen=True, tag="zero"):
+    """So many zeros."""
+
+    length: int
+
+
+Description: TypeAlias = FileDescription | ImageDescription | ZeroDescription
+
+
 class SourceMessage(msgspec.Struct, frozen=True):
     """A source.
 
     Attributes:
         version: `VERSION`.
-        pickled: The source, by cloudpickle. A pager unpickles only what its own owner has sent.
+        pickled: The source, by cloudpickle. A pager unpickles only what the process that started it has sent.
+        described: The source as data, for pagers that serve everybody of a user.
     """
 
     version: int
-    pickled: bytes
+    pickled: bytes | None = None
+    described: Description | None = None
 
 
 _Message = TypeVar("_Message", Settings, SourceMessage)

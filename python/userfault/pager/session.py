@@ -6,6 +6,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from userfault import _core
 from userfault.errors import OptionError
+from userfault.pager.described import describe
 from userfault.pager.process import Pager, default_pager
 from userfault.pager.protocol import VERSION, SourceMessage, encode
 from userfault.region import Options, Region
@@ -33,9 +34,12 @@ def open_in_pager(source: Source, options: Options, pager: Pager | None = None) 
     """
     if pager is not None and not isinstance(pager, Pager):
         raise OptionError(f"pager: must be a userfault.pager.Pager, and is of type {type(pager).__name__}")
-    known = _described(source)
-    message = encode(SourceMessage(VERSION, _pickled(source)))
+    known = _known(source)
     pager = default_pager() if pager is None else pager
+    if pager.path is None:
+        message = encode(SourceMessage(VERSION, pickled=_pickled(source)))
+    else:
+        message = encode(SourceMessage(VERSION, described=describe(source)))
     return Region(source, options, served=(known, pager, message))
 
 
@@ -50,7 +54,7 @@ def _pickled(source: Source) -> bytes:
     return pickled
 
 
-def _described(source: Source) -> _core.NativeSource:
+def _known(source: Source) -> _core.NativeSource:
     """A stand-in with its length and name. A Python source is not opened here, so that it is not closed here either."""
     if isinstance(source, Source) and type(source).read_into is not Source.read_into:
         return _core.NativeSource.remote(*facts(source))

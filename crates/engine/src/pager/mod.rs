@@ -8,6 +8,7 @@
 //! ```text
 //! wire     frames and descriptors over a socket pair
 //! spawn    a program started from an engine thread
+//! connect  a pager is had: started, or asked for at a path
 //! policy   what becomes of a region whose pager died
 //! opening  what is particular to a region of a pager
 //! state    what changes
@@ -18,6 +19,7 @@
 //! serve    the pager itself
 //! ```
 
+pub mod connect;
 pub mod mourn;
 pub mod opening;
 pub mod owner;

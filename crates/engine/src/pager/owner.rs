@@ -3,8 +3,8 @@
 //! *Locks*: `state`, for a few system calls that do not wait. *Threads*: application threads without the language's lock, by way of
 //! the root thread where descriptors are used; the watcher. *Blocks on*: [`Pager::attach`], [`Pager::detach`] for the pager.
 
+use super::connect::Start;
 use super::policy::{Limit, OnDeath};
-use super::spawn::Program;
 use super::state::{Answer, Entry, State, Ticket};
 use super::wire::{Attach, Frame, Kind};
 use super::{remember, watch};
@@ -29,7 +29,7 @@ use uffd::{Features, Handle, OpenOptions, Userfaultfd};
 pub struct Pager {
     /// The engine.
     pub engine: &'static Engine,
-    pub(super) program: Program,
+    pub(super) start: Start,
     pub(super) limit: Limit,
     pub(super) kept: Kept,
     /// Where the settings lie in the file, and how many bytes.
@@ -71,12 +71,7 @@ impl Pager {
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::Os`]; [`Error::Invalid`]: there are too many.
-    pub fn start(
-        engine: &'static Engine,
-        program: Program,
-        settings: Vec<u8>,
-        limit: Limit,
-    ) -> Result<Arc<Self>, Error> {
+    pub fn start(engine: &'static Engine, start: Start, settings: Vec<u8>, limit: Limit) -> Result<Arc<Self>, Error> {
         let user_mode_only = !engine.abilities.kernel_faults;
         let (kept, bell) = engine.root.run(move || {
             let spare = take_spare();
@@ -86,7 +81,7 @@ impl Pager {
         })?;
         let pager = Self {
             engine,
-            program,
+            start,
             limit,
             kept,
             settings: (0, settings.len() as u64),
@@ -318,11 +313,14 @@ pub(super) fn ring(bell: RawFd) {
 /// On the root thread.
 fn keep(user_mode_only: bool) -> Result<Kept, Error> {
     // SAFETY: the name is a C string; the result is checked.
-    let file = unsafe { libc::memfd_create(c"userfault-pager".as_ptr(), libc::MFD_CLOEXEC) };
+    let file = unsafe { libc::memfd_create(c"userfault-pager".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if file < 0 {
         return Err(Error::last_os("creating the memory file of a pager"));
     }
     grow(file, header_bytes() as u64)?;
+    // A pager that looks at what we have cut off would die by SIGBUS.
+    // SAFETY: a seal of our own file.
+    unsafe { libc::fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
     let header = Mapping::new(file, 0, header_bytes())?.into_header();
     header.version.store(shared::VERSION, Ordering::Release);
     header.owner.store(process_id(), Ordering::Release);

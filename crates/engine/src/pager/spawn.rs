@@ -3,6 +3,7 @@
 //!
 //! *Threads*: engine threads, in whose descriptor table everything is close-on-exec. *Blocks on*: the start of the program.
 
+use super::wire;
 use crate::error::Error;
 use std::ffi::{CString, c_char};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -22,6 +23,8 @@ pub struct Child {
     pub pid: i32,
     /// Readable once it is gone.
     pub pidfd: OwnedFd,
+    /// Is it a child of this process?
+    pub ours: bool,
 }
 
 /// Where the child finds its socket.
@@ -74,19 +77,28 @@ pub fn start(program: &Program, socket: RawFd, output: Option<RawFd>) -> Result<
     if failed != 0 {
         return Err(Error::Os { what: "starting a pager".into(), errno: Errno(failed) });
     }
-    // SAFETY: asks for a new descriptor of a child that only we reap.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd;
-    if pidfd < 0 {
-        let error = Error::last_os("watching a pager");
+    Child::another(pid).map(|child| Child { ours: true, ..child }).inspect_err(|_| {
         // SAFETY: our own child.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        return Err(error);
-    }
-    // SAFETY: new, and nobody else's.
-    Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    })
 }
 
 impl Child {
+    /// A process that somebody else has started.
+    ///
+    /// # Errors
+    /// [`Error::Os`]: there is none with this number.
+    pub fn another(pid: i32) -> Result<Self, Error> {
+        // SAFETY: asks for a new descriptor, which is nobody else's.
+        unsafe {
+            let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as RawFd;
+            if pidfd < 0 {
+                return Err(Error::last_os("watching a pager"));
+            }
+            Ok(Self { pid, pidfd: OwnedFd::from_raw_fd(pidfd), ours: false })
+        }
+    }
+
     /// Kill it.
     pub fn kill(&self) {
         // SAFETY: a signal to the process that the descriptor names, whatever its number means by now.
@@ -99,6 +111,10 @@ impl Child {
     /// reaped it: [`UNKNOWN`].
     #[must_use]
     pub fn ended(&self) -> Option<i32> {
+        if !self.ours {
+            let [gone] = wire::wait_readable([self.pidfd.as_raw_fd()], Some(std::time::Duration::ZERO));
+            return gone.then_some(UNKNOWN);
+        }
         // SAFETY: fills our structure.
         unsafe {
             let mut about: libc::siginfo_t = std::mem::zeroed();
@@ -115,5 +131,5 @@ impl Child {
     }
 }
 
-/// The end of a child that somebody else has waited for.
+/// The end of a process that somebody else waits for.
 pub const UNKNOWN: i32 = 1 << 16;

@@ -5,6 +5,7 @@
 //!
 //! *Locks*: the pager's state. *Threads*: one engine thread for each pager. *Blocks on*: poll(2), at most a second.
 
+use super::connect;
 use super::hang::{Suspicion, hangs, look_every};
 use super::mourn;
 use super::owner::Pager;
@@ -81,33 +82,18 @@ fn ensure_running(pager: &Arc<Pager>) {
 }
 
 fn launch(pager: &Arc<Pager>) -> Result<(), crate::error::Error> {
-    let (socket, theirs) = wire::pair()?;
-    let child = spawn::start(&pager.program, theirs.as_raw_fd(), output(pager))?;
-    remember(socket.as_raw_fd());
     let hello = Frame::new(Kind::Hello, 0, &[pager.settings.0, pager.settings.1]);
-    // A fresh socket has room for one frame.
-    let _ = wire::send(socket.as_raw_fd(), &hello, &[pager.kept.file, pager.kept.handle.as_raw_fd()]);
+    let descriptors = [pager.kept.file, pager.kept.handle.as_raw_fd()];
+    let (child, socket) = connect::start(&pager.start, &hello, &descriptors)?;
+    remember(socket.as_raw_fd());
     let mut state = pager.state();
-    state.running = Some(Running { child, socket, since: Instant::now(), started: false });
+    state.running = Some(Running { started: !child.ours, child, socket, since: Instant::now() });
     let frames: Vec<Frame> = state.regions.iter().map(|entry| entry.attach.frame()).collect();
     let leaving = state.regions.iter().filter(|entry| entry.detaching).map(|entry| entry.attach.region);
     let leaving: Vec<Frame> = leaving.map(|region| Frame::new(Kind::Detach, region, &[])).collect();
     let tickets: Vec<Frame> = state.tickets.iter().map(|ticket| ticket.frame).collect();
     frames.into_iter().chain(leaving).chain(tickets).for_each(|frame| state.post(frame));
     Ok(())
-}
-
-/// Our standard error, where nobody has to drain it; else a pipe that Python reads, as in a notebook, would fill and stop the
-/// pager while Python waits for it.
-fn output(_pager: &Pager) -> Option<RawFd> {
-    // SAFETY: fills our structure.
-    let kind = unsafe {
-        let mut about: libc::stat = std::mem::zeroed();
-        libc::fstat(2, &raw mut about);
-        about.st_mode & libc::S_IFMT
-    };
-    // 1 is /dev/null in the engine's table.
-    if matches!(kind, libc::S_IFREG | libc::S_IFCHR) { None } else { Some(1) }
 }
 
 /// Socket, child, are there frames to be sent, is it to be closed.
@@ -323,7 +309,7 @@ pub struct How(pub i32);
 impl std::fmt::Display for How {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            spawn::UNKNOWN => write!(f, "somebody else has waited for it"),
+            spawn::UNKNOWN => write!(f, "its status is not ours to know"),
             signal if signal < 0 => write!(f, "signal {}", -signal),
             status => write!(f, "exit status {status}"),
         }

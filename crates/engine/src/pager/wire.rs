@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use crate::shared::VERSION;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use uffd::Errno;
 
 /// What a frame is about.
@@ -20,7 +20,7 @@ pub enum Kind {
     Detach,
     /// Owner: fill units; words: ticket, first, count.
     Fill,
-    /// Pager: it runs.
+    /// Pager: it runs; words: its process number.
     Started,
     /// Pager: the region is served; words: 1 and the code of a failure if it is not.
     Ready,
@@ -103,6 +103,18 @@ impl Attach {
             self.lost,
         ];
         Frame::new(Kind::Attach, self.region, &words)
+    }
+
+    /// Can it be a region?
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let page = uffd::page_size() as u64;
+        let whole = |word: u64| word.is_multiple_of(page) && word < 1 << 56;
+        self.unit.is_power_of_two()
+            && self.unit <= 64 << 20
+            && [self.base, self.mapped, self.unit, self.part_at, self.source_at].into_iter().all(whole)
+            && self.mapped > 0
+            && self.len <= self.mapped
     }
 
     /// From one.
@@ -203,10 +215,21 @@ pub fn receive(socket: RawFd) -> Result<Option<(Frame, Vec<OwnedFd>)>, Errno> {
     }
 }
 
+/// Who is at the other end, in our numbers.
+#[must_use]
+pub fn peer(socket: &OwnedFd) -> Option<libc::ucred> {
+    let mut about = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: fills our structure, of the length said.
+    let failed = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut about).cast(), &raw mut len) };
+    (failed == 0).then_some(about)
+}
+
 /// Wait until one of these is readable (or its other side is gone), or `limit` passed.
 pub fn wait_readable<const N: usize>(descriptors: [RawFd; N], limit: Option<std::time::Duration>) -> [bool; N] {
     let mut polled = descriptors.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-    let limit = limit.map_or(-1, |limit| i32::try_from(limit.as_millis().max(1)).unwrap_or(i32::MAX));
+    let limit = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
     // SAFETY: the array is ours and as long as said.
     unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, limit) };
     polled.map(|one| one.revents != 0)
@@ -215,7 +238,6 @@ pub fn wait_readable<const N: usize>(descriptors: [RawFd; N], limit: Option<std:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_frame_and_its_descriptors_arrive() {

@@ -75,12 +75,17 @@ impl Server {
         let (Some(Kind::Hello), Some(handle), Some(file)) = (frame.kind(), descriptors.pop(), descriptors.pop()) else {
             return Err(wrong());
         };
+        // SAFETY: asks for the seals of a file.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) } & libc::F_SEAL_SHRINK == 0 {
+            return Err(wrong());
+        }
         let header = Mapping::new(file.as_raw_fd(), 0, header_bytes())?.into_header();
         if header.version.load(Ordering::Acquire) != VERSION {
             return Err(wrong());
         }
         let settings = stored(&file, frame.words[0], frame.words[1])?;
-        let owner = peer(&socket).filter(|pid| *pid == header.owner.load(Ordering::Acquire)).unwrap_or(0);
+        let peer = wire::peer(&socket).map(|peer| peer.pid);
+        let owner = peer.filter(|pid| *pid == header.owner.load(Ordering::Acquire)).unwrap_or(0);
         let handle = Handle::from_raw(std::os::fd::IntoRawFd::into_raw_fd(handle));
         let server = Arc::new(Self {
             socket,
@@ -99,7 +104,7 @@ impl Server {
             opening: AtomicBool::new(false),
         });
         clock::start(&server)?;
-        server.say(&Frame::new(Kind::Started, 0, &[]));
+        server.say(&Frame::new(Kind::Started, 0, &[u64::from(std::process::id())]));
         Ok(server)
     }
 
@@ -122,6 +127,9 @@ impl Server {
             match frame.kind() {
                 Some(Kind::Attach) => {
                     let attach = Attach::of(&frame);
+                    if !attach.is_sound() {
+                        return None; // no owner of this build says so
+                    }
                     if attach.lost != 0 {
                         let _ = self.attach(attach, Err(Cause::PagerLost(attach.lost as u32 as i32)));
                         continue;
@@ -188,14 +196,4 @@ fn stored(file: &OwnedFd, at: u64, bytes: u64) -> Result<Vec<u8>, Error> {
     let whole = whole.ok_or_else(|| Error::Invalid("no such length".into()))?;
     let mapping = Mapping::new(file.as_raw_fd(), at, whole)?;
     Ok(mapping.bytes()[..len].to_vec())
-}
-
-/// Who is at the other end, in our numbers.
-fn peer(socket: &OwnedFd) -> Option<i32> {
-    let mut about = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
-    // SAFETY: fills our structure, of the length said.
-    let failed = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut about).cast(), &raw mut len) };
-    (failed == 0).then_some(about.pid)
 }

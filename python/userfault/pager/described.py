@@ -1,0 +1,53 @@
+"""Sources as data: what a pager takes that serves everybody of a user, where nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+
+from userfault.errors import OptionError
+from userfault.pager.protocol import Description, FileDescription, ImageDescription, ZeroDescription
+from userfault.sources import File, Image, Source, Zero
+from userfault.units import parse_bytes
+
+__all__ = ["describe", "source_from"]
+
+
+def describe(source: Source) -> Description:
+    """A source as data.
+
+    Args:
+        source: A File, an Image or a Zero.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if type(source) is File:
+        length = None if source.length is None else parse_bytes(source.length, "length")
+        return FileDescription(_absolute(source.path), parse_bytes(source.offset, "offset"), length)
+    if type(source) is Image:
+        return ImageDescription(_absolute(source.path))
+    if type(source) is Zero:
+        return ZeroDescription(parse_bytes(source.length, "length"))
+    raise OptionError(
+        f"a pager at a path takes data, not code: File, Image or Zero, and {source!r} is of type {type(source).__name__}"
+    )
+
+
+def source_from(description: Description) -> Source:
+    """And back.
+
+    Args:
+        description: As `describe` made it, or anybody else.
+
+    Returns:
+        The source, not opened.
+    """
+    if isinstance(description, FileDescription):
+        return File(description.path, description.offset, description.length)
+    if isinstance(description, ImageDescription):
+        return Image(description.path)
+    return Zero(description.length)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.fspath(path))

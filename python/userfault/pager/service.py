@@ -1,0 +1,76 @@
+"""A pager at a path: whoever is the same user may ask it for one, which is a process of its own and takes data, not code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+import sys
+from pathlib import Path
+
+from userfault.errors import OptionError
+
+__all__ = ["serve"]
+
+
+def serve(path: str | os.PathLike[str]) -> None:
+    """Serve, for good, at a socket of this path.
+
+    The socket is for this user alone (0600), as is its directory (0700), which is made if it is not there. Each client gets a
+    process of its own, which opens what the client names (`File`, `Image`, `Zero`) and never unpickles anything.
+
+    Args:
+        path: Where; an older socket there is replaced.
+
+    Raises:
+        OptionError: The directory is another user's, or others may enter it; the path is something else than a socket.
+        OSError: It cannot be made.
+
+    Blocks: until it is interrupted.
+    """
+    place = Path(os.path.abspath(path))
+    _make_room(place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(place))
+        finally:
+            os.umask(mask)
+        listener.listen()
+        try:
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    _begin(client)
+        finally:
+            with contextlib.suppress(OSError):
+                place.unlink()
+
+
+def _make_room(place: Path) -> None:
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = place.parent.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
+        raise OptionError(f"{place.parent}: must be a directory of this user that nobody else may enter: chmod 700")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(place.lstat().st_mode):
+            raise OptionError(f"{place} is there, and no socket")
+        place.unlink()
+
+
+def _begin(client: socket.socket) -> None:
+    """A process for this client, unless it is another user: root may enter any directory."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):  # those that have ended
+            pass
+    _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if uid != os.geteuid():
+        return
+    program = [sys.executable, "-P", "-m", "userfault.pager", "--data"]
+    actions = [(os.POSIX_SPAWN_DUP2, client.fileno(), 3), (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    home = os.fspath(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": home if before is None else f"{home}:{before}"}
+    os.posix_spawn(sys.executable, program, environment, file_actions=actions)
