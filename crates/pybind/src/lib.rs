@@ -11,6 +11,7 @@ mod late;
 mod mman;
 mod overdue;
 mod raise;
+mod raised;
 mod readers;
 mod region;
 mod sources;
