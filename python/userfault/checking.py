@@ -35,7 +35,7 @@ class checked:
     Raises:
         OptionError: Something else than regions was given.
         PageError: On leaving; `UserFault` for memory flagged with `mman`. Another exception of the block becomes its
-            `__context__`; KeyboardInterrupt and these two pass through.
+            `__context__`; KeyboardInterrupt, SystemExit and these two pass through.
 
     Example:
         >>> with checked():
@@ -66,7 +66,7 @@ class checked:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._any_failed() or isinstance(error, KeyboardInterrupt):
+        if not self._any_failed() or isinstance(error, KeyboardInterrupt | SystemExit):
             return
         _core.rearm_failed()
         if isinstance(error, PageError | UserFault):

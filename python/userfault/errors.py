@@ -141,15 +141,34 @@ def _described(cause: BaseException | str) -> str:
     )
 
 
-def noted_failure() -> PageError | UserFault:
+def noted_failure() -> BaseException:
     """Make the exception of what the engine noted for the calling thread, whose own has not surfaced."""
     noted = _core.take_failure()
     if noted is None:
         return PageError("a page could not be had", None, _REPLACED)
-    source, offset, _, _, address, class_, _ = noted
+    source, offset, _, _, address, class_, raised = noted
+    if raised is not None and class_ not in (PageError, PagePurged, UserFault):
+        return raised  # what asks the process to end is no PageError
     if class_ is UserFault:
         return UserFault(address, _cause(noted))
     return (PagePurged if class_ is PagePurged else PageError)(source, offset, _cause(noted))
+
+
+def standing_for(error: BaseException) -> type[BaseException]:
+    """Make a class that stands for one exception: a thread can be told to raise a class only.
+
+    Args:
+        error: What a source raised in the thread that touched.
+
+    Returns:
+        A class derived from its own. An instance, as the interpreter makes it when the class surfaces, is `error` itself.
+    """
+
+    def surface(_class: type, *_arguments: object) -> BaseException:
+        _core.take_failure()  # the thread's touches wait for their pages again
+        return error
+
+    return type(type(error).__name__, (type(error),), {"__new__": surface})
 
 
 def _portable(cause: BaseException | str) -> BaseException | str:

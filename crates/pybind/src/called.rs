@@ -1,16 +1,15 @@
 //! Sources that are Python: the engine calls them where Python may run, in the thread that touched or on a worker.
 //!
-//! *Locks*: `spare` and `RAISED`, taken only with the GIL held, for a few instructions in which no Python runs.
+//! *Locks*: `spare`, taken only with the GIL held, for a few instructions in which no Python runs.
 //! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
+use crate::raised::{self, By};
 use crate::{overdue, readers};
-use engine::cause::Raised;
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyMemoryView};
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,10 +56,10 @@ impl PythonSource {
 
 impl Reader {
     /// Read, in a thread that may run Python.
-    pub fn read(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+    pub fn read(&self, py: Python<'_>, offset: u64, out: &mut [u8], by: By) -> Result<(), SourceError> {
         // SAFETY: the GIL is held. The interrupted code may be about to handle an exception: it gets it back at the end.
         let _pending = unsafe { Pending::set_aside() };
-        self.call(py, offset, out).unwrap_or_else(|error| Err(SourceError::new(offset, keep(py, error))))
+        self.call(py, offset, out).unwrap_or_else(|error| Err(SourceError::new(offset, raised::keep(py, error, by))))
     }
 
     fn buffer<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyByteArray> {
@@ -83,12 +82,15 @@ impl Reader {
         // SAFETY: the GIL is held, and nobody else refers to the buffer yet.
         unsafe { buffer.as_bytes_mut() }.fill(UNWRITTEN);
         let view = PyMemoryView::from(&buffer)?;
-        let answer = self.called.read_into.call1(py, (offset, &view));
+        let answer = raised::surfaced(py, offset, self.called.read_into.call1(py, (offset, &view)));
         // Whoever kept a view of the view refers to the buffer with it: then it is not used again.
         let released = view.call_method0("release").is_ok();
         // SAFETY: the GIL is held, and the reference is ours.
         let is_free = released && unsafe { ffi::Py_REFCNT(buffer.as_ptr()) } == 1;
-        let filled = answer?;
+        let filled = match answer? {
+            Ok(filled) => filled,
+            Err(error) => return Ok(Err(error)),
+        };
         let short = match filled.bind(py) {
             none if none.is_none() => None,
             count => match count.extract::<usize>() {
@@ -133,7 +135,7 @@ impl Source for PythonSource {
             let (reader, length) = (self.0.clone(), out.len());
             let read = move |py: Python<'_>| {
                 let mut bytes = vec![0; length];
-                reader.read(py, offset, &mut bytes).map(|()| bytes)
+                reader.read(py, offset, &mut bytes, By::Library).map(|()| bytes)
             };
             let bytes = readers::call(offset, how.limit, read)?;
             out.copy_from_slice(&bytes);
@@ -141,9 +143,13 @@ impl Source for PythonSource {
         }
         let read = Python::try_attach(|py| {
             let watched = overdue::watch(how.limit);
-            let read = self.0.read(py, offset, out);
-            let overdue = watched.end() && read.is_err();
-            if overdue { Err(SourceError::new(offset, Cause::Timeout)) } else { read }
+            let read = self.0.read(py, offset, out, By::Toucher);
+            match read {
+                Err(error) if watched.end() && raised::itself_of(py, error.cause).is_none() => {
+                    Err(SourceError::new(offset, Cause::Timeout))
+                }
+                read => read,
+            }
         });
         read.unwrap_or(Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN))))
     }
@@ -244,57 +250,6 @@ impl Drop for Pending {
 
 /// The interpreter is about to end: no source is called any more.
 static STOPPED: AtomicBool = AtomicBool::new(false);
-
-/// Exceptions kept for the `PageError` that is made of them later.
-const KEPT: usize = 64;
-
-struct Kept {
-    next: u32,
-    errors: VecDeque<(u32, Py<PyAny>)>,
-}
-
-static RAISED: Mutex<Kept> = Mutex::new(Kept { next: 0, errors: VecDeque::new() });
-
-/// Keep an exception of a source. Ctrl-C inside of a source goes on at the touch: as itself, not as a PageError.
-fn keep(py: Python<'_>, error: PyErr) -> Cause {
-    // SAFETY: getpid has no preconditions.
-    let is_main = engine::threads::thread_id() == unsafe { libc::getpid() };
-    if is_main && error.is_instance_of::<PyKeyboardInterrupt>(py) {
-        // SAFETY: has no preconditions; the main thread raises KeyboardInterrupt at its next chance.
-        unsafe { ffi::PyErr_SetInterrupt() };
-        return Cause::Interrupted;
-    }
-    let transient = is_transient(py, &error);
-    let value = error.into_value(py).into_any();
-    let mut kept = RAISED.lock().unwrap_or_else(PoisonError::into_inner);
-    let ticket = kept.next;
-    kept.next = kept.next.wrapping_add(1);
-    let oldest = if kept.errors.len() >= KEPT { kept.errors.pop_front() } else { None };
-    kept.errors.push_back((ticket, value));
-    drop(kept);
-    drop(oldest); // last: what its destructors do must not find the lock taken
-    Cause::Raised(Raised { ticket, transient })
-}
-
-/// Might the same read succeed a moment later? An exception may say so itself, by an attribute `transient`.
-fn is_transient(py: Python<'_>, error: &PyErr) -> bool {
-    use pyo3::exceptions::{PyConnectionError, PyInterruptedError, PyTimeoutError};
-    if let Ok(said) = error.value(py).getattr("transient").and_then(|said| said.is_truthy()) {
-        return said;
-    }
-    let errno = error.value(py).getattr("errno").and_then(|errno| errno.extract::<i32>());
-    error.is_instance_of::<PyConnectionError>(py)
-        || error.is_instance_of::<PyTimeoutError>(py)
-        || error.is_instance_of::<PyInterruptedError>(py)
-        || errno.is_ok_and(|errno| Cause::Os(errno).is_transient())
-}
-
-/// What was kept under a ticket, unless many others came since.
-pub fn kept(py: Python<'_>, raised: Raised) -> Option<Py<PyAny>> {
-    let kept = RAISED.lock().unwrap_or_else(PoisonError::into_inner);
-    let (_, error) = kept.errors.iter().find(|(ticket, _)| *ticket == raised.ticket)?;
-    Some(error.clone_ref(py))
-}
 
 /// Before the interpreter is finalized (an atexit hook).
 pub fn stop(py: Python<'_>) {

@@ -3,7 +3,7 @@
 //! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
 //! programs, and as a note of the exception, which a traceback shows.
 
-use crate::called;
+use crate::raised as kept;
 use engine::cause::Remote;
 use engine::error::Error;
 use engine::pager::watch::How;
@@ -59,6 +59,17 @@ fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("userfault.errors")?.getattr(name)
 }
 
+/// The exception of what the engine noted for the calling thread, whose own has not surfaced.
+pub fn noted(py: Python<'_>) -> PyErr {
+    raised(py, "noted_failure", ())
+}
+
+/// A class that stands for the exception `value`: raised without arguments, it is `value` itself.
+pub fn itself(py: Python<'_>, value: &Py<PyAny>) -> Option<Py<PyAny>> {
+    let made = class(py, "standing_for").and_then(|make| make.call1((value,)));
+    made.map(Bound::unbind).map_err(|problem| problem.write_unraisable(py, None)).ok()
+}
+
 fn raised(py: Python<'_>, name: &str, arguments: impl for<'py> pyo3::call::PyCallArgs<'py>) -> PyErr {
     match class(py, name).and_then(|class| class.call1(arguments)) {
         Ok(error) => PyErr::from_value(error),
@@ -103,7 +114,7 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
             let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
             raised(py, "PageError", (source, offset, cause))
         }
-        Cause::Raised(ticket) => match called::kept(py, ticket) {
+        Cause::Raised(ticket) => match kept::kept(py, ticket) {
             Some(exception) => raised(py, "PageError", (source, offset, exception)),
             None => raised(py, "PageError", (source, offset, error.cause.describe())),
         },

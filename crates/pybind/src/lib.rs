@@ -12,6 +12,7 @@ mod mman;
 mod overdue;
 mod pager;
 mod raise;
+mod raised;
 mod readers;
 mod region;
 mod sources;

@@ -8,7 +8,7 @@
 
 use crate::errors::{remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
-use crate::{called, gil, overdue};
+use crate::{called, gil, overdue, raised};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -97,8 +97,8 @@ fn can_be_had(limit: std::time::Duration) -> bool {
 fn raise(why: Why) -> bool {
     match why {
         Why::Failed(kind) | Why::FailedAgain(kind) if holds_gil() => {
-            // SAFETY: this thread holds the GIL; the exception class is never freed.
-            unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class_of(kind)) };
+            // SAFETY: this thread holds the GIL.
+            unsafe { set_pending(kind, why) };
         }
         Why::Failed(kind) => {
             let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
@@ -117,9 +117,45 @@ fn raise(why: Why) -> bool {
 /// the interpreter looks.
 fn raise_pending() {
     if let Some(failure) = engine::failure::pending().filter(|failure| failure.error.cause != Cause::Interrupted) {
-        // SAFETY: this thread holds the GIL; the exception class is never freed.
-        unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class_of(failure.kind)) };
+        // SAFETY: this thread holds the GIL.
+        unsafe { set_pending(failure.kind, Why::Failed(failure.kind)) };
     }
+}
+
+/// Have the calling thread raise what its latch tells, or `kind` where there was no latch left.
+///
+/// # Safety
+/// The calling thread holds the GIL.
+unsafe fn set_pending(kind: Kind, why: Why) {
+    // SAFETY: as the caller promises.
+    let py = unsafe { Python::assume_attached() };
+    let itself = engine::failure::pending().and_then(|failure| raised::itself_of(py, failure.error.cause));
+    // CPython 3.11 makes an exit of status 0 of a SystemExit that is only a class; a pending call raises the object, but in the
+    // main thread only. One is enough.
+    if itself.is_some() && ident() == MAIN_THREAD.load(Ordering::Acquire) {
+        // SAFETY: may be called from any thread.
+        let is_asked = why == Why::FailedAgain(kind)
+            || unsafe { ffi::Py_AddPendingCall(Some(raise_itself), std::ptr::null_mut()) } == 0;
+        if is_asked {
+            return;
+        }
+    }
+    let class = itself.as_ref().map_or(class_of(kind), Py::as_ptr);
+    // SAFETY: the GIL is held; the class lives during the call, which takes a reference of its own.
+    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class) };
+}
+
+/// Raise what a source raised to end the process, unless it has surfaced elsewhere.
+extern "C" fn raise_itself(_: *mut std::ffi::c_void) -> std::ffi::c_int {
+    // SAFETY: pending calls run with the GIL held.
+    let py = unsafe { Python::assume_attached() };
+    let Some(failure) = engine::failure::pending() else { return 0 };
+    let Some(class) = raised::itself_of(py, failure.error.cause) else { return 0 };
+    match class.call0(py) {
+        Ok(value) => PyErr::from_value(value.into_bound(py)).restore(py),
+        Err(problem) => problem.restore(py),
+    }
+    -1
 }
 
 /// The interrupted call is over: the thread's touches wait for their pages again.
@@ -208,8 +244,9 @@ fn help() {
         let rung = gil::HELPER.rung();
         // Those who wait for an answer come first.
         if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
-            gil::HELPER.wait(rung, overdue::tick());
+            gil::HELPER.wait(rung, overdue::tick().into_iter().chain(raised::tick()).min());
             overdue::look();
+            raised::look();
         }
     }
 }
@@ -270,8 +307,9 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
     let class = class_of(failure.kind);
     // SAFETY: the GIL is held; the exception classes are never freed.
     let class = (!class.is_null()).then(|| unsafe { Bound::from_borrowed_ptr(py, class) }.unbind());
+    let class = raised::itself_of(py, failure.error.cause).or(class);
     let raised = match failure.error.cause {
-        Cause::Raised(raised) => called::kept(py, raised),
+        Cause::Raised(raised) => raised::kept(py, raised),
         Cause::Remote(remote) => Some(remote_error(py, remote)),
         _ => None,
     };
@@ -335,9 +373,7 @@ fn failed_since(epoch: u64) -> bool {
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch.
 #[pyfunction]
 fn drop_pending_error() {
-    // SAFETY: the GIL is held by the caller of a pyfunction; NULL clears.
-    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
-    let _ = engine::failure::take();
+    raised::drop_pending();
 }
 
 /// Our SIGBUS handler back in front; SIGINT ends waits if `interrupt_raises`.
