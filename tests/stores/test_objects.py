@@ -217,7 +217,7 @@ def test_ctrl_c_ends_a_wait_for_a_store(child, web_proxy, web_server, data, tmp_
         threading.Thread(target=lambda: (open(sys.argv[2]).read(), os.kill(pid, signal.SIGINT))).start()
         start = time.monotonic()
         try:
-            print(view[0])
+            print(bytes(view[:1]))
         except KeyboardInterrupt:
             print("interrupted", time.monotonic() - start < 10)
         os._exit(0)
