@@ -133,7 +133,9 @@ impl Source for PythonSource {
         }
         if how.table == Table::Engine {
             let (reader, length) = (self.0.clone(), out.len());
+            let own = how.own.0..how.own.1;
             let read = move |py: Python<'_>| {
+                let _running = engine::nest::begin(engine::threads::thread_id(), &own);
                 let mut bytes = vec![0; length];
                 reader.read(py, offset, &mut bytes, By::Library).map(|()| bytes)
             };

@@ -88,7 +88,7 @@ fn give_way(work: &mut dyn FnMut()) {
 }
 
 fn can_be_had(limit: std::time::Duration) -> bool {
-    known_to_python() || gil_can_be_had(limit)
+    known_to_python() && gil::is_only_interpreter() || gil_can_be_had(limit)
 }
 
 /// In the SIGBUS handler: see the module.
