@@ -160,6 +160,8 @@ def test_touching_its_own_region_is_refused(child, delivery):
         began = time.monotonic()
         error = raised(uf.PageError, lambda: bytes(view[5000:5010]))
         assert "has to fill itself" in str(error) or "has to fill itself" in str(error.__cause__), error
+        error = raised(uf.PageError, lambda: region.populate(slice(200_000, 200_010)))  # by a thread of the library's
+        assert "has to fill itself" in str(error), error
         assert time.monotonic() - began < 5
         check_endings(region)
 

@@ -1,4 +1,4 @@
-"""A Python source from opening to closing: asynchronous ones, large reads, forks, the end of the interpreter."""
+"""A Python source from opening to closing: large reads, forks, resets of signals, the end of the interpreter."""
 
 from __future__ import annotations
 
@@ -7,112 +7,6 @@ import pytest
 pytestmark = pytest.mark.kernel
 
 DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
-
-
-@DELIVERIES
-def test_an_asynchronous_source_runs_on_the_librarys_loop(child, delivery):
-    """Right bytes, its exception as the cause, one loop thread for all, reads of a populate at the same time."""
-
-    def code():
-        import asyncio
-        import sys
-        import threading
-
-        from support.lazy import raised
-
-        import userfault as uf
-
-        names, running, most = set(), 0, 0
-
-        class Slow(uf.Source):
-            length = 1 << 20
-            unit = "64KiB"
-
-            async def read_into(self, offset, buffer):
-                nonlocal running, most
-                names.add(threading.current_thread().name)
-                running, most = running + 1, max(most, running + 1)
-                await asyncio.sleep(0.02)
-                running -= 1
-                if offset >= 1 << 19:
-                    raise LookupError(f"nothing at {offset}")
-                buffer[:] = b"\x07" * len(buffer)
-
-        async def seven(offset, buffer):
-            await asyncio.sleep(0)
-            buffer[:] = b"\x07" * len(buffer)
-
-        delivery = sys.argv[1]
-        region = uf.map(Slow(), delivery=delivery)
-        view = memoryview(region)
-        assert view[5] == 7
-        region.populate(slice(0, 1 << 19))
-        assert most > 2, most
-        error = raised(uf.PageError, lambda: bytes(view[600_000:600_010]))
-        assert isinstance(error.__cause__, LookupError), error
-        assert memoryview(uf.map(uf.Function(seven, "64KiB"), delivery=delivery))[9] == 7
-        assert names == {"userfault-loop"}
-        assert sum(thread.name == "userfault-loop" for thread in threading.enumerate()) == 1
-
-    child(code, args=[delivery]).check()
-
-
-def test_an_asynchronous_source_touched_on_its_own_loop_is_refused(child):
-    """Code on the library's loop cannot wait for the loop: an error, no hang."""
-
-    def code():
-        import asyncio
-
-        from support.lazy import raised
-
-        import userfault as uf
-        from userfault.sources.waiting import event_loop
-
-        async def seven(offset, buffer):
-            buffer[:] = b"\x07" * len(buffer)
-
-        view = memoryview(uf.map(uf.Function(seven, "1MiB", unit="4KiB")))
-
-        async def touch():
-            return raised(uf.PageError, lambda: bytes(view[:10]))
-
-        error = asyncio.run_coroutine_threadsafe(touch(), event_loop()).result(10)
-        assert "event loop" in str(error.__cause__), error
-        assert view[0] == 7
-
-    child(code).check()
-
-
-@DELIVERIES
-def test_an_asynchronous_source_that_hangs_ends_by_the_timeout(child, delivery):
-    """The wait for a coroutine is Python's: it ends by the region's timeout, and the coroutine is cancelled."""
-
-    def code():
-        import asyncio
-        import sys
-        import threading
-        import time
-
-        from support.lazy import raised
-
-        import userfault as uf
-
-        cancelled = threading.Event()
-
-        async def hang(offset, buffer):
-            try:
-                await asyncio.sleep(3600)
-            finally:
-                cancelled.set()
-
-        region = uf.map(uf.Function(hang, "64KiB", unit="4KiB"), delivery=sys.argv[1], timeout="300ms")
-        began = time.monotonic()
-        error = raised(uf.PageError, lambda: bytes(memoryview(region)[:10]))
-        assert "deadline" in str(error), error
-        assert time.monotonic() - began < 3
-        assert cancelled.wait(5)
-
-    child(code, args=[delivery]).check()
 
 
 def test_close_is_called_once_after_the_last_region(child):
@@ -345,3 +239,52 @@ def test_a_thread_that_blocks_signals_is_served_or_told(child, delivery):
         assert bytes(view[200_000:200_010]) == source.bytes[200_000:200_010]
 
     child(code, args=[delivery]).check()
+
+
+@pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])
+def test_touches_go_on_after_all_signals_were_reset(child, action):
+    """A daemon resets every signal that there is: the next touch takes one back instead of ending the process."""
+
+    def code():
+        import signal
+        import sys
+
+        from support.called import mapped
+
+        source, region, view, _ = mapped()
+        assert view[0] == source.bytes[0]
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, 32, 33}:
+            signal.signal(number, getattr(signal, sys.argv[1]))
+        assert bytes(view) == source.bytes
+        region.evict()
+        assert bytes(view[:50_000]) == source.bytes[:50_000]
+
+    child(code, args=[action]).check()
+
+
+def test_readers_are_to_be_had_after_a_thread_could_not_be_started(child):
+    """No thread for a moment: map() says so, and what is opened later has its readers."""
+
+    def code():
+        import threading
+
+        from support.called import Known
+        from support.lazy import raised
+
+        import userfault as uf
+
+        start, failures = threading.Thread.start, [1, 1, 1]
+
+        def refuse(thread):
+            if failures and thread.name.startswith("userfault-source"):
+                failures.pop()
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        threading.Thread.start = refuse
+        while failures:
+            raised(RuntimeError, lambda: uf.map(Known()))
+        source = Known()
+        assert uf.map(source, timeout="2s").read() == source.bytes
+
+    child(code).check()

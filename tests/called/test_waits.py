@@ -166,3 +166,70 @@ def test_a_storm_of_failing_pages_ends_soon(child, delivery):
         check_endings(region)
 
     child(code, args=[delivery], timeout=40).check()
+
+
+@DELIVERIES
+def test_retry_keeps_to_the_timeout(child, delivery):
+    """Attempts and pauses that would take longer end early, with the last error as the cause; Ctrl-C ends a pause."""
+
+    def code():
+        import os
+        import signal
+        import sys
+        import threading
+        import time
+
+        from support.lazy import check_endings, raised
+
+        import userfault as uf
+
+        def read_into(offset, buffer):
+            raise ConnectionError("again")
+
+        source = uf.Retry(uf.Function(read_into, "1MiB", unit="4KiB"), attempts=30, pause="100ms")
+        region = uf.map(source, delivery=sys.argv[1], timeout="1s")
+        view = memoryview(region)
+        for way in (lambda: bytes(view[:10]), lambda: region.populate(slice(4096, 4106))):
+            began = time.monotonic()
+            assert isinstance(raised(uf.PageError, way).__cause__, ConnectionError)
+            assert 0.5 < time.monotonic() - began < 3
+        check_endings(region)
+        stopped = memoryview(uf.map(uf.Retry(uf.Function(read_into, 4096), pause="20s"), delivery=sys.argv[1]))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        raised(KeyboardInterrupt, lambda: bytes(stopped[:10]))
+        assert time.monotonic() - began < 3
+
+    child(code, args=[delivery], timeout=40).check()
+
+
+@DELIVERIES
+def test_a_sub_interpreter_ends_by_the_timeout(child, delivery):
+    """It holds the lock where nobody can tell: its touch waits once for the timeout, and is an error afterwards."""
+
+    def code():
+        import sys
+        import time
+
+        from support.lazy import check_endings, raised
+
+        import userfault as uf
+
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+
+        def read_into(offset, buffer):
+            buffer[:] = b"\x07" * len(buffer)
+
+        region = uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), delivery=sys.argv[1], timeout="1s")
+        other = interpreters.create()
+        began = time.monotonic()
+        raised(uf.PageError, lambda: interpreters.run_string(other, f"import ctypes; ctypes.string_at({region.address}, 3)"))
+        assert time.monotonic() - began < 5
+        interpreters.destroy(other)
+        assert bytes(memoryview(region)[4096:4100]) == b"\x07" * 4
+        check_endings(region)
+
+    child(code, args=[delivery], warnings=None).check()

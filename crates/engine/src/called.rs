@@ -18,8 +18,8 @@ use crate::engine::Engine;
 use crate::evict;
 use crate::failure::{Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
-use crate::flagged::nest;
 use crate::futex::{ATTENTION, now_ns};
+use crate::nest;
 use crate::queue::FaultJob;
 use crate::region::{Delivery, Region};
 use crate::source::{Cause, Patience, SourceError, Table};
@@ -27,6 +27,7 @@ use crate::states::State;
 use crate::table::Pin;
 use crate::threads::thread_id;
 use crate::{interrupt, language, proc};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -187,11 +188,12 @@ pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> bool {
 #[must_use]
 pub fn is_own(region: &Region, fault: &Fault) -> bool {
     let unit = region.unit_of_page(region.page_of(fault.address));
-    region.source.is_called() && nest::resolves(fault.tid, unit_address(region, unit))
+    region.source.is_called() && nest::resolves(fault.tid, unit_memory(region, unit).start)
 }
 
-fn unit_address(region: &Region, unit: usize) -> usize {
-    region.base + region.unit_range(unit).start
+fn unit_memory(region: &Region, unit: usize) -> Range<usize> {
+    let bytes = region.unit_range(unit);
+    region.base + bytes.start..region.base + bytes.end
 }
 
 /// Are there threads on their way to their handlers? The keeper looks after them meanwhile.
@@ -273,7 +275,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
     if is_this_latched() {
         return failed(Cause::Latched);
     }
-    let Some(_nested) = nest::begin(thread_id(), unit_address(region, unit)) else { return failed(Cause::OwnRegion) };
+    let Some(_nested) = nest::begin(thread_id(), &unit_memory(region, unit)) else { return failed(Cause::OwnRegion) };
     let (began, interrupts) = (Instant::now(), interrupt::count());
     loop {
         let state = region.states.get(unit);
@@ -329,7 +331,7 @@ fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> R
 /// In the SIGBUS handler, with signal delivery: a thread that does not hold the language's lock waits for it here.
 pub fn serve_signal(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
     debug_assert_eq!(region.options.delivery, Delivery::Signal);
-    if language::may_have_lock(region.options.timeout) {
+    if is_this_latched() || language::may_have_lock(region.options.timeout) {
         return serve(engine, region, page, interrupted);
     }
     region.counters.begin();

@@ -85,12 +85,25 @@ pub fn hold_install() -> MutexGuard<'static, ()> {
 /// Have `receiver` asked, and take a real-time signal that nobody uses, from the top. False: none is free.
 pub fn install(receives: Receives, receiver: Receiver) -> bool {
     RECEIVERS[receives as usize].store(receiver as *mut (), Ordering::Release);
-    let _installing = hold_install();
-    let signal = SIGNAL.load(Ordering::Acquire);
-    if signal != 0 && action_of(signal) == handler as *const () as usize {
+    ensure_handler()
+}
+
+fn is_ours(signal: i32) -> bool {
+    signal != 0 && action_of(signal) == handler as *const () as usize
+}
+
+/// Programs reset all signals that they can find, as daemons do: then ours would end the process.
+fn ensure_handler() -> bool {
+    if is_ours(signal()) {
         return true;
     }
-    let free = (libc::SIGRTMIN() + 1..=libc::SIGRTMAX()).rev().find(|signal| action_of(*signal) == libc::SIG_DFL);
+    let _installing = hold_install();
+    if is_ours(signal()) {
+        return true;
+    }
+    let is_free = |signal: &i32| action_of(*signal) == libc::SIG_DFL;
+    let ours = Some(signal()).filter(|ours| *ours != 0 && matches!(action_of(*ours), libc::SIG_DFL | libc::SIG_IGN));
+    let free = ours.or_else(|| (libc::SIGRTMIN() + 1..=libc::SIGRTMAX()).rev().find(is_free));
     let Some(signal) = free else { return false };
     // SAFETY: sigaction with our structure, on a signal that had the default action.
     unsafe {
@@ -135,10 +148,10 @@ pub fn signal() -> i32 {
 
 /// Send it to `thread`, which waits for the page of `address`. False: it could not be sent.
 pub fn send(thread: i32, address: usize) -> bool {
-    let signal = signal();
-    if signal == 0 {
+    if !ensure_handler() {
         return false;
     }
+    let signal = signal();
     // SAFETY: the structure is as large as the kernel reads; getpid and getuid have no preconditions.
     unsafe {
         let process = libc::getpid();

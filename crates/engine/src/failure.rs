@@ -10,6 +10,7 @@ use crate::cause::Kind;
 use crate::counters::add;
 use crate::exposures::Exposures;
 use crate::futex::{ATTENTION, now_ns};
+use crate::nest;
 use crate::region::{OnError, Region};
 use crate::reserve;
 use crate::shared;
@@ -148,7 +149,8 @@ fn latch_of(thread: i32) -> Option<&'static Latch> {
 pub fn is_latched(thread: i32) -> bool {
     latch_of(thread).is_some_and(|latch| {
         let age = now_ns().saturating_sub(latch.touched_ns.load(Ordering::Acquire));
-        if age > LATCH_LIFE.as_nanos() as u64 {
+        // Where a source touched, whoever called it looks once it has returned.
+        if age > LATCH_LIFE.as_nanos() as u64 && !nest::is_running(thread) {
             release(latch, thread);
             return false;
         }
@@ -328,9 +330,14 @@ pub fn announce(failure: Failure) {
     let why = latch(failure);
     // SAFETY: `set_raise` stored a `Raise`, and it was seen non-null above (it is never taken back).
     let raise: Raise = unsafe { std::mem::transmute::<*mut (), Raise>(raise) };
-    if !raise(why)
-        && let Some(failure) = take()
+    let is_known = raise(why);
+    if matches!(why, Why::Failed(_))
+        && let Some(latch) = latch_of(thread_id())
     {
+        // From the end of the wait: the page is a hole again by now, and one that waits at each touch gets nowhere.
+        latch.asked_ns.store(now_ns(), Ordering::Relaxed);
+    }
+    if !is_known && let Some(failure) = take() {
         write(&ORPHAN, failure);
     }
 }

@@ -59,7 +59,8 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
     let range = region.unit_range(unit);
     drop_exposed(region, range.clone());
     let began = region.policy.is_watching().then(Instant::now);
-    let mut fill = Fill { region, who, scratch: &mut scratch, began, reading: Duration::ZERO, used: None };
+    let own = (region.base + range.start, region.base + range.end);
+    let mut fill = Fill { region, who, scratch: &mut scratch, began, reading: Duration::ZERO, own, used: None };
     let outcome = fill.range(range.start, range.len()).map(|()| true);
     let pages = range.start / uffd::page_size()..range.end / uffd::page_size();
     let is_one_page = pages.len() == 1;
@@ -96,7 +97,8 @@ pub fn fill_units(region: &Region, units: std::ops::Range<usize>, who: Who) -> R
     let bytes = region.unit_range(units.start).start..region.unit_range(units.end - 1).end;
     drop_exposed(region, bytes.clone());
     let mut scratch = Scratch::new(bytes.len(), region.source.needs());
-    let mut fill = Fill { region, who, scratch: &mut scratch, began: None, reading: Duration::ZERO, used: None };
+    let own = (region.base + bytes.start, region.base + bytes.end);
+    let mut fill = Fill { region, who, scratch: &mut scratch, began: None, reading: Duration::ZERO, own, used: None };
     let outcome = fill.range(bytes.start, bytes.len());
     if outcome.is_ok() {
         region.forget_poison(bytes.start / uffd::page_size()..bytes.end / uffd::page_size());
@@ -146,6 +148,8 @@ struct Fill<'a> {
     began: Option<Instant>,
     /// Of that, the source's time: it is the same for every method.
     reading: Duration,
+    /// The memory that is being filled.
+    own: (usize, usize),
     /// How the bytes of a whole unit got there; zeros have a way of their own.
     used: Option<Method>,
 }
@@ -171,6 +175,7 @@ impl Fill<'_> {
             patience: self.who.patience,
             table: self.who.table,
             limit: self.region.options.timeout,
+            own: self.own,
             scratch: self.scratch,
         };
         let extent = self.region.source.extent(at as u64, left, &mut reading);
@@ -265,6 +270,7 @@ impl Fill<'_> {
             patience: self.who.patience,
             table: self.who.table,
             limit: self.region.options.timeout,
+            own: self.own,
             scratch: self.scratch,
         };
         let began = self.began.map(|_| Instant::now());

@@ -3,8 +3,9 @@
 //!
 //! *Locks*: none of ours. *Threads*: application threads, in signal handlers too. *Blocks on*: [`without_lock`] for the lock.
 
+use crate::interrupt;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the language tells of its lock.
 pub struct Hooks {
@@ -49,7 +50,15 @@ pub fn without_lock<T>(work: impl FnOnce() -> T) -> T {
     answer.expect("the language calls the work exactly once")
 }
 
-/// Sleep, and let others run meanwhile.
+/// How soon a pause ends after Ctrl-C.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Sleep, but not on through Ctrl-C, and let others run meanwhile.
 pub fn pause(time: Duration) {
-    without_lock(|| std::thread::sleep(time));
+    let (began, interrupts) = (Instant::now(), interrupt::count());
+    without_lock(|| {
+        while began.elapsed() < time && interrupt::count() == interrupts {
+            std::thread::sleep(SLICE.min(time.saturating_sub(began.elapsed())));
+        }
+    });
 }

@@ -14,6 +14,7 @@
 //! shared     memory that an owner shares with its pager
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
+//! interrupt  Ctrl-C while a page is awaited
 //! language   the language above and its lock
 //! threads    engine threads and their own descriptor table
 //! image      the format at rest
@@ -28,10 +29,10 @@
 //! reserve    memory put by for answering faults by errors
 //! stock      staging pages, recycled
 //! region     one range we mapped
+//! nest       which thread fills what, in the middle of a touch
 //! failure    a page that cannot be had: record, latch, expose
 //! fill       one unit, from source to page
 //! evict      units leave: on request, or under a resident budget
-//! interrupt  Ctrl-C while a page is awaited
 //! queue      work for the worker pool
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
@@ -60,6 +61,7 @@ pub mod error;
 pub mod shared;
 pub mod scratch;
 pub mod proc;
+pub mod interrupt;
 pub mod language;
 pub mod threads;
 pub mod image;
@@ -74,10 +76,10 @@ pub mod spread;
 pub mod reserve;
 pub mod stock;
 pub mod region;
+pub mod nest;
 pub mod failure;
 pub mod fill;
 pub mod evict;
-pub mod interrupt;
 pub mod queue;
 pub mod engine;
 pub mod serve;

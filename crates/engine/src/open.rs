@@ -12,7 +12,7 @@ use crate::pager::owner::Pager;
 use crate::queue::Bulk;
 use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
 use crate::residence::{FEWEST_UNITS, Residence};
-use crate::source::{NO_LIMIT, Reading, ScratchNeeds, Source, Table};
+use crate::source::{NO_LIMIT, NOWHERE, Reading, ScratchNeeds, Source, Table};
 use crate::table::{CHUNK, Pin};
 use crate::threads::{Root, drop_left, leave};
 use crate::{called, evict, fork, keeper, signal, thread, volatile, workers};
@@ -426,6 +426,7 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
             patience: crate::source::Patience::Wait,
             table: Table::Application,
             limit: NO_LIMIT,
+            own: NOWHERE,
             scratch: &mut scratch,
         };
         if let Err(error) = source.read_into(at as u64, out, &mut how) {

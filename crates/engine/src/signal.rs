@@ -15,8 +15,9 @@ use crate::evict;
 use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::flagged::view::{self, Act, Armed};
-use crate::flagged::{self, Called, gate, is_repeated, nest};
+use crate::flagged::{self, Called, gate, is_repeated};
 use crate::mapping::is_poisoned;
+use crate::nest;
 use crate::region::{Delivery, Region};
 use crate::serve::{help, read_ahead};
 use crate::source::{Cause, Patience, SourceError, Table};
@@ -218,7 +219,8 @@ fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c
     let page = region.page_of(address);
     let failed = |cause| Failure::of(region, page, SourceError::new((page * uffd::page_size()) as u64, cause));
     let thread = thread_id();
-    let (called, cause, came) = match nest::begin(thread, region.page_address(page)) {
+    let memory = region.page_address(page)..region.page_address(page) + uffd::page_size();
+    let (called, cause, came) = match nest::begin(thread, &memory) {
         None => (Called::TooLate, Cause::Recursion, false),
         Some(_) if is_latched(thread) => (Called::TooLate, Cause::Latched, false),
         // SAFETY: the kernel passes the context of this handler.

@@ -4,7 +4,7 @@
 //! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
 use crate::raised::{self, By};
-use crate::{overdue, readers};
+use crate::{kept, overdue, readers};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -133,7 +133,9 @@ impl Source for PythonSource {
         }
         if how.table == Table::Engine {
             let (reader, length) = (self.0.clone(), out.len());
+            let own = how.own.0..how.own.1;
             let read = move |py: Python<'_>| {
+                let _running = engine::nest::begin(engine::threads::thread_id(), &own);
                 let mut bytes = vec![0; length];
                 reader.read(py, offset, &mut bytes, By::Library).map(|()| bytes)
             };
@@ -145,7 +147,7 @@ impl Source for PythonSource {
             let watched = overdue::watch(how.limit);
             let read = self.0.read(py, offset, out, By::Toucher);
             match read {
-                Err(error) if watched.end() && raised::itself_of(py, error.cause).is_none() => {
+                Err(error) if watched.end() && kept::itself_of(py, error.cause).is_none() => {
                     Err(SourceError::new(offset, Cause::Timeout))
                 }
                 read => read,

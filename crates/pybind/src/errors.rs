@@ -3,7 +3,7 @@
 //! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
 //! programs, and as a note of the exception, which a traceback shows.
 
-use crate::raised as kept;
+use crate::kept;
 use engine::cause::Remote;
 use engine::error::Error;
 use engine::pager::watch::How;
@@ -114,7 +114,7 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
             let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
             raised(py, "PageError", (source, offset, cause))
         }
-        Cause::Raised(ticket) => match kept::kept(py, ticket) {
+        Cause::Raised(ticket) => match kept::take(py, ticket) {
             Some(exception) => raised(py, "PageError", (source, offset, exception)),
             None => raised(py, "PageError", (source, offset, error.cause.describe())),
         },

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
 static CURRENT_STATE: AtomicUsize = AtomicUsize::new(0);
+/// `PyInterpreterState_Head` and `PyInterpreterState_Next`.
+static INTERPRETERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 
 /// Wakes the helper, which takes the GIL for those who must not wait for it.
 pub static HELPER: Bell = Bell::new();
@@ -21,6 +23,25 @@ pub fn find_symbols() {
             CURRENT_STATE.store(found, Ordering::Release);
             break;
         }
+    }
+    for (name, place) in [c"PyInterpreterState_Head", c"PyInterpreterState_Next"].into_iter().zip(&INTERPRETERS) {
+        // SAFETY: as above.
+        place.store(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize, Ordering::Release);
+    }
+}
+
+/// Is there no sub-interpreter, in which a thread may hold the GIL without `holds_gil` seeing it?
+pub fn is_only_interpreter() -> bool {
+    let [head, next] = INTERPRETERS.each_ref().map(|place| place.load(Ordering::Acquire));
+    if head == 0 || next == 0 {
+        return false;
+    }
+    type Interpreter = *mut std::ffi::c_void;
+    // SAFETY: the symbols have these signatures in every CPython from 3.11 on; both only read, and the list has a head as long
+    // as Python runs.
+    unsafe {
+        let head = std::mem::transmute::<usize, extern "C" fn() -> Interpreter>(head)();
+        !head.is_null() && std::mem::transmute::<usize, extern "C" fn(Interpreter) -> Interpreter>(next)(head).is_null()
     }
 }
 
@@ -57,4 +78,11 @@ pub fn without_gil(work: &mut dyn FnMut()) {
 pub fn known_to_python() -> bool {
     // SAFETY: reads a thread-specific value.
     unsafe { !ffi::PyGILState_GetThisThreadState().is_null() }
+}
+
+/// Take back an exception that was set for this thread and has not surfaced, and open its latch. The GIL is held.
+pub fn drop_pending() {
+    // SAFETY: the GIL is held by the caller; NULL clears.
+    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
+    let _ = engine::failure::take();
 }

@@ -7,6 +7,7 @@ mod forked;
 mod gil;
 mod image;
 mod kernel;
+mod kept;
 mod late;
 mod mman;
 mod overdue;

@@ -3,7 +3,7 @@
 //! *GIL*: released in everything that waits; a server takes it to call a source, and no more.
 
 use crate::errors::{choice, engine_error, os_error};
-use crate::raised as kept;
+use crate::kept;
 use crate::sources::{NativeSource, seconds};
 use engine::error::Error;
 use engine::pager::connect::Start;
@@ -114,7 +114,7 @@ impl Language for PythonLanguage {
     fn describe(&self, cause: Cause) -> String {
         let Cause::Raised(raised) = cause else { return String::new() };
         let described = Python::try_attach(|py| {
-            let error = kept::kept(py, raised)?;
+            let error = kept::take(py, raised)?;
             let described = py
                 .import("userfault.pager.remote")
                 .and_then(|module| module.getattr("described")?.call1((error,))?.extract::<String>());

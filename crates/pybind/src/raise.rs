@@ -8,7 +8,7 @@
 
 use crate::errors::{remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
-use crate::{called, gil, overdue, raised};
+use crate::{called, gil, kept, overdue, raised};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -90,7 +90,7 @@ fn give_way(work: &mut dyn FnMut()) {
 }
 
 fn can_be_had(limit: std::time::Duration) -> bool {
-    known_to_python() || gil_can_be_had(limit)
+    known_to_python() && gil::is_only_interpreter() || gil_can_be_had(limit)
 }
 
 /// In the SIGBUS handler: see the module.
@@ -129,7 +129,7 @@ fn raise_pending() {
 unsafe fn set_pending(kind: Kind, why: Why) {
     // SAFETY: as the caller promises.
     let py = unsafe { Python::assume_attached() };
-    let itself = engine::failure::pending().and_then(|failure| raised::itself_of(py, failure.error.cause));
+    let itself = engine::failure::pending().and_then(|failure| kept::itself_of(py, failure.error.cause));
     // CPython 3.11 makes an exit of status 0 of a SystemExit that is only a class; a pending call raises the object, but in the
     // main thread only. One is enough.
     if itself.is_some() && ident() == MAIN_THREAD.load(Ordering::Acquire) {
@@ -150,7 +150,7 @@ extern "C" fn raise_itself(_: *mut std::ffi::c_void) -> std::ffi::c_int {
     // SAFETY: pending calls run with the GIL held.
     let py = unsafe { Python::assume_attached() };
     let Some(failure) = engine::failure::pending() else { return 0 };
-    let Some(class) = raised::itself_of(py, failure.error.cause) else { return 0 };
+    let Some(class) = kept::itself_of(py, failure.error.cause) else { return 0 };
     match class.call0(py) {
         Ok(value) => PyErr::from_value(value.into_bound(py)).restore(py),
         Err(problem) => problem.restore(py),
@@ -244,7 +244,7 @@ fn help() {
         let rung = gil::HELPER.rung();
         // Those who wait for an answer come first.
         if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
-            gil::HELPER.wait(rung, overdue::tick().into_iter().chain(raised::tick()).min());
+            gil::HELPER.wait(rung, overdue::tick().into_iter().chain(kept::tick()).min());
             overdue::look();
             raised::look();
         }
@@ -307,9 +307,9 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
     let class = class_of(failure.kind);
     // SAFETY: the GIL is held; the exception classes are never freed.
     let class = (!class.is_null()).then(|| unsafe { Bound::from_borrowed_ptr(py, class) }.unbind());
-    let class = raised::itself_of(py, failure.error.cause).or(class);
+    let class = kept::itself_of(py, failure.error.cause).or(class);
     let raised = match failure.error.cause {
-        Cause::Raised(raised) => raised::kept(py, raised),
+        Cause::Raised(raised) => kept::take(py, raised),
         Cause::Remote(remote) => Some(remote_error(py, remote)),
         _ => None,
     };
@@ -373,7 +373,7 @@ fn failed_since(epoch: u64) -> bool {
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch.
 #[pyfunction]
 fn drop_pending_error() {
-    raised::drop_pending();
+    gil::drop_pending();
 }
 
 /// Our SIGBUS handler back in front; SIGINT ends waits if `interrupt_raises`.

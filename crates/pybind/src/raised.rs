@@ -1,41 +1,12 @@
-//! What sources raised, kept until the exception of the touch picks it up.
+//! A source raised: what becomes of it.
 //!
-//! *Locks*: `KEPT`, for a few instructions in which no Python runs. *GIL*: held by every caller but the helper.
+//! *Locks*: none. *GIL*: held by every caller but the helper.
 
-use crate::{errors, gil, readers};
-use engine::cause::Raised;
+use crate::{errors, gil, kept, readers};
 use engine::failure;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
-use pyo3::ffi;
 use pyo3::prelude::*;
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-struct Kept {
-    ticket: u32,
-    error: Py<PyAny>,
-    /// What to raise at the touch instead of a PageError.
-    itself: Option<Py<PyAny>>,
-    /// Who raised it.
-    thread: u64,
-    since: Instant,
-}
-
-struct Shelf {
-    next: u32,
-    kept: VecDeque<Kept>,
-}
-
-static KEPT: Mutex<Shelf> = Mutex::new(Shelf { next: 0, kept: VecDeque::new() });
-/// So many, and so long: an exception keeps alive the frames that it passed, and with them arrays and regions.
-const MOST: usize = 64;
-const LIFE: Duration = Duration::from_secs(2);
-
-fn shelf() -> MutexGuard<'static, Shelf> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Who reads: the thread that touched, or one of the library's for somebody else.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,15 +21,7 @@ pub fn keep(py: Python<'_>, error: PyErr, by: By) -> Cause {
     let ends = error.is_instance_of::<PyKeyboardInterrupt>(py) || error.is_instance_of::<PySystemExit>(py);
     let value = error.into_value(py).into_any();
     let itself = if ends && by == By::Toucher { errors::itself(py, &value) } else { None };
-    let mut shelf = shelf();
-    let ticket = shelf.next;
-    shelf.next = shelf.next.wrapping_add(1);
-    let oldest = if shelf.kept.len() >= MOST { shelf.kept.pop_front() } else { None };
-    shelf.kept.push_back(Kept { ticket, error: value, itself, thread: gil::ident(), since: Instant::now() });
-    drop(shelf);
-    drop(oldest); // last: what its destructors do must not find the lock taken
-    gil::HELPER.ring(); // it looks after what nobody picks up
-    Cause::Raised(Raised { ticket, transient })
+    Cause::Raised(kept::put(value, itself, transient))
 }
 
 /// Might the same read succeed a moment later? An exception may say so itself, by an attribute `transient`.
@@ -74,45 +37,14 @@ fn is_transient(py: Python<'_>, error: &PyErr) -> bool {
         || errno.is_ok_and(|errno| Cause::Os(errno).is_transient())
 }
 
-/// What was kept under a ticket, unless it is too long ago. Whoever raised it is the only one to ask; what a thread of the
-/// library raised may be the answer to several touches, and stays for a while.
-pub fn kept(py: Python<'_>, raised: Raised) -> Option<Py<PyAny>> {
-    let mut shelf = shelf();
-    let index = shelf.kept.iter().position(|kept| kept.ticket == raised.ticket)?;
-    if shelf.kept[index].thread != gil::ident() {
-        return Some(shelf.kept[index].error.clone_ref(py));
-    }
-    let taken = shelf.kept.remove(index);
-    drop(shelf);
-    taken.map(|taken| taken.error)
-}
-
-/// What to raise for a failure instead of its usual class.
-pub fn itself_of(py: Python<'_>, cause: Cause) -> Option<Py<PyAny>> {
-    let Cause::Raised(raised) = cause else { return None };
-    let shelf = shelf();
-    let kept = shelf.kept.iter().find(|kept| kept.ticket == raised.ticket)?;
-    kept.itself.as_ref().map(|class| class.clone_ref(py))
-}
-
-/// The helper's: when to look again.
-pub fn tick() -> Option<Duration> {
-    if KEPT.try_lock().is_ok_and(|shelf| shelf.kept.is_empty()) { None } else { Some(LIFE / 4) }
-}
-
-/// The helper's look: what nobody has picked up goes. Its destructors may be anybody's code, so a reader runs them.
+/// The helper's look: what nobody has picked up goes, in a reader.
 pub fn look() {
-    let is_old = |kept: &Kept| kept.since.elapsed() > LIFE;
-    if !KEPT.try_lock().is_ok_and(|shelf| shelf.kept.front().is_some_and(is_old)) {
-        return;
+    if kept::has_old() {
+        Python::try_attach(|py| {
+            let old = kept::take_old(py);
+            readers::leave(move |_| drop(old));
+        });
     }
-    Python::try_attach(|_| {
-        let mut shelf = shelf();
-        let count = shelf.kept.iter().take_while(|kept| is_old(kept)).count();
-        let old: Vec<Kept> = shelf.kept.drain(..count).collect();
-        drop(shelf);
-        readers::leave(move |_| drop(old));
-    });
 }
 
 /// The source has returned. Other lazy memory that it touched may have failed without the exception having surfaced in it:
@@ -123,16 +55,9 @@ pub fn surfaced<T>(py: Python<'_>, offset: u64, answer: PyResult<T>) -> PyResult
         return Ok(Err(SourceError::new(offset, Cause::Interrupted))); // KeyboardInterrupt is on its way
     }
     let error = errors::noted(py);
-    drop_pending();
+    gil::drop_pending();
     if let Err(other) = answer {
         error.set_context(py, Some(other));
     }
     Err(error)
-}
-
-/// Take back an exception that was set for this thread and has not surfaced, and open its latch. The GIL is held.
-pub fn drop_pending() {
-    // SAFETY: the GIL is held by the caller; NULL clears.
-    unsafe { ffi::PyThreadState_SetAsyncExc(gil::ident() as _, std::ptr::null_mut()) };
-    let _ = failure::take();
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from userfault import _core
 from userfault.errors import OptionError
-from userfault.sources.called import Opened
+from userfault.sources.called import Opened, is_async
 
 __all__ = ["Source", "native"]
 
@@ -82,7 +81,7 @@ class Source:
         """
         if type(self).read_into is Source.read_into:
             raise OptionError(f"{type(self).__name__} is no source yet: it must define read_into(offset, buffer)")
-        return _core.NativeSource.called(Opened.of(self, inspect.iscoroutinefunction(self.read_into)))
+        return _core.NativeSource.called(Opened.of(self, is_async(self.read_into)))
 
 
 def native(source: Source) -> _core.NativeSource:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from userfault.units import parse_bytes
 if TYPE_CHECKING:
     from userfault.sources.base import Source
 
-__all__ = ["Opened", "close_all", "facts"]
+__all__ = ["Opened", "close_all", "facts", "is_async"]
 
 ReadInto = Callable[[int, memoryview], Any]
 
@@ -83,15 +85,38 @@ class Opened:
         return made
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a call of `function` makes a coroutine.
+
+    Args:
+        function: A function, a method, or an object with `__call__`.
+
+    Returns:
+        True if it, or its `__call__`, is defined by `async def`.
+    """
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
 # Reentrant: a region may die, and close its source, in a garbage collection that starts anywhere.
 _LOCK = threading.RLock()
 #: By identity, for sources compare as they like: one entry for each time that it is open.
 _OPEN: dict[int, list[Source]] = {}
 
 
+def _renew_lock() -> None:
+    """A forked child may find it taken for good by a thread that it does not have."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _closed(source: Source) -> None:
     with _LOCK:
-        opened = _OPEN[id(source)]
+        opened = _OPEN.get(id(source))
+        if opened is None:
+            return  # by close_all
         opened.pop()
         if not opened:
             del _OPEN[id(source)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from userfault import _core
 from userfault.errors import OptionError
 from userfault.sources.base import Source
-from userfault.sources.called import Opened
+from userfault.sources.called import Opened, is_async
 from userfault.units import parse_bytes
 
 __all__ = ["Function"]
@@ -52,7 +51,7 @@ class Function(Source):
 
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
-        return _core.NativeSource.called(Opened.of(self, inspect.iscoroutinefunction(self.function)))
+        return _core.NativeSource.called(Opened.of(self, is_async(self.read_into) or is_async(self.function)))
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))

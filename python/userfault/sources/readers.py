@@ -13,25 +13,47 @@ __all__ = ["MOST_READERS", "ensure_readers"]
 MOST_READERS = 32
 _FEWEST = 2
 
-_LOCK = threading.Lock()
-_STARTED: dict[int, int] = {}  # by process: a forked child has none
+# Reentrant: a signal handler may open a source in the middle of it.
+_LOCK = threading.RLock()
+_numbers: set[int] = set()
+
+
+def _forget() -> None:
+    """A forked child has none of its parent's threads, and may find the lock taken for good."""
+    global _LOCK
+    _LOCK = threading.RLock()
+    _numbers.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def ensure_readers() -> None:
-    """Have some threads ready; more are started while all are busy."""
-    while _STARTED.get(os.getpid(), 0) < _FEWEST:
+    """Have some threads ready; more are started while all are busy.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    while len(_numbers) < _FEWEST:
         _start_another()
 
 
 def _start_another() -> None:
     with _LOCK:
-        number = _STARTED.get(os.getpid(), 0)
-        if number >= MOST_READERS:
+        number = next((number for number in range(MOST_READERS) if number not in _numbers), None)
+        if number is None:
             return
-        _STARTED[os.getpid()] = number + 1
-    threading.Thread(target=_serve, name=f"userfault-source-{number}", daemon=True).start()
+        _numbers.add(number)
+    try:
+        threading.Thread(target=_serve, args=[number], name=f"userfault-source-{number}", daemon=True).start()
+    except BaseException:
+        _numbers.discard(number)
+        raise
 
 
-def _serve() -> None:
-    while _core.serve_read(_start_another):
-        pass
+def _serve(number: int) -> None:
+    try:
+        while _core.serve_read(_start_another):
+            pass
+    finally:
+        _numbers.discard(number)

@@ -16,8 +16,18 @@ __all__ = ["MOST_IN_FLIGHT", "event_loop", "waited_for"]
 MOST_IN_FLIGHT = 64
 
 _SLICE_SECONDS = 0.05
-_STARTING = threading.Lock()
-_LOOP: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
+# Reentrant: a signal handler may open a source in the middle of it.
+_STARTING = threading.RLock()
+_LOOP: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+
+def _forget() -> None:
+    """A forked child has no thread that runs the loop, and may find the lock taken for good."""
+    global _LOOP, _STARTING
+    _LOOP, _STARTING = None, threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
@@ -30,12 +40,12 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
     global _LOOP
     with _STARTING:
-        if _LOOP is None or _LOOP[0] != os.getpid():  # a forked child has no thread that runs it
+        if _LOOP is None:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="userfault-loop", daemon=True)
             thread.start()
-            _LOOP = (os.getpid(), loop, thread)
-        return _LOOP[1]
+            _LOOP = (loop, thread)
+        return _LOOP[0]
 
 
 def waited_for(
@@ -55,12 +65,15 @@ def waited_for(
     loop = event_loop()
     turns = asyncio.Semaphore(MOST_IN_FLIGHT)
 
-    async def in_turn(offset: int, buffer: memoryview) -> int | None:
+    async def in_turn(offset: int, buffer: memoryview) -> int | BaseException | None:
         async with turns:
-            return await read_into(offset, buffer)
+            try:
+                return await read_into(offset, buffer)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                return stop  # raised here it would end the loop, and with it all sources
 
     def wait(offset: int, buffer: memoryview) -> int | None:
-        if _LOOP is not None and threading.current_thread() is _LOOP[2]:
+        if _LOOP is not None and threading.current_thread() is _LOOP[1]:
             raise RuntimeError("an asynchronous source was touched on its own event loop, which would wait for itself")
         future = asyncio.run_coroutine_threadsafe(in_turn(offset, buffer), loop)
         pending = threading.Lock()
@@ -70,11 +83,16 @@ def waited_for(
             # In slices: the TimeoutError of a touch that takes too long is raised between two of them.
             while not pending.acquire(timeout=_SLICE_SECONDS):
                 pass
-            return future.result()
+            answer = future.result()
         except CancelledError:
             raise TimeoutError("the read was cancelled") from None
         except BaseException:
             future.cancel()  # Ctrl-C: nobody wants it any more
             raise
+        finally:
+            del future  # it and its exception, whose traceback holds this frame, would keep each other alive
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     return wait

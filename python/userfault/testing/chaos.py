@@ -53,7 +53,7 @@ class ChaosSource(Source):
         self.delay = delay
         self.failures = failures
         self.how = how
-        self.unit = source.unit
+        self.unit = getattr(source, "unit", None)  # what is no source is refused when it is opened
         self._inner: _core.NativeSource | None = None
         #: One for each read that is still to misbehave: taking one is a single step, whatever threads there are.
         self._left = None if failures is None else [None] * failures

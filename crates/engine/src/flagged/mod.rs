@@ -9,7 +9,6 @@
 
 pub mod fork;
 pub mod gate;
-pub mod nest;
 pub mod view;
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};

@@ -9,9 +9,9 @@
 //! *Locks*: none. *Threads*: the pump sends; the handler runs in the thread that waits.
 
 use crate::directed::{self, Interrupted, Receives};
-use crate::flagged::nest;
 use crate::flagged::view::{self, Armed};
 use crate::language;
+use crate::nest;
 use crate::threads::thread_id;
 use std::sync::atomic::{AtomicI32, Ordering};
 

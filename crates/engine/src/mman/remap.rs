@@ -2,10 +2,11 @@
 //!
 //! *Locks*: none; it is inside the gate for each operation. *Threads*: any, resolvers in signal handlers too.
 
+use crate::flagged::gate;
 use crate::flagged::view::{self, Entry, View};
-use crate::flagged::{gate, nest};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
+use crate::nest;
 use crate::region::Handles;
 use std::ops::Range;
 use std::os::fd::AsRawFd;

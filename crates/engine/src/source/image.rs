@@ -335,15 +335,16 @@ struct Access {
     table: Table,
     patience: Patience,
     limit: Duration,
+    own: (usize, usize),
 }
 
 impl Access {
     fn of(how: &Reading<'_>) -> Self {
-        Self { table: how.table, patience: how.patience, limit: how.limit }
+        Self { table: how.table, patience: how.patience, limit: how.limit, own: how.own }
     }
 
     fn reading(self, scratch: &mut Scratch) -> Reading<'_> {
-        Reading { patience: self.patience, table: self.table, limit: self.limit, scratch }
+        Reading { patience: self.patience, table: self.table, limit: self.limit, own: self.own, scratch }
     }
 }
 

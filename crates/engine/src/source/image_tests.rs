@@ -27,8 +27,13 @@ pub(super) fn read(
     bytes: usize,
 ) -> Result<Vec<u8>, SourceError> {
     let mut out = vec![0xEE; bytes];
-    let mut how =
-        Reading { patience: Patience::Wait, table: Table::Application, limit: crate::source::NO_LIMIT, scratch };
+    let mut how = Reading {
+        patience: Patience::Wait,
+        table: Table::Application,
+        limit: crate::source::NO_LIMIT,
+        own: crate::source::NOWHERE,
+        scratch,
+    };
     source.read_into(offset, &mut out, &mut how).map(|()| out)
 }
 
@@ -36,7 +41,13 @@ fn extent(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize
     source.extent(
         offset,
         bytes,
-        &mut Reading { patience: Patience::Wait, table: Table::Application, limit: crate::source::NO_LIMIT, scratch },
+        &mut Reading {
+            patience: Patience::Wait,
+            table: Table::Application,
+            limit: crate::source::NO_LIMIT,
+            own: crate::source::NOWHERE,
+            scratch,
+        },
     )
 }
 

@@ -3,15 +3,17 @@
 //!
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
-use super::{Cause, Extent, Latency, NO_LIMIT, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use super::{
+    Cause, Extent, Latency, NO_LIMIT, NOWHERE, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table,
+};
 use crate::language;
 use crate::threads::leave;
 use std::ops::Range;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xxhash_rust::xxh64::xxh64;
 
-/// Tries again, a bounded number of times with doubling pauses, where the failure may pass.
+/// Tries again, a bounded number of times with doubling pauses, where the failure may pass; never beyond the limit of the read.
 pub struct Retry {
     inner: Arc<dyn Source>,
     attempts: u32,
@@ -32,15 +34,22 @@ impl Source for Retry {
     }
 
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
+        let (began, limit) = (Instant::now(), how.limit);
         let mut pause = self.pause;
         let mut left = self.attempts;
         loop {
             left -= 1;
-            match self.inner.read_into(offset, out, how) {
-                Err(error) if error.cause.is_transient() && left > 0 => language::pause(pause),
-                outcome => return outcome,
+            how.limit = limit.saturating_sub(began.elapsed());
+            let outcome = self.inner.read_into(offset, out, how);
+            let is_over = left == 0 || began.elapsed().saturating_add(pause) >= limit;
+            match outcome {
+                Err(error) if error.cause.is_transient() && !is_over => language::pause(pause),
+                outcome => {
+                    how.limit = limit;
+                    return outcome;
+                }
             }
-            pause *= 2;
+            pause = pause.saturating_mul(2);
         }
     }
 
@@ -120,7 +129,8 @@ impl Source for Deadline {
         let read = move || {
             let mut bytes = vec![0; len];
             let mut scratch = Scratch::new(uffd::page_size(), inner.needs());
-            let mut how = Reading { patience: Patience::Wait, table, limit: NO_LIMIT, scratch: &mut scratch };
+            let mut how =
+                Reading { patience: Patience::Wait, table, limit: NO_LIMIT, own: NOWHERE, scratch: &mut scratch };
             let outcome = inner.read_into(offset, &mut bytes, &mut how).map(|()| bytes);
             drop(scratch);
             if let Err(late) = answer.send((outcome, inner)) {
@@ -338,8 +348,13 @@ impl Source for Chaos {
 /// As the source's.
 pub fn read_plainly(source: &dyn Source, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
     let mut scratch = Scratch::new(uffd::page_size(), source.needs());
-    let mut how =
-        Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, scratch: &mut scratch };
+    let mut how = Reading {
+        patience: Patience::Wait,
+        table: Table::Application,
+        limit: NO_LIMIT,
+        own: NOWHERE,
+        scratch: &mut scratch,
+    };
     source.read_into(offset, out, &mut how)
 }
 

@@ -62,6 +62,8 @@ pub enum Table {
 
 /// The limit of a read that nobody limits.
 pub const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
+/// The memory of a read whose bytes go to none that faults.
+pub const NOWHERE: (usize, usize) = (0, 0);
 
 /// Everything a read needs besides the source: how to behave, and memory that was allocated beforehand.
 pub struct Reading<'a> {
@@ -71,6 +73,8 @@ pub struct Reading<'a> {
     pub table: Table,
     /// Nobody waits for it any longer than this.
     pub limit: Duration,
+    /// From and to which address the bytes will go: code that touches that memory to get them would wait for itself.
+    pub own: (usize, usize),
     /// Buffers and decoder, owned by the caller for the duration of the read.
     pub scratch: &'a mut Scratch,
 }

@@ -17,12 +17,19 @@ const DEPTH: usize = 8;
 struct Stack {
     thread: AtomicI32,
     depth: AtomicUsize,
-    /// Addresses; with [`CAME`] once the page has come.
+    /// Addresses of first pages; with [`CAME`] once the page has come.
     pages: [AtomicUsize; DEPTH],
+    /// Where their memory ends.
+    ends: [AtomicUsize; DEPTH],
 }
 
 static STACKS: [Stack; THREADS] = [const {
-    Stack { thread: AtomicI32::new(0), depth: AtomicUsize::new(0), pages: [const { AtomicUsize::new(0) }; DEPTH] }
+    Stack {
+        thread: AtomicI32::new(0),
+        depth: AtomicUsize::new(0),
+        pages: [const { AtomicUsize::new(0) }; DEPTH],
+        ends: [const { AtomicUsize::new(0) }; DEPTH],
+    }
 }; THREADS];
 
 /// Threads in it: nobody searches while it is 0.
@@ -53,17 +60,17 @@ fn ever_used() -> &'static [Stack] {
 /// One resolver is running in this thread as long as this lives.
 pub struct Nested(&'static Stack);
 
-/// Begin to resolve `page` in `thread`, the calling one. `None`: it is being resolved by this thread already, or the
-/// nesting is too deep.
+/// Begin to resolve the pages of `memory` in `thread`, the calling one. `None`: the first is being resolved by this thread
+/// already, or the nesting is too deep.
 #[must_use]
-pub fn begin(thread: i32, page: usize) -> Option<Nested> {
+pub fn begin(thread: i32, memory: &Range<usize>) -> Option<Nested> {
     let stack = find(thread).or_else(|| claim(thread))?;
     let depth = stack.depth.load(Ordering::Relaxed);
-    let known = stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) & !CAME == page);
-    if known || depth == DEPTH {
+    if depth == DEPTH || stack.holds(memory.start) {
         return None;
     }
-    stack.pages[depth].store(page, Ordering::Relaxed);
+    stack.pages[depth].store(memory.start, Ordering::Relaxed);
+    stack.ends[depth].store(memory.end, Ordering::Relaxed);
     stack.depth.store(depth + 1, Ordering::Release);
     Some(Nested(stack))
 }
@@ -93,10 +100,16 @@ pub fn is_running(thread: i32) -> bool {
 /// Is this thread resolving that page? Any thread may ask.
 #[must_use]
 pub fn resolves(thread: i32, page: usize) -> bool {
-    find(thread).is_some_and(|stack| {
-        let depth = stack.depth.load(Ordering::Relaxed).min(DEPTH);
-        stack.pages[..depth].iter().any(|open| open.load(Ordering::Relaxed) & !CAME == page)
-    })
+    find(thread).is_some_and(|stack| stack.holds(page))
+}
+
+impl Stack {
+    fn holds(&self, page: usize) -> bool {
+        let depth = self.depth.load(Ordering::Acquire).min(DEPTH);
+        let open = self.pages[..depth].iter().zip(&self.ends);
+        open.into_iter()
+            .any(|(first, end)| (first.load(Ordering::Relaxed) & !CAME..end.load(Ordering::Relaxed)).contains(&page))
+    }
 }
 
 impl Nested {
@@ -123,16 +136,20 @@ mod tests {
 
     #[test]
     fn a_page_is_resolved_once_at_a_time_and_nesting_ends() {
-        let nested: Vec<_> = (0..DEPTH).map(|page| begin(800_001, page * 4096).unwrap()).collect();
-        assert!(begin(800_001, 4096).is_none());
-        assert!(begin(800_001, 77 * 4096).is_none());
-        assert!(begin(800_002, 4096).is_some());
+        let page = |number: usize| number * 4096..(number + 1) * 4096;
+        let nested: Vec<_> = (0..DEPTH).map(|number| begin(800_001, &page(number)).unwrap()).collect();
+        assert!(begin(800_001, &page(1)).is_none());
+        assert!(begin(800_001, &page(77)).is_none());
+        assert!(begin(800_002, &page(1)).is_some());
         drop(nested);
-        let nested = begin(800_001, 4096).unwrap();
+        let nested = begin(800_001, &page(1)).unwrap();
         note_arrival(&(8192..1 << 20));
         assert!(!nested.has_come());
         note_arrival(&(0..8192));
         assert!(nested.has_come());
-        assert!(begin(800_001, 4096).is_none());
+        assert!(begin(800_001, &page(1)).is_none());
+        drop(nested);
+        let _nested = begin(800_001, &(4096..3 * 4096)).unwrap();
+        assert_eq!([0, 1, 2, 3].map(|number| resolves(800_001, number * 4096)), [false, true, true, false]);
     }
 }
