@@ -24,7 +24,7 @@ def describe(source: Source) -> Description:
     if type(source) is File:
         length = None if source.length is None else parse_bytes(source.length, "length")
         return FileDescription(_absolute(source.path), parse_bytes(source.offset, "offset"), length)
-    if type(source) is Image:
+    if type(source) is Image and not isinstance(source.path, Source):
         return ImageDescription(_absolute(source.path))
     if type(source) is Zero:
         return ZeroDescription(parse_bytes(source.length, "length"))
