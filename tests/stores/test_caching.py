@@ -28,7 +28,9 @@ class Counted(uf.Source):
         if self.gate is not None:
             self.gate.wait(10)
         if self.error is not None:
-            raise self.error
+            error = self.error
+            self.error = None if isinstance(error, KeyboardInterrupt) else error  # pressed once
+            raise error
         buffer[:] = self.data[offset : offset + len(buffer)]
 
 
@@ -173,7 +175,6 @@ def test_ctrl_c_in_one_thread_is_none_of_the_others(counted, data):
     gate, counted.gate = counted.gate, None
     gate.set()
     first.join(10)
-    counted.error = None
     second.join(10)
     assert len(caught) == 1
     if not answers:
@@ -197,6 +198,46 @@ def test_a_read_inside_of_its_own_fetch_does_not_wait_for_itself(counted, data):
     opened = native(cached)
     assert read(opened, 0, 10) == data[:10]
     assert bytes(inner) == data[5:15]
+
+
+def test_an_exception_from_outside_leaves_no_claim_behind(counted, data):
+    """Ctrl-C, or a touch's timeout, at any line: nobody waits for a chunk that no thread fetches."""
+    import sys
+
+    cached = uf.Cached(counted, chunk=CHUNK)
+    native(cached)
+    cached.length  # opened before
+
+    def interrupted_at(step):
+        left = step
+
+        def trace(frame, event, _argument):
+            nonlocal left
+            if not frame.f_code.co_filename.endswith(("caching.py", "chunks.py")) or "test" in frame.f_code.co_filename:
+                return None
+            if event == "line" and frame.f_code.co_name in ("_chunks", "find_or_claim", "_fetched", "_read", "read_into"):
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            cached.read_into(0, memoryview(bytearray(3 * CHUNK)))
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    turns = 0
+    while interrupted_at(turns + 1):
+        turns += 1
+        assert chunks.shared_chunks()._flights == {}
+        cached.close()
+        native(cached)
+        cached.length  # opened again, with nothing kept
+    assert turns > 30
 
 
 def test_memory_is_bounded(counted, data):

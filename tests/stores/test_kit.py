@@ -123,13 +123,22 @@ def test_what_map_refuses_is_raised_here():
         TouchChild(uf.Zero(10), unit=3)
 
 
-def test_a_source_that_cannot_be_pickled_is_an_error_here(monkeypatch):
-    """Unless cloudpickle can."""
-    import importlib.util
+def test_a_source_that_cannot_be_sent_is_an_error_here():
+    """Before there is a child."""
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        TouchChild(uf.Function(lambda offset, buffer: lock, 10))
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Exception, match="pickle"):
-        TouchChild(uf.Function(lambda offset, buffer: None, 10))
+
+@pytest.mark.kernel
+def test_a_function_of_a_script_is_sent_along():
+    """By cloudpickle, what it refers to included."""
+
+    def sevens(offset, buffer):
+        buffer[:] = b"\x07" * len(buffer)
+
+    with TouchChild(uf.Function(sevens, 10_000)) as child:
+        assert child.touch(5000, 2) == b"\x07\x07"
 
 
 def test_a_server_that_hangs_does_not_take_the_turns_of_others():

@@ -13,7 +13,7 @@ from userfault import _core
 from userfault.errors import OptionError, PageError
 from userfault.sources.aside import in_slices
 from userfault.sources.base import Source, native
-from userfault.sources.chunks import Flight, shared_chunks
+from userfault.sources.chunks import Flight, Key, shared_chunks
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -164,21 +164,19 @@ class Cached(Source):
         """The chunks with these numbers, in any order. What this thread has to fetch it fetches first, then it waits."""
         opened, shared = self._opened(), shared_chunks()
         others: list[tuple[int, Flight]] = []
-        mine: dict[int, Flight] = {}
-        me = threading.get_ident()
+        mine: dict[Key, Flight] = {}
         try:
             for number in range(first, stop):
-                found = shared.find_or_claim((opened.name, self.chunk, number))
+                key = (opened.name, self.chunk, number)
+                found = shared.find_or_claim(key, mine)
                 if not isinstance(found, Flight):
                     self._tell("found")
                     yield number, found
-                elif found.owner == me:
-                    mine[number] = found
-                else:
+                elif key not in mine:
                     others.append((number, found))
             yield from self._fetched(opened, mine)
         except BaseException as error:
-            self._give_up(opened, mine, error)
+            _give_up(mine, error)
             raise
         for number, flight in others:
             self._tell("awaited")
@@ -191,16 +189,9 @@ class Cached(Source):
             else:
                 yield from self._chunks(number, number + 1)
 
-    def _give_up(self, opened: _Open, mine: dict[int, Flight], error: BaseException) -> None:
-        """Whoever waits for what this thread claimed hears why it does not come; of Ctrl-C he hears nothing, and tries."""
-        reason = error if isinstance(error, Exception) else None
-        for number, flight in mine.items():
-            if not flight.landed.is_set():
-                shared_chunks().land((opened.name, self.chunk, number), flight, None, reason)
-
-    def _fetched(self, opened: _Open, mine: dict[int, Flight]) -> Iterator[tuple[int, Buffer]]:
+    def _fetched(self, opened: _Open, mine: dict[Key, Flight]) -> Iterator[tuple[int, Buffer]]:
         missing = []
-        for number, flight in mine.items():
+        for (_, _, number), flight in mine.items():
             kept = opened.disk.get(self._disk_name(opened, number), self._size(opened, number)) if opened.disk else None
             if kept is None:
                 missing.append(number)
@@ -210,7 +201,8 @@ class Cached(Source):
             yield number, kept
         for run in _runs(missing, max(1, _MOST_BYTES // self.chunk)):
             for number, chunk in self._read(opened, run):
-                shared_chunks().land((opened.name, self.chunk, number), mine[number], chunk, None)
+                key = (opened.name, self.chunk, number)
+                shared_chunks().land(key, mine[key], chunk, None)
                 yield number, chunk
                 if opened.disk:
                     opened.disk.put(self._disk_name(opened, number), chunk)
@@ -255,6 +247,14 @@ class Cached(Source):
     def __del__(self) -> None:
         if getattr(self, "_open", None) is not None:
             self.close()
+
+
+def _give_up(mine: dict[Key, Flight], error: BaseException) -> None:
+    """Whoever waits for what this thread claimed hears why it does not come; of Ctrl-C he hears nothing, and tries."""
+    reason = error if isinstance(error, Exception) else None
+    for key, flight in mine.items():
+        if not flight.landed.is_set():
+            shared_chunks().land(key, flight, None, reason)
 
 
 class _Open:

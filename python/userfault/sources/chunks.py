@@ -71,11 +71,13 @@ class MemoryChunks:
             self._limits.pop(id(who), None)
             self._shrink()
 
-    def find_or_claim(self, key: Key) -> Buffer | Flight:
-        """The chunk, or who fetches it: a flight owned by the calling thread has to be landed by it.
+    def find_or_claim(self, key: Key, mine: dict[Key, Flight]) -> Buffer | Flight:
+        """The chunk, or who fetches it.
 
         Args:
             key: Which.
+            mine: Takes up the flight if the calling thread has to fetch the chunk, and so to land it. It is in there before
+                anybody else can see it: an exception from outside (Ctrl-C, the timeout of a touch) may come after any call.
 
         Returns:
             The bytes, or a flight.
@@ -86,12 +88,13 @@ class MemoryChunks:
                 self._chunks.move_to_end(key)
                 return chunk
             flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = Flight()
+            if flight is not None and flight.owner != threading.get_ident():
                 return flight
-        if flight.owner == threading.get_ident():
-            return Flight()  # this thread was interrupted while it fetched that chunk: it cannot wait for itself
-        return flight
+            fresh = Flight()
+            mine[key] = fresh
+            if flight is None:  # else this thread was interrupted while it fetched that chunk: it cannot wait for itself
+                self._flights[key] = fresh
+            return fresh
 
     def land(self, key: Key, flight: Flight, chunk: Buffer | None, error: Exception | None) -> None:
         """A flight ended.

@@ -6,7 +6,6 @@ can be killed. `TouchChild` starts a fresh interpreter (never a fork), maps a so
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import signal
@@ -47,7 +46,7 @@ class TouchChild:
     """A child process that has a source mapped.
 
     Args:
-        source: What it maps. It is pickled (with cloudpickle if that is installed and pickle cannot do it).
+        source: What it maps; pickled by cloudpickle, so that classes and functions of a script may be in it.
         timeout: Seconds for each answer.
         **options: As `userfault.map`.
 
@@ -177,13 +176,10 @@ class TouchChild:
 
 
 def _pickled(what: Any) -> bytes:
-    try:
-        return pickle.dumps(what)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        if importlib.util.find_spec("cloudpickle") is None:
-            raise
-        pickled: bytes = importlib.import_module("cloudpickle").dumps(what)
-        return pickled
+    import cloudpickle  # type: ignore[import-untyped]
+
+    pickled: bytes = cloudpickle.dumps(what)
+    return pickled
 
 
 def serve(descriptor: int) -> None:
