@@ -175,7 +175,7 @@ impl Pager {
             true
         });
         if !accepted {
-            return Err(gone());
+            return Err(self.gone());
         }
         self.ring();
         let until = Instant::now() + ATTACH_LIMIT;
@@ -190,12 +190,19 @@ impl Pager {
                     return Err(Error::Page { source_name: region.source_name.clone(), error });
                 }
                 Some(Answer::Pending) if !lost && Instant::now() < until => {}
-                _ => return Err(gone()),
+                _ => return Err(self.gone()),
             }
             self.news.wait(rung, Some(Duration::from_millis(100)));
             if interrupted() {
                 return Err(Error::Closed("interrupted".into()));
             }
+        }
+    }
+
+    fn gone(&self) -> Error {
+        match self.state().lost {
+            Some(how) => Error::Closed(format!("this pager is gone ({}); another one can be made", watch::How(how))),
+            None => Error::Closed("this pager was closed, or did not answer; another one can be made".into()),
         }
     }
 
@@ -309,10 +316,6 @@ fn take_spare() -> Option<Kept> {
     let mut spare = SPARE.try_lock().ok()?;
     spare.retain(|kept| kept.process == process_id());
     spare.pop()
-}
-
-fn gone() -> Error {
-    Error::Closed("this pager is gone; another one can be made".into())
 }
 
 pub(super) fn ring(bell: RawFd) {
