@@ -184,14 +184,14 @@ process._arguments = lambda: [b"/bin/false"]
 try:
     uf.map(Known(4096), delivery="process")
 except uf.RegionClosedError as error:
-    assert "gone" in str(error)
+    assert "gone" in str(error), error
 else:
     raise AssertionError
 process._arguments = lambda: [b"/nonexistent/python"]
 try:
     uf.map(Known(4096), delivery="process")
 except uf.RegionClosedError as error:
-    assert "gone" in str(error)
+    assert "gone" in str(error), error
 else:
     raise AssertionError
 """

@@ -311,3 +311,51 @@ for work in (
     raise AssertionError
 """
     child(code).check()
+
+
+def test_ctrl_c_ends_a_map_whose_source_opens_slowly(child):
+    """KeyboardInterrupt at once; the pager goes on, and serves others once it is free."""
+    code = f"""{PROLOGUE}
+class Late(Known):
+    def __setstate__(self, state):
+        time.sleep(3)
+        self.__dict__.update(state)
+pager = uf.pager.default_pager()
+with uf.map(Known(4096), delivery="process"):
+    pass
+pid = os.getpid()
+if os.fork() == 0:
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGINT)
+    os._exit(0)
+began = time.monotonic()
+try:
+    uf.map(Late(1 << 20), delivery="process")
+except KeyboardInterrupt:
+    assert time.monotonic() - began < 1.5, time.monotonic() - began
+else:
+    raise AssertionError
+os.wait()
+assert memoryview(uf.map(Known(1 << 20), delivery="process"))[0] == known(0, 8)[0]
+assert pager.restarts == 0
+"""
+    child(code).check()
+
+
+def test_statistics_of_a_sparse_region_cost_no_memory(child):
+    """A terabyte of 4 KiB units has 256 MiB of states: looking at them does not make them."""
+    code = f"""{PROLOGUE}
+def shared():
+    lines = open("/proc/meminfo").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
+region = uf.map(Known(1 << 40, unit=4096), delivery="process")
+view = memoryview(region)
+before = shared()
+for at in (0, 1 << 39, (1 << 40) - 8):
+    assert view[at] == known(at, 8)[0]
+found = region.statistics()
+assert found.present_units == 3 and found.units == 1 << 28, found
+assert sum(region.unit_states()) == 6
+assert shared() - before < 20_000, shared() - before
+"""
+    child(code, timeout=40).check()

@@ -116,12 +116,14 @@ region = uf.map(uf.File(folder + "/data"), delivery="process", pager=pager, unit
 service.kill()
 service.wait()
 os.kill(pager.pid, signal.SIGKILL)
+began = time.monotonic()
 try:
     memoryview(region)[9000]
     for _ in range(10):
         pass
 except uf.PageError as error:
-    assert "not replaced" in str(error), error
+    assert "not replaced" in str(error) and "could not be started" in str(error), error
+    assert time.monotonic() - began < 2, time.monotonic() - began
 else:
     raise AssertionError
 try:

@@ -120,14 +120,48 @@ impl UnitStates {
     /// Units present, by counting.
     #[must_use]
     pub fn count_present(&self) -> usize {
-        self.units.iter().filter(|unit| unit.load(Ordering::Relaxed) == State::Present as u8).count()
+        let present = |units: &[AtomicU8]| {
+            units.iter().filter(|unit| unit.load(Ordering::Relaxed) == State::Present as u8).count()
+        };
+        match &self.units {
+            Units::Own(units) => present(units),
+            Units::Shared(units) => written(units).map(|range| present(&units[range])).sum(),
+        }
     }
 
     /// A copy of the states of `units`, one byte each, for pictures and tests.
     #[must_use]
     pub fn snapshot(&self, units: std::ops::Range<usize>) -> Vec<u8> {
-        self.units[units].iter().map(|unit| unit.load(Ordering::Relaxed)).collect()
+        match &self.units {
+            Units::Own(own) => own[units].iter().map(|unit| unit.load(Ordering::Relaxed)).collect(),
+            Units::Shared(shared) => {
+                let shared = &shared[units];
+                let mut copy = vec![State::Absent as u8; shared.len()];
+                for range in written(shared) {
+                    range.for_each(|unit| copy[unit] = shared[unit].load(Ordering::Relaxed));
+                }
+                copy
+            }
+        }
     }
+}
+
+fn is_there(address: usize) -> bool {
+    let mut answer = 0u8;
+    // SAFETY: asks about one page, with one byte of room.
+    let asked = unsafe { libc::mincore(address as *mut libc::c_void, uffd::page_size(), &raw mut answer) };
+    asked != 0 || answer & 1 == 1
+}
+
+/// The parts of memory of a file that the file has: reading the others would put zeros there, for good.
+fn written(units: &[AtomicU8]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let (page, start) = (uffd::page_size(), units.as_ptr() as usize);
+    let pages = start / page..(start + units.len()).div_ceil(page);
+    let (first, len) = (pages.start, units.len());
+    pages.filter(move |at| is_there(at * page)).map(move |at| {
+        let from = if at == first { 0 } else { at * page - start };
+        from..((at + 1) * page - start).min(len)
+    })
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ use std::ffi::CString;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// An exception of a signal handler, for whoever waits without the GIL.
+pub type Raised = Arc<Mutex<Option<PyErr>>>;
+
 /// A pager as its owner has it; `userfault.pager.Pager` is its face.
 #[pyclass(frozen, module = "userfault._core")]
 pub struct NativePager {
@@ -77,8 +80,8 @@ impl NativePager {
         self.generation != engine::fork::generation()
     }
 
-    /// For a region to be opened.
-    pub fn serving(&self, py: Python<'_>, source: Vec<u8>, on_death: &str) -> PyResult<Served> {
+    /// For a region to be opened. What a signal handler raises meanwhile goes into `raised`.
+    pub fn serving(&self, py: Python<'_>, source: Vec<u8>, on_death: &str, raised: &Raised) -> PyResult<Served> {
         if self.is_foreign() {
             return Err(engine_error(
                 py,
@@ -87,7 +90,16 @@ impl NativePager {
         }
         let known = [("restart", OnDeath::Restart), ("poison", OnDeath::Poison), ("abort", OnDeath::Abort)];
         let on_death = choice(py, "on_pager_death", on_death, &known)?;
-        Ok(Served { pager: self.pager.clone(), source, on_death })
+        let raised = raised.clone();
+        let interrupted = Box::new(move || {
+            let error = Python::try_attach(|py| py.check_signals().err()).flatten();
+            let stop = error.is_some();
+            if stop {
+                *raised.lock().unwrap_or_else(PoisonError::into_inner) = error;
+            }
+            stop
+        });
+        Ok(Served { pager: self.pager.clone(), source, on_death, interrupted })
     }
 }
 

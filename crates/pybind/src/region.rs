@@ -4,7 +4,7 @@
 //! in everything that waits.
 
 use crate::errors::{choice, engine_error, page_error};
-use crate::pager::NativePager;
+use crate::pager::{NativePager, Raised};
 use crate::raise;
 use crate::sources::{NativeSource, seconds};
 use engine::cause::Kind;
@@ -91,11 +91,16 @@ impl NativeRegion {
             let memory = Memory::Eager(address, bytes);
             return Ok(Self::of(memory, (name, length), address, bytes, writable, true));
         }
-        let served = served.map(|(pager, source, on_death)| pager.serving(py, source, &on_death)).transpose()?;
+        let raised = Raised::default();
+        let served =
+            served.map(|(pager, source, on_death)| pager.serving(py, source, &on_death, &raised)).transpose()?;
         let opened = py.detach(|| {
             raise::ensure_helper()?;
             open(inner, options, served)
         });
+        if let Some(error) = raised.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
         let owned = opened.map_err(|error| engine_error(py, error))?;
         let (address, unit, kernel) = match owned.get() {
             Ok(region) => (region.base, region.unit, engine::open::abilities().is_ok_and(|known| known.kernel_faults)),

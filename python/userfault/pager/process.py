@@ -167,15 +167,19 @@ def _arguments() -> list[bytes]:
     if not sys.executable:
         raise OptionError("delivery='process': sys.executable is empty, so no pager can be started")
     warnings = [word for option in sys.warnoptions for word in ("-W", option)]
-    return [os.fsencode(word) for word in (sys.executable, "-P", *warnings, "-m", "userfault.pager")]
+    site = [flag for flag, given in (("-s", sys.flags.no_user_site), ("-S", sys.flags.no_site)) if given]
+    return [os.fsencode(word) for word in (sys.executable, "-P", *site, *warnings, "-m", "userfault.pager")]
 
 
 def _environment() -> list[bytes]:
     """Ours; and the pager must find this package before it is told where the owner looks for modules."""
     home = os.fsencode(Path(__file__).resolve().parents[2])
-    before = os.environb.get(b"PYTHONPATH")
-    path = home if before is None else home + b":" + before
-    return [name + b"=" + value for name, value in {**os.environb, b"PYTHONPATH": path}.items()]
+    ours = dict(os.environb)
+    if sys.flags.ignore_environment:  # -E or -I: whoever sets variables has no say here, and so not there
+        ours = {name: value for name, value in ours.items() if not name.startswith(b"PYTHON")}
+    before = ours.get(b"PYTHONPATH")
+    ours[b"PYTHONPATH"] = home if before is None else home + b":" + before
+    return [name + b"=" + value for name, value in ours.items()]
 
 
 def _end() -> None:

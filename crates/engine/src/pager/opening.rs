@@ -20,6 +20,8 @@ pub struct Served {
     pub source: Vec<u8>,
     /// What becomes of the region.
     pub on_death: OnDeath,
+    /// Asked now and then while the pager opens the source: does the caller want it no more?
+    pub interrupted: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Another process can copy pages in, and nothing else (law 11).
@@ -76,5 +78,5 @@ pub fn attach(region: &Pin<Region>, served: &Served, places: Places) -> Result<(
         source_bytes: served.source.len() as u64,
         lost: 0,
     };
-    served.pager.attach(region, attach, served.on_death)
+    served.pager.attach(region, attach, served.on_death, &*served.interrupted)
 }

@@ -156,7 +156,13 @@ impl Pager {
     ///
     /// # Errors
     /// [`Error::Page`]: its source cannot be had there, and why. [`Error::Closed`]: the pager is gone.
-    pub fn attach(self: &Arc<Self>, region: &Pin<Region>, attach: Attach, on_death: OnDeath) -> Result<(), Error> {
+    pub fn attach(
+        self: &Arc<Self>,
+        region: &Pin<Region>,
+        attach: Attach,
+        on_death: OnDeath,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         let units = region.states.len();
         let this = self.clone();
         let accepted = self.engine.root.run(move || {
@@ -169,7 +175,7 @@ impl Pager {
             true
         });
         if !accepted {
-            return Err(gone());
+            return Err(self.gone());
         }
         self.ring();
         let until = Instant::now() + ATTACH_LIMIT;
@@ -184,24 +190,36 @@ impl Pager {
                     return Err(Error::Page { source_name: region.source_name.clone(), error });
                 }
                 Some(Answer::Pending) if !lost && Instant::now() < until => {}
-                _ => return Err(gone()),
+                _ => return Err(self.gone()),
             }
-            self.news.wait(rung, Some(Duration::from_millis(200)));
+            self.news.wait(rung, Some(Duration::from_millis(100)));
+            if interrupted() {
+                return Err(Error::Closed("interrupted".into()));
+            }
+        }
+    }
+
+    fn gone(&self) -> Error {
+        match self.state().lost {
+            Some(how) => Error::Closed(format!("this pager is gone ({}); another one can be made", watch::How(how))),
+            None => Error::Closed("this pager was closed, or did not answer; another one can be made".into()),
         }
     }
 
     /// No page shall be put into the region any more; true: none will be.
     pub fn detach(self: &Arc<Self>, region: &Region) -> bool {
         let (this, id) = (self.clone(), region.id);
-        self.engine.root.run(move || {
+        let busy = self.engine.root.run(move || {
             let mut state = this.state();
-            if let Some(entry) = state.entry(id) {
-                entry.detaching = true;
-                state.post(Frame::new(Kind::Detach, id, &[]));
-            }
+            let Some(entry) = state.entry(id) else { return false };
+            entry.detaching = true;
+            let busy = entry.answer == Answer::Pending;
+            state.post(Frame::new(Kind::Detach, id, &[]));
+            busy
         });
         self.ring();
-        self.wait_detached(region, DETACH_LIMIT)
+        // One that is still opening the source hears of this only afterwards.
+        self.wait_detached(region, if busy { Duration::ZERO } else { DETACH_LIMIT })
     }
 
     /// Wait for what [`Pager::detach`] asked for.
@@ -298,10 +316,6 @@ fn take_spare() -> Option<Kept> {
     let mut spare = SPARE.try_lock().ok()?;
     spare.retain(|kept| kept.process == process_id());
     spare.pop()
-}
-
-fn gone() -> Error {
-    Error::Closed("this pager is gone; another one can be made".into())
 }
 
 pub(super) fn ring(bell: RawFd) {

@@ -46,7 +46,9 @@ pub fn watch(pager: &Arc<Pager>) {
             }
             continue;
         }
-        ensure_running(pager);
+        if !ensure_running(pager) {
+            continue;
+        }
         let (socket, child, writing, closing) = ends(pager);
         if closing {
             close(pager);
@@ -68,18 +70,22 @@ pub fn watch(pager: &Arc<Pager>) {
     }
 }
 
-fn ensure_running(pager: &Arc<Pager>) {
+/// False: it could not be started, which counts as a death.
+fn ensure_running(pager: &Arc<Pager>) -> bool {
     let state = pager.state();
     if state.running.is_some() || state.closing && state.regions.is_empty() {
-        return;
+        return true;
     }
     drop(state);
-    if let Err(error) = launch(pager) {
-        crate::threads::say(format_args!("userfault: no pager can be started: {error}\n"));
-        let how = if let crate::error::Error::Os { errno, .. } = error { errno.0 } else { 1 };
-        died(pager, how);
-    }
+    let Err(error) = launch(pager) else { return true };
+    crate::threads::say(format_args!("userfault: no pager can be started: {error}\n"));
+    let errno = if let crate::error::Error::Os { errno, .. } = error { errno.0 } else { libc::EINVAL };
+    died(pager, NOT_STARTED + errno);
+    false
 }
+
+/// What stands for a wait status where there was no process; plus an errno.
+const NOT_STARTED: i32 = 1 << 17;
 
 fn launch(pager: &Arc<Pager>) -> Result<(), crate::error::Error> {
     let hello = Frame::new(Kind::Hello, 0, &[pager.settings.0, pager.settings.1]);
@@ -310,6 +316,7 @@ impl std::fmt::Display for How {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             spawn::UNKNOWN => write!(f, "its status is not ours to know"),
+            errno if errno >= NOT_STARTED => write!(f, "it could not be started: {}", Errno(errno - NOT_STARTED)),
             signal if signal < 0 => write!(f, "signal {}", -signal),
             status => write!(f, "exit status {status}"),
         }
