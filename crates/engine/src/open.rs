@@ -131,7 +131,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
         .and_then(|_| mapping::open(base, bytes))
         .inspect_err(|_| mapping::unmap(base, bytes))?;
     if source.is_called() {
-        ready_for_called(options.delivery);
+        ready_for_called(options.delivery).inspect_err(|_| mapping::unmap(base, bytes))?;
     }
     // What is called may keep its buffer for long, or a view of it for good: staging is not for that.
     let recycles = (options.resident > 0 || options.huge || unit >= STAGED_FROM) && !source.is_called();
@@ -154,10 +154,18 @@ pub fn open(source: Arc<dyn Source>, mut options: Options) -> Result<Owned, Erro
 }
 
 /// Its code will run in handlers of whoever touches.
-fn ready_for_called(delivery: Delivery) {
+fn ready_for_called(delivery: Delivery) -> Result<(), Error> {
     match delivery {
-        Delivery::Thread => drop(called::install()), // without a signal workers serve all there is
-        Delivery::Signal => signal::need_own_stack(),
+        Delivery::Thread if !called::install() => Err(Error::Unsupported(
+            "every real-time signal of this process has a handler, and touches of a Python source need one: \
+             free one, or use delivery=\"signal\""
+                .into(),
+        )),
+        Delivery::Thread => Ok(()),
+        Delivery::Signal => {
+            signal::need_own_stack();
+            Ok(())
+        }
     }
 }
 
