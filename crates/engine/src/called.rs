@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::time::{Duration, Instant};
 use uffd::Fault;
 
-/// Get ready to tell touchers. False: no signal is free, so workers serve all there is.
+/// Get ready to tell touchers. False: no signal is free.
 pub fn install() -> bool {
     directed::install(Receives::Called, receive)
 }

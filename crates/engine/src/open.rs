@@ -144,7 +144,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
         .and_then(|_| mapping::open(base, bytes))
         .inspect_err(|_| mapping::unmap(base, bytes))?;
     if source.is_called() {
-        ready_for_called(options.delivery);
+        ready_for_called(options.delivery).inspect_err(|_| mapping::unmap(base, bytes))?;
     }
     // What is called may keep its buffer for long, or a view of it for good: staging is not for that. Nor has a pager any.
     let is_elsewhere = source.is_called() || options.delivery == Delivery::Process;
@@ -173,11 +173,19 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
 }
 
 /// Its code will run in handlers of whoever touches.
-fn ready_for_called(delivery: Delivery) {
+fn ready_for_called(delivery: Delivery) -> Result<(), Error> {
     match delivery {
-        Delivery::Thread => drop(called::install()), // without a signal workers serve all there is
-        Delivery::Signal => signal::need_own_stack(),
-        Delivery::Process => {} // its code runs there
+        Delivery::Thread if !called::install() => Err(Error::Unsupported(
+            "every real-time signal of this process has a handler, and touches of a Python source need one: \
+             free one, or use delivery=\"signal\""
+                .into(),
+        )),
+        // A pager runs it over there.
+        Delivery::Thread | Delivery::Process => Ok(()),
+        Delivery::Signal => {
+            signal::need_own_stack();
+            Ok(())
+        }
     }
 }
 

@@ -1,18 +1,17 @@
 //! Sources that are Python: the engine calls them where Python may run, in the thread that touched or on a worker.
 //!
-//! *Locks*: `spare`, taken only with the GIL held, for a few instructions in which no Python runs.
-//! *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
+//! *Locks*: those of `buffers` and `raised`. *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
 use crate::raised::{self, By};
-use crate::{kept, overdue, readers};
+use crate::{buffers, kept, overdue, readers};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyMemoryView};
+use pyo3::types::PyMemoryView;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// What Python says of a source when it is opened.
 #[derive(FromPyObject)]
@@ -38,19 +37,12 @@ pub struct PythonSource(Arc<Reader>);
 /// What reads it; a read that nobody waits for any more may outlive the source.
 pub struct Reader {
     called: Called,
-    /// Buffers that nobody else refers to, for the next reads.
-    spare: Mutex<Vec<Py<PyByteArray>>>,
 }
-
-/// Buffers kept.
-const SPARE: usize = 8;
-/// What a source leaves unwritten reads as the error pattern does: never as zeros, never as other pages.
-const UNWRITTEN: u8 = 0xFF;
 
 impl PythonSource {
     /// Open it.
     pub fn new(called: Called) -> Self {
-        Self(Arc::new(Reader { called, spare: Mutex::default() }))
+        Self(Arc::new(Reader { called }))
     }
 }
 
@@ -62,25 +54,8 @@ impl Reader {
         self.call(py, offset, out).unwrap_or_else(|error| Err(SourceError::new(offset, raised::keep(py, error, by))))
     }
 
-    fn buffer<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyByteArray> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare
-            .map(|buffer| buffer.into_bound(py))
-            .filter(|buffer| buffer.len() == length)
-            .unwrap_or_else(|| PyByteArray::new(py, &vec![UNWRITTEN; length]))
-    }
-
-    fn put_back(&self, buffer: Bound<'_, PyByteArray>) {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE {
-            spare.push(buffer.unbind());
-        }
-    }
-
     fn call(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> PyResult<Result<(), SourceError>> {
-        let buffer = self.buffer(py, out.len());
-        // SAFETY: the GIL is held, and nobody else refers to the buffer yet.
-        unsafe { buffer.as_bytes_mut() }.fill(UNWRITTEN);
+        let buffer = buffers::take(py, out.len())?;
         let view = PyMemoryView::from(&buffer)?;
         let answer = raised::surfaced(py, offset, self.called.read_into.call1(py, (offset, &view)));
         // Whoever kept a view of the view refers to the buffer with it: then it is not used again.
@@ -109,7 +84,7 @@ impl Reader {
         }
         out.copy_from_slice(bytes);
         if is_free {
-            self.put_back(buffer);
+            buffers::put_back(buffer);
         }
         Ok(Ok(()))
     }

@@ -1,5 +1,6 @@
 //! `userfault._core`: the only crate that names pyo3. It converts; it never decides.
 
+mod buffers;
 mod called;
 mod descriptor;
 mod errors;

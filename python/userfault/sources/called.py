@@ -103,25 +103,26 @@ _LOCK = threading.RLock()
 _OPEN: dict[int, list[Source]] = {}
 
 
-def _renew_lock() -> None:
-    """A forked child may find it taken for good by a thread that it does not have."""
+def _forget() -> None:
+    """A forked child has no region of its parent's, and may find the lock taken for good by a thread that it does not have."""
     global _LOCK
     _LOCK = threading.RLock()
+    _OPEN.clear()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_forget)
 
 
 def _closed(source: Source) -> None:
     with _LOCK:
         opened = _OPEN.get(id(source))
         if opened is None:
-            return  # by close_all
+            return  # by close_all, or opened by the process that this one was forked from
         opened.pop()
-        if not opened:
-            del _OPEN[id(source)]
-    if not opened:
-        source.close()
+        if opened:
+            return
+        del _OPEN[id(source)]
+    source.close()
 
 
 def close_all() -> None:
