@@ -168,17 +168,21 @@ impl Fill<'_> {
         Ok(())
     }
 
-    /// Fill what lies at `at`; returns how many bytes, whole pages unless the source ends there.
-    fn extent(&mut self, at: usize, left: usize) -> Result<usize, Stop> {
-        let page = uffd::page_size();
-        let mut reading = Reading {
+    fn reading(&mut self) -> Reading<'_> {
+        Reading {
             patience: self.who.patience,
             table: self.who.table,
             limit: self.region.options.timeout,
             own: self.own,
             scratch: self.scratch,
-        };
-        let extent = self.region.source.extent(at as u64, left, &mut reading);
+        }
+    }
+
+    /// Fill what lies at `at`; returns how many bytes, whole pages unless the source ends there.
+    fn extent(&mut self, at: usize, left: usize) -> Result<usize, Stop> {
+        let page = uffd::page_size();
+        let region = self.region;
+        let extent = region.source.extent(at as u64, left, &mut self.reading());
         let whole = |bytes: usize| if bytes >= left { left } else { bytes / page * page };
         // A huge page is filled as one, zeros among its bytes and all: several pieces would be small pages.
         let in_pieces = self.region.options.huge && left == self.region.unit;
@@ -266,15 +270,9 @@ impl Fill<'_> {
         // SAFETY: `buffer` is this thread's scratch or a staging slot on loan: at least `padded` bytes, populated or
         // fresh anonymous memory, and reached by nobody else meanwhile.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
-        let mut reading = Reading {
-            patience: self.who.patience,
-            table: self.who.table,
-            limit: self.region.options.timeout,
-            own: self.own,
-            scratch: self.scratch,
-        };
+        let region = self.region;
         let began = self.began.map(|_| Instant::now());
-        let outcome = self.region.source.read_into(at as u64, &mut out[..bytes], &mut reading);
+        let outcome = region.source.read_into(at as u64, &mut out[..bytes], &mut self.reading());
         self.reading += began.map_or(Duration::ZERO, |began| began.elapsed());
         let tally = std::mem::take(&mut self.scratch.tally);
         if tally != Tally::default() {

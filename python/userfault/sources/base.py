@@ -81,7 +81,11 @@ class Source:
         """
         if type(self).read_into is Source.read_into:
             raise OptionError(f"{type(self).__name__} is no source yet: it must define read_into(offset, buffer)")
-        return _core.NativeSource.called(Opened.of(self, is_async(self.read_into)))
+        hints = type(self).prefetch_hint is not Source.prefetch_hint
+        return _core.NativeSource.called(Opened.of(self, is_async=self._is_async(), hints=hints))
+
+    def _is_async(self) -> bool:
+        return is_async(self.read_into)
 
 
 def native(source: Source) -> _core.NativeSource:

@@ -48,12 +48,13 @@ class Opened:
     readahead: bool
 
     @classmethod
-    def of(cls, source: Source, is_async: bool) -> Opened:
+    def of(cls, source: Source, *, is_async: bool, hints: bool) -> Opened:
         """Open `source`.
 
         Args:
             source: One whose class defines `read_into`.
             is_async: Whether that is a coroutine function.
+            hints: Whether its `prefetch_hint` does anything.
 
         Returns:
             The description.
@@ -61,14 +62,11 @@ class Opened:
         Raises:
             OptionError: `length` is missing or no number of bytes; a wish is none.
         """
-        from userfault.sources.base import Source
-
         read_into: ReadInto = source.read_into
         if is_async:
             from userfault.sources.waiting import waited_for  # brings asyncio, 20 ms that others need not wait for
 
             read_into = waited_for(read_into)
-        hints = type(source).prefetch_hint is not Source.prefetch_hint
         made = cls(
             read_into=read_into,
             prefetch_hint=source.prefetch_hint if hints else None,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from userfault import _core
 from userfault.errors import OptionError
 from userfault.sources.base import Source
-from userfault.sources.called import Opened, is_async
+from userfault.sources.called import is_async
 from userfault.units import parse_bytes
 
 __all__ = ["Function"]
@@ -49,9 +48,8 @@ class Function(Source):
         filled: int | None = self.function(offset, buffer)
         return filled
 
-    def open(self) -> _core.NativeSource:
-        """Open it; see `Source.open`."""
-        return _core.NativeSource.called(Opened.of(self, is_async(self.read_into) or is_async(self.function)))
+    def _is_async(self) -> bool:
+        return super()._is_async() or is_async(self.function)
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))

@@ -13,6 +13,23 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh64::xxh64;
 
+/// What a layer leaves as it is: a source of the language above runs where it would without the layer.
+macro_rules! where_the_inner_source_runs {
+    () => {
+        fn is_called(&self) -> bool {
+            self.inner.is_called()
+        }
+
+        fn piece(&self) -> usize {
+            self.inner.piece()
+        }
+
+        fn hint(&self, bytes: Range<u64>) {
+            self.inner.hint(bytes)
+        }
+    };
+}
+
 /// Tries again, a bounded number of times with doubling pauses, where the failure may pass; never beyond the limit of the read.
 pub struct Retry {
     inner: Arc<dyn Source>,
@@ -78,17 +95,7 @@ impl Source for Retry {
         self.inner.is_called()
     }
 
-    fn is_called(&self) -> bool {
-        self.inner.is_called()
-    }
-
-    fn piece(&self) -> usize {
-        self.inner.piece()
-    }
-
-    fn hint(&self, bytes: Range<u64>) {
-        self.inner.hint(bytes)
-    }
+    where_the_inner_source_runs!();
 
     fn needs(&self) -> ScratchNeeds {
         self.inner.needs()
@@ -244,17 +251,7 @@ impl Source for Checksum {
         self.inner.is_called()
     }
 
-    fn is_called(&self) -> bool {
-        self.inner.is_called()
-    }
-
-    fn piece(&self) -> usize {
-        self.inner.piece()
-    }
-
-    fn hint(&self, bytes: Range<u64>) {
-        self.inner.hint(bytes)
-    }
+    where_the_inner_source_runs!();
 
     fn needs(&self) -> ScratchNeeds {
         self.inner.needs()
@@ -325,17 +322,7 @@ impl Source for Chaos {
         false
     }
 
-    fn is_called(&self) -> bool {
-        self.inner.is_called()
-    }
-
-    fn piece(&self) -> usize {
-        self.inner.piece()
-    }
-
-    fn hint(&self, bytes: Range<u64>) {
-        self.inner.hint(bytes)
-    }
+    where_the_inner_source_runs!();
 
     fn needs(&self) -> ScratchNeeds {
         self.inner.needs()
