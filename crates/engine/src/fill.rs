@@ -91,8 +91,10 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
 /// Is the page there, with the part of its unit that was installed? Asked for alone, a COPY would not say so but ENOMEM, where
 /// memory is what there is none of; and answered by an error it would use up what is put by for those that are missing.
 fn came_before_the_failure(region: &Region, page: usize) -> bool {
-    // Not `has_page`: of poison mincore says that it is there.
-    mapping::is_mapped(region.page_address(page), 1) && !region.exposed.contains(page)
+    // Of poison mincore says that it is there; opening a file to know better may want memory, so only then.
+    region.has_page(page)
+        && !region.exposed.contains(page)
+        && (!region.has_poison() || mapping::is_mapped(region.page_address(page), 1))
 }
 
 /// A part of a unit that failed would stay beyond a resident budget: nobody would know that it has to leave.
