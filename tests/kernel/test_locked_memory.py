@@ -73,6 +73,29 @@ for shape in {SHAPES}:
     )
 
 
+def test_working_memory_of_a_process_that_locks_what_it_maps_comes_when_it_is_used(child):
+    """Ten images with room for 32 MiB of decoded frames each take what their touches need."""
+    run(
+        child,
+        ZEROS
+        + f"""
+import shutil
+from support.lazy import resident_bytes
+from userfault.image import pack
+names = [os.path.join(folder, f"{{number}}.zst") for number in range(10)]
+pack(big.tobytes(), names[0], frame="1MiB")
+for name in names[1:]:
+    shutil.copy(names[0], name)
+uf.map(names[0]).close()
+lock({FUTURE})
+before = resident_bytes()
+regions = [uf.map(name, unit="64KiB") for name in names]
+assert all(region.numpy()[9] == big[9] for region in regions)
+assert resident_bytes() - before < (60 << 20), resident_bytes() - before
+""",
+    )
+
+
 @both
 def test_a_page_that_cannot_be_had_raises_each_time_in_locked_memory(child, delivery):
     """The error pattern does not stay where MADV_DONTNEED is refused, because the memory is locked."""

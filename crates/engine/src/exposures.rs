@@ -65,9 +65,22 @@ impl Exposures {
     /// Is one under way?
     #[must_use]
     pub fn is_busy(&self) -> bool {
+        !self.is_over(u64::MAX)
+    }
+
+    /// How many began.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Are as many over as had begun at some time, or all? While pages fail all the time one is always under way: nobody must
+    /// wait for all of them.
+    #[must_use]
+    pub fn is_over(&self, begun: u64) -> bool {
         // In this order: one that ends in between must not hide one that began.
         let over = self.over.load(Ordering::SeqCst);
-        self.begun.load(Ordering::SeqCst) != over
+        over >= begun || self.begun() == over
     }
 }
 

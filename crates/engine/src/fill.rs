@@ -4,7 +4,7 @@
 //! The caller owns the unit (`states.claim`) and settles it afterwards.
 
 use crate::counters::add;
-use crate::mapping::advise;
+use crate::mapping::{self, advise};
 use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::{Loan, Tally};
@@ -75,6 +75,7 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
         && came_before_the_failure(region, page)
     {
         add(&region.counters.source_errors, 1);
+        let _ = region.handle(who.table).wake(region.page_address(page), uffd::page_size());
         return Ok(is_one_page);
     }
     let (Err(Stop::Failed(_)), Some(page), true) = (&outcome, page, region.source.page_granular()) else {
@@ -110,7 +111,10 @@ pub fn fill_units(region: &Region, units: std::ops::Range<usize>, who: Who) -> R
 /// Is the page there, with the part of its unit that was installed? Asked for alone, a COPY would not say so but ENOMEM, where
 /// memory is what there is none of; and answered by an error it would use up what is put by for those that are missing.
 fn came_before_the_failure(region: &Region, page: usize) -> bool {
-    region.has_page(page) && !region.exposed.contains(page)
+    // Of poison mincore says that it is there; opening a file to know better may want memory, so only then.
+    region.has_page(page)
+        && !region.exposed.contains(page)
+        && (!region.has_poison() || mapping::is_mapped(region.page_address(page), 1))
 }
 
 /// A part of a unit that failed would stay beyond a resident budget: nobody would know that it has to leave.

@@ -80,18 +80,20 @@ impl AlignedBuffer {
     #[must_use]
     pub fn try_new(bytes: usize) -> Option<Self> {
         let bytes = bytes.max(1).next_multiple_of(uffd::page_size());
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh anonymous mapping; nothing else is touched.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        let buffer = Self { address: address as usize, bytes };
+        // Unlocked before it may be written: a program that locks all it maps would have each cache of frames filled at once.
+        // SAFETY: acts on the mapping that was just made.
+        let opened = unsafe {
+            libc::munlock(address, bytes);
+            libc::mprotect(address, bytes, libc::PROT_READ | libc::PROT_WRITE) == 0
         };
-        (address != libc::MAP_FAILED).then_some(Self { address: address as usize, bytes })
+        opened.then_some(buffer)
     }
 
     /// Where it is.

@@ -148,9 +148,11 @@ impl Region {
         wait_a_little(|| self.hiding.load(Ordering::SeqCst) > 0);
     }
 
-    /// Wait for those who are putting the error pattern somewhere: it is noted then.
+    /// Wait for those who are putting the error pattern somewhere just now: it is noted then. Where that takes too long, or
+    /// others came between, whoever looks at the memory still hears of it by the count.
     pub fn wait_for_showing(&self) {
-        wait_a_little(|| self.exposures.is_busy());
+        let begun = self.exposures.begun();
+        wait_a_little(|| !self.exposures.is_over(begun));
     }
 
     /// Does one of these pages show the error pattern?
@@ -198,12 +200,12 @@ impl Region {
     }
 }
 
-/// For what another thread does in a handful of system calls.
+/// For what another thread does in a handful of system calls, once it has a CPU.
+const A_LITTLE: Duration = Duration::from_millis(20);
+
 fn wait_a_little(busy: impl Fn() -> bool) {
-    for _ in 0..10_000 {
-        if !busy() {
-            return;
-        }
+    let limit = Instant::now() + A_LITTLE;
+    while busy() && Instant::now() < limit {
         std::thread::yield_now();
     }
 }
