@@ -46,6 +46,7 @@
 //! pager      regions served by another process, and serving those of another
 //! fork       what a forked child gets
 //! volatile   pinning and unpinning
+//! choices    what a caller chose, checked
 //! open       regions come and go
 //! mman       the calls of 2014
 //! ```
@@ -93,5 +94,6 @@ pub mod workers;
 pub mod pager;
 pub mod fork;
 pub mod volatile;
+pub mod choices;
 pub mod open;
 pub mod mman;

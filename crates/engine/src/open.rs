@@ -3,6 +3,7 @@
 //! *Locks*: `STARTING` while the engine starts. *Threads*: application threads, which must not hold the GIL here.
 //! *Blocks on*: the root thread; [`close`] up to two seconds for faults in flight.
 
+use crate::choices::{self, DEFAULT_UNIT};
 use crate::counters::{Counters, Snapshot, add};
 use crate::engine::{Abilities, Engine};
 use crate::error::Error;
@@ -10,10 +11,10 @@ use crate::mapping;
 use crate::pager::opening::{self, Served};
 use crate::pager::owner::Pager;
 use crate::queue::Bulk;
-use crate::region::{Delivery, Handles, Mode, OnError, Options, Parts, Region, SharedFile, mapped_bytes};
-use crate::residence::{FEWEST_UNITS, Residence};
+use crate::region::{Delivery, Handles, Mode, Options, Parts, Region, SharedFile, mapped_bytes};
+use crate::residence::Residence;
 use crate::source::{NO_LIMIT, NOWHERE, Reading, ScratchNeeds, Source, Table};
-use crate::table::{CHUNK, Pin};
+use crate::table::Pin;
 use crate::threads::{Root, drop_left, leave};
 use crate::{called, evict, fork, keeper, signal, thread, volatile, workers};
 use std::ops::Range;
@@ -32,8 +33,6 @@ const BULK_WORKERS: usize = 4;
 const CALLED_BULK_WORKERS: usize = 8;
 /// From this unit on evicted pages are kept for the next fill even without a resident budget.
 const STAGED_FROM: usize = 256 << 10;
-/// The unit when neither caller nor source has a wish.
-pub const DEFAULT_UNIT: usize = 64 << 10;
 
 /// The engine of this process, started if need be.
 ///
@@ -115,7 +114,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
     if served.is_some() != (options.delivery == Delivery::Process) {
         return Err(Error::Invalid("delivery=\"process\" needs a pager, and nothing else does".into()));
     }
-    let unit = check(engine, &*source, &mut options)?;
+    let unit = choices::check(engine, &*source, &mut options)?;
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
@@ -187,66 +186,6 @@ fn ready_for_called(delivery: Delivery) -> Result<(), Error> {
             Ok(())
         }
     }
-}
-
-/// Check the options, settle what depends on the kernel, and answer the unit.
-fn check(engine: &Engine, source: &dyn Source, options: &mut Options) -> Result<usize, Error> {
-    let page = uffd::page_size();
-    let invalid = |text: String| Err(Error::Invalid(text));
-    if options.huge && options.unit != 0 && options.unit != CHUNK {
-        return invalid(format!("huge=True means units of 2 MiB; unit={} was asked for", options.unit));
-    }
-    let unit = match options.unit {
-        _ if options.huge => CHUNK,
-        0 => {
-            if source.preferred_unit() == 0 {
-                DEFAULT_UNIT
-            } else {
-                source.preferred_unit()
-            }
-        }
-        given => given,
-    };
-    if !unit.is_power_of_two() || unit < page || unit > 64 << 20 {
-        return invalid(format!("unit must be a power of two from one page ({page}) to 64 MiB; {unit} is not"));
-    }
-    if options.delivery == Delivery::Signal && !source.signal_safe() {
-        return invalid(format!(
-            "delivery=\"signal\" runs inside a signal handler, where this source cannot: {}; use delivery=\"thread\"",
-            source.signal_unsafe_reason()
-        ));
-    }
-    if options.delivery == Delivery::Process {
-        opening::check(engine, options)?;
-    }
-    check_budget(options, unit)?;
-    if options.shared && options.on_error == OnError::Raise {
-        return invalid(
-            "a shared region shows its pages to other processes, and an error pattern must not get there; \
-                        use on_error=\"abort\" with shared=True"
-                .into(),
-        );
-    }
-    if !engine.abilities.can_poison {
-        options.on_error = OnError::Abort;
-    }
-    Ok(unit)
-}
-
-fn check_budget(options: &Options, unit: usize) -> Result<(), Error> {
-    let fewest = FEWEST_UNITS * unit;
-    let problem = match options.resident {
-        0 => return Ok(()),
-        _ if options.mode == Mode::Change => {
-            "needs mode=\"r\": a page that may have been modified is never dropped".into()
-        }
-        _ if options.shared => "needs shared=False: pages of a memory file are not ours to drop".into(),
-        bytes if bytes < fewest => {
-            format!("{bytes} bytes are less than {} units of {unit} bytes: at least {fewest} are needed", FEWEST_UNITS)
-        }
-        _ => return Ok(()),
-    };
-    Err(Error::Invalid(format!("resident: {problem}")))
 }
 
 fn map(engine: &Engine, bytes: usize, options: &Options) -> Result<(usize, Option<SharedFile>), Error> {
