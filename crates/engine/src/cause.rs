@@ -84,7 +84,9 @@ impl Cause {
             Cause::Recursion => "its resolver touched memory that needs it in turn (the same page, or too deep)",
             Cause::Resolver => "the resolver did not put a page there",
             Cause::Raised(_) => "the source raised an exception",
-            Cause::OwnRegion => "the source touched memory that it has to fill itself",
+            Cause::OwnRegion => {
+                "the source touched memory that it has to fill itself, or sources within sources go too deep"
+            }
         }
     }
 }

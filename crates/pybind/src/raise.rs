@@ -369,8 +369,9 @@ fn failed_since(epoch: u64) -> bool {
 
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch.
 #[pyfunction]
-fn drop_pending_error() {
-    raised::drop_pending();
+fn drop_pending_error(py: Python<'_>) {
+    raised::take_back(py);
+    let _ = engine::failure::take();
 }
 
 /// Our SIGBUS handler back in front; SIGINT ends waits if `interrupt_raises`.

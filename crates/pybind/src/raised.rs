@@ -122,17 +122,23 @@ pub fn surfaced<T>(py: Python<'_>, offset: u64, answer: PyResult<T>) -> PyResult
     if failure.error.cause == Cause::Interrupted {
         return Ok(Err(SourceError::new(offset, Cause::Interrupted))); // KeyboardInterrupt is on its way
     }
-    let error = errors::noted(py);
-    drop_pending();
+    let error = take_pending(py);
     if let Err(other) = answer {
         error.set_context(py, Some(other));
     }
     Err(error)
 }
 
-/// Take back an exception that was set for this thread and has not surfaced, and open its latch. The GIL is held.
-pub fn drop_pending() {
-    // SAFETY: the GIL is held by the caller; NULL clears.
-    unsafe { ffi::PyThreadState_SetAsyncExc(gil::ident() as _, std::ptr::null_mut()) };
+/// The exception that was set for this thread and has not surfaced, and will not.
+pub fn take_pending(py: Python<'_>) -> PyErr {
+    take_back(py); // first: it would surface in what makes the exception
+    let error = errors::noted(py);
     let _ = failure::take();
+    error
+}
+
+/// Have this thread not raise what was set for it.
+pub fn take_back(_py: Python<'_>) {
+    // SAFETY: the GIL is held; NULL clears.
+    unsafe { ffi::PyThreadState_SetAsyncExc(gil::ident() as _, std::ptr::null_mut()) };
 }
