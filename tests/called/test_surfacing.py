@@ -71,18 +71,16 @@ def test_what_asks_the_process_to_end_is_no_page_error(child, delivery, handler)
         region = uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), delivery=delivery)
         view = memoryview(region)
 
+        def touch_checked():
+            with uf.checked():
+                bytes(view[4096:4106])
+
         def touch():
             for page, stop in enumerate(stops):
                 at = page * 4096
                 assert raised(type(stop), lambda at=at: bytes(view[at : at + 10])) is stop
                 assert view[8192 + at] == 7
-            surfaced = None
-            try:
-                with uf.checked():
-                    bytes(view[4096:4106])
-            except SystemExit as error:
-                surfaced = error
-            assert surfaced is stops[1]
+            assert raised(SystemExit, touch_checked) is stops[1]
 
         touch()
         in_threads(touch)
@@ -127,5 +125,31 @@ def test_an_error_keeps_nothing_alive(child, delivery):
             assert time.monotonic() < limit
             time.sleep(0.05)
             gc.collect()
+
+    child(code, args=[delivery]).check()
+
+
+@DELIVERIES
+def test_a_refill_that_reads_what_it_refills_is_refused(child, delivery):
+    """pin() of a volatile buffer whose refill is a Python source over the buffer itself: an error, never the error pattern."""
+
+    def code():
+        import sys
+
+        from support.lazy import raised
+
+        import userfault as uf
+        from userfault.testing import purge
+
+        def again(offset, buffer):
+            buffer[:] = view[offset : offset + len(buffer)]
+
+        buffer = uf.VolatileBuffer("64KiB", refill=uf.Function(again, "64KiB"), delivery=sys.argv[1])
+        view = memoryview(buffer)
+        view[:] = b"\x07" * len(view)
+        buffer.unpin()
+        purge(buffer)
+        assert "has to fill itself" in str(raised(uf.PageError, buffer.pin))
+        assert "has to fill itself" in str(raised(uf.PageError, lambda: bytes(view[:10])))
 
     child(code, args=[delivery]).check()

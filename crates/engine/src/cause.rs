@@ -99,7 +99,9 @@ impl Cause {
             Cause::Recursion => "its resolver touched memory that needs it in turn (the same page, or too deep)",
             Cause::Resolver => "the resolver did not put a page there",
             Cause::Raised(_) => "the source raised an exception",
-            Cause::OwnRegion => "the source touched memory that it has to fill itself",
+            Cause::OwnRegion => {
+                "the source touched memory that it has to fill itself, or sources within sources go too deep"
+            }
             Cause::Remote(_) => "the source raised an exception in its pager process",
             Cause::PagerLost(_) => "the pager process that served it died and is not replaced",
         }

@@ -82,7 +82,12 @@ pub fn known_to_python() -> bool {
 
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch. The GIL is held.
 pub fn drop_pending() {
+    take_back();
+    let _ = engine::failure::take();
+}
+
+/// Have this thread not raise what was set for it. The GIL is held.
+pub fn take_back() {
     // SAFETY: the GIL is held by the caller; NULL clears.
     unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, std::ptr::null_mut()) };
-    let _ = engine::failure::take();
 }

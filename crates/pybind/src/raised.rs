@@ -2,7 +2,7 @@
 //!
 //! *Locks*: none. *GIL*: held by every caller but the helper.
 
-use crate::{errors, gil, kept, readers};
+use crate::{errors, kept, readers};
 use engine::failure;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -54,8 +54,7 @@ pub fn surfaced<T>(py: Python<'_>, offset: u64, answer: PyResult<T>) -> PyResult
     if failure.error.cause == Cause::Interrupted {
         return Ok(Err(SourceError::new(offset, Cause::Interrupted))); // KeyboardInterrupt is on its way
     }
-    let error = errors::noted(py);
-    gil::drop_pending();
+    let error = errors::take_pending(py);
     if let Err(other) = answer {
         error.set_context(py, Some(other));
     }

@@ -5,8 +5,10 @@
 
 use super::{Memory, TRIES, joined};
 use crate::error::Error;
+use crate::nest;
 use crate::source::volatile::Page;
 use crate::source::{Cause, NO_LIMIT, NOWHERE, Patience, Reading, Source, SourceError, Table};
+use crate::threads::thread_id;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use uffd::{CopyMode, Errno, Outcome, Wake};
@@ -78,6 +80,10 @@ impl Memory<'_> {
     fn read_again(self, refill: &dyn Source, page: usize) -> Result<(), Error> {
         let size = uffd::page_size();
         let offset = page * size;
+        // A refill that touches the page would be called for it again, and then find the error pattern there.
+        let address = self.region.page_address(page);
+        let nested = nest::begin(thread_id(), &(address..address + size));
+        let _own = nested.ok_or_else(|| self.failed(SourceError::new(offset as u64, Cause::OwnRegion)))?;
         let mut scratch = self.region.scratch.take_or_make(true);
         let from = scratch.unit.address();
         // SAFETY: the scratch is this call's own, and a page long at least.
