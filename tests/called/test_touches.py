@@ -370,3 +370,69 @@ def test_touches_go_on_after_closerange(child):
         assert bytes(view[:50_000]) == source.bytes[:50_000]
 
     child(code).check()
+
+
+def test_system_calls_under_a_thousand_signals_a_second_get_right_bytes(child):
+    """A system call spins over a signal that it cannot handle, and asks again and again: its pages come all the same."""
+
+    def code():
+        import os
+        import signal
+        import time
+
+        from support.lazy import check_endings
+
+        import userfault as uf
+
+        def slow(offset, buffer):
+            time.sleep(0.01)
+            buffer[:] = b"\x07" * len(buffer)
+
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        region = uf.map(uf.Function(slow, "512KiB", unit="16KiB"))
+        file = os.memfd_create("written")
+        assert os.write(file, memoryview(region)) == 1 << 19
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert os.pread(file, 1 << 19, 0) == b"\x07" * (1 << 19)
+        check_endings(region)
+
+    child(code, timeout=40).check()
+
+
+def test_touchers_that_others_keep_from_the_processor_are_served(child):
+    """More busy processes than CPUs: whoever is kept from going to sleep is not taken for somebody in a system call."""
+
+    def code():
+        import os
+        import signal
+        import time
+
+        from support.called import PAGE, mapped
+        from support.lazy import check_endings
+
+        busy = []
+        for _ in range(4 * (os.cpu_count() or 1)):
+            process = os.fork()
+            if process == 0:
+                end = time.monotonic() + 30
+                while time.monotonic() < end:
+                    pass
+                os._exit(0)
+            busy.append(process)
+        try:
+            source, region, view, _ = mapped(timeout="5s")
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
+                region.evict()
+                for at in range(9, len(source.bytes), PAGE):
+                    assert view[at] == source.bytes[at]
+                    if time.monotonic() > end:
+                        break
+            check_endings(region)
+        finally:
+            for process in busy:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+
+    child(code, timeout=60).check()

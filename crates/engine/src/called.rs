@@ -13,12 +13,13 @@
 //! *Blocks on*: the source, and whoever fills the same unit: without the language's lock, and not beyond the region's timeout.
 
 use crate::counters::{Ending, add};
-use crate::directed::{self, Interrupted, Place, Receives};
+use crate::directed::{self, Interrupted, Receives};
 use crate::engine::Engine;
 use crate::evict;
 use crate::failure::{Failure, expose, is_latched, is_this_latched};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::futex::{ATTENTION, now_ns};
+use crate::looks::{self, Doing, Looks, blocks_signal};
 use crate::nest;
 use crate::queue::FaultJob;
 use crate::region::{Delivery, Region};
@@ -26,9 +27,8 @@ use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::table::Pin;
 use crate::threads::thread_id;
-use crate::{interrupt, language, proc};
+use crate::{interrupt, language};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use uffd::Fault;
@@ -55,6 +55,8 @@ const WRITING: u32 = 1;
 const SENT: u32 = 2;
 /// The thread cannot run the source: its next message is for a worker.
 const DECLINED: u32 = 3;
+/// A worker looks at what it does.
+const LOOKED_AT: u32 = 4;
 
 const ENTRIES: usize = 1024;
 /// Entries that a thread's may be in.
@@ -92,81 +94,54 @@ fn claim_entry(thread: i32) -> Option<(&'static Told, bool)> {
     entries(thread).find(old).map(|told| (told, true))
 }
 
-/// What a reader knows of the threads that it told last.
-#[derive(Default)]
-pub struct Looks {
-    known: [Option<(i32, OwnedFd)>; 4],
-    next: usize,
+/// Who answers a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Its toucher, which was told, or whoever looks at it already.
+    Toucher,
+    /// The reader, or a worker for it.
+    Reader,
+    /// That depends on what the thread does, which a worker has to find out ([`look_again`]).
+    Unknown,
 }
 
-impl Looks {
-    /// Where in user code the thread waits. `None`: in a system call, or it is none of ours, or /proc does not tell.
-    fn place_of(&mut self, thread: i32) -> Option<Place> {
-        let known = self.known.iter().position(|known| known.as_ref().is_some_and(|(id, _)| *id == thread));
-        let index = known.unwrap_or_else(|| {
-            self.next = (self.next + 1) % self.known.len();
-            self.known[self.next] =
-                proc::open(format_args!("/proc/self/task/{thread}/syscall")).map(|file| (thread, file));
-            self.next
-        });
-        let (_, file) = self.known[index].as_ref()?;
-        for _ in 0..200 {
-            let mut room = [0; 256];
-            let Some(text) = proc::read(file, &mut room) else { break };
-            if text.first() != Some(&b'r') {
-                return place_in(text);
-            }
-            // "running": it is on its way to sleep.
-            // SAFETY: sched_yield has no preconditions.
-            unsafe { libc::sched_yield() };
-        }
-        self.known[index] = None; // its thread may be gone, and the number another's
-        None
-    }
-}
-
-/// "-1 STACK INSTRUCTION" (proc(5)): it waits outside any system call. Threads of the kernel's have neither.
-fn place_in(text: &[u8]) -> Option<Place> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (stack, instruction) = text.strip_prefix("-1 0x")?.trim_ascii_end().split_once(" 0x")?;
-    let place = Place {
-        instruction: usize::from_str_radix(instruction, 16).ok()?,
-        stack: usize::from_str_radix(stack, 16).ok()?,
+/// A reader's: have the toucher serve itself, if that can be.
+pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
+    let (thread, page) = (fault.tid, region.page_of(fault.address));
+    let waits_already = || {
+        let unit = region.unit_of_page(page);
+        region.states.get(unit) == State::Filling && region.waits.knows(thread, page)
     };
-    (place.instruction != 0 && place.stack != 0).then_some(place)
-}
-
-/// Does a thread block the signal that it would be told by? Asked once for each.
-fn blocks_signal(thread: i32) -> bool {
-    let Some(file) = proc::open(format_args!("/proc/self/task/{thread}/status")) else { return true };
-    let mut room = [0; 4096];
-    let status = proc::read(&file, &mut room).unwrap_or_default();
-    let mask = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"SigBlk:"));
-    let mask = mask.and_then(|mask| std::str::from_utf8(mask.trim_ascii()).ok());
-    let bit = 1u64 << (directed::signal() - 1).clamp(0, 63);
-    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_none_or(|mask| mask & bit != 0)
-}
-
-/// A reader's: have the toucher serve itself. False: somebody else has to.
-pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> bool {
-    let thread = fault.tid;
-    if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) {
-        return false;
+    if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) || waits_already() {
+        return Answers::Reader;
     }
-    let address = region.page_address(region.page_of(fault.address));
-    let Some((told, is_new)) = claim_entry(thread) else { return false };
+    let address = region.page_address(page);
+    let Some((told, is_new)) = claim_entry(thread) else { return Answers::Reader };
     let state = told.state.load(Ordering::Acquire);
-    if state == DECLINED && told.address.load(Ordering::Relaxed) == address {
-        told.state.store(FREE, Ordering::Release);
-        return false;
+    let is_same = told.address.load(Ordering::Relaxed) == address;
+    match state {
+        LOOKED_AT if is_same => return Answers::Toucher,
+        DECLINED if is_same => {
+            told.state.store(FREE, Ordering::Release);
+            return Answers::Reader;
+        }
+        _ => {}
     }
     if is_new && blocks_signal(thread) {
         told.thread.store(0, Ordering::Release);
-        return false;
+        return Answers::Reader;
     }
-    let Some(place) = looks.place_of(thread) else {
-        told.state.store(FREE, Ordering::Release);
-        return false;
+    let place = match looks.at(thread) {
+        Doing::Waits(place) => place,
+        Doing::Other => {
+            told.state.store(FREE, Ordering::Release);
+            return Answers::Reader;
+        }
+        Doing::Runs => {
+            told.address.store(address, Ordering::Relaxed);
+            told.state.store(LOOKED_AT, Ordering::Release);
+            return Answers::Unknown;
+        }
     };
     told.state.store(WRITING, Ordering::Relaxed);
     told.address.store(address, Ordering::Relaxed);
@@ -176,12 +151,22 @@ pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> bool {
     told.state.store(SENT, Ordering::Release);
     if !directed::send(thread, address) {
         told.state.store(FREE, Ordering::Release);
-        return false;
+        return Answers::Reader;
     }
     if !WATCHED.swap(true, Ordering::SeqCst) {
         ATTENTION.ring();
     }
-    true
+    Answers::Toucher
+}
+
+/// A worker's: does a thread that ran when its fault was read wait in user code by now? Then it is to ask again, and is told.
+#[must_use]
+pub fn look_again(fault: &Fault) -> bool {
+    let in_user_code = looks::comes_to_wait_in_user_code(fault.tid);
+    if let Some(told) = entry_of(fault.tid) {
+        let _ = told.state.compare_exchange(LOOKED_AT, FREE, Ordering::AcqRel, Ordering::Relaxed);
+    }
+    in_user_code
 }
 
 /// Does the thread wait for what its own source is there to fill?
@@ -343,15 +328,6 @@ pub fn serve_signal(engine: &'static Engine, region: &Pin<Region>, page: usize, 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_thread_in_user_code_has_a_place_and_one_in_a_system_call_has_none() {
-        let place = Place { instruction: 0x7f12, stack: 0x7ffe };
-        assert_eq!(place_in(b"-1 0x7ffe 0x7f12\n"), Some(place));
-        for other in ["0 0x3 0x7f 0x1 0x0 0x0 0x0 0x7ffe 0x7f12\n", "running\n", "-1 0x0 0x0\n", ""] {
-            assert_eq!(place_in(other.as_bytes()), None, "{other:?}");
-        }
-    }
 
     #[test]
     fn an_entry_is_of_one_thread_until_it_is_needed() {

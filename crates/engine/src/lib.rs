@@ -37,6 +37,7 @@
 //! engine     everything there is one of
 //! serve      one fault, from message to ending
 //! directed   a signal to one thread that waits for a page
+//! looks      what a thread that waits for a page does
 //! flagged    memory of the caller's that can fault: who is told of what
 //! called     sources that are code of the language above, run by whoever touches
 //! keeper     deadlines, re-arming
@@ -85,6 +86,7 @@ pub mod queue;
 pub mod engine;
 pub mod serve;
 pub mod directed;
+pub mod looks;
 pub mod flagged;
 pub mod called;
 pub mod keeper;

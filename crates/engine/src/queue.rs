@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use uffd::Fault;
 
 /// A fault that the reader could not end at once. Its unit is claimed (`Filling`) and belongs to the job.
 pub struct FaultJob {
@@ -25,6 +26,14 @@ pub struct FaultJob {
     pub after: Option<Instant>,
     /// How often it was deferred.
     pub deferrals: u32,
+}
+
+/// A fault whose thread ran when it was read: who answers it depends on what that does.
+pub struct Look {
+    /// Where.
+    pub region: Pin<Region>,
+    /// The fault.
+    pub fault: Fault,
 }
 
 /// Many units of one region, filled by whichever workers have time.
@@ -116,6 +125,8 @@ impl Bulk {
 pub enum Job {
     /// A demand fault.
     Fault(FaultJob),
+    /// A thread to be looked at.
+    Look(Look),
     /// A share of a bulk.
     Bulk(Arc<Bulk>),
     /// Units from this address on, ahead of a sequential toucher.
@@ -127,6 +138,7 @@ pub enum Job {
 #[derive(Default)]
 struct Lists {
     demand: VecDeque<FaultJob>,
+    looks: VecDeque<Look>,
     bulk: VecDeque<Arc<Bulk>>,
     deferred: Vec<FaultJob>,
 }
@@ -175,6 +187,16 @@ impl Queue {
             lists.demand.push_back(job)
         }
         let waiting = lists.demand.len();
+        drop(lists);
+        self.bell.ring();
+        self.wants_worker(waiting)
+    }
+
+    /// A thread to be looked at. True: as `push_fault`.
+    pub fn push_look(&self, look: Look) -> bool {
+        let mut lists = self.lists();
+        lists.looks.push_back(look);
+        let waiting = lists.looks.len() + lists.demand.len();
         drop(lists);
         self.bell.ring();
         self.wants_worker(waiting)
@@ -260,6 +282,9 @@ impl Queue {
     fn try_next(&self) -> Option<Job> {
         if let Some(job) = self.next_fault() {
             return Some(Job::Fault(job));
+        }
+        if let Some(look) = self.lists().looks.pop_front() {
+            return Some(Job::Look(look));
         }
         if let Some(bulk) = self.lists().bulk.pop_front() {
             return Some(Job::Bulk(bulk));

@@ -6,14 +6,16 @@
 //! *Locks*: a region's `waits` and `poisoned`, for faults that wait or fail only. *Threads*: engine threads.
 //! *Blocks on*: read(2) on the lane's userfaultfd.
 
-use crate::called::{self, Looks};
+use crate::called::{self, Answers};
 use crate::counters::Ending;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::failure::is_latched;
 use crate::fill::Stop;
 use crate::interrupt;
+use crate::looks::Looks;
 use crate::proc;
+use crate::queue::Look;
 use crate::region::{Region, waits::Wait};
 use crate::serve::{demand, dispatch, engine_thread, help, read_ahead, refuse};
 use crate::source::{Cause, Latency, Patience, SourceError};
@@ -117,17 +119,24 @@ fn cpus() -> Vec<usize> {
 fn serve(engine: &'static Engine, fault: &Fault, looks: &mut Looks) {
     // A fault outside every region: its region was closed, and munmap plus WAKE answered it.
     let Some(region) = engine.table.pin(fault.address).filter(|region| region.contains(fault.address)) else { return };
-    if region.source.is_called() && called::tell(&region, fault, looks) {
-        return; // its toucher serves it, and counts it
+    let answers = if region.source.is_called() { called::tell(&region, fault, looks) } else { Answers::Reader };
+    if answers == Answers::Toucher {
+        return; // which counts it
     }
     region.counters.begin();
+    if answers == Answers::Unknown {
+        if engine.queue.push_look(Look { region, fault: *fault }) {
+            (engine.start_worker)(engine);
+        }
+        return;
+    }
     if let Some(ending) = answer(engine, &region, fault) {
         region.counters.end(ending);
     }
 }
 
-/// `None`: a worker ends it.
-fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Option<Ending> {
+/// `None`: a worker ends it. Readers and workers.
+pub fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> Option<Ending> {
     let page = region.page_of(fault.address);
     let unit = region.unit_of_page(page);
     if region.is_closing() {

@@ -3,12 +3,13 @@
 //!
 //! *Threads*: engine threads. *Blocks on*: sources, and the queue.
 
-use crate::counters::add;
+use crate::called;
+use crate::counters::{Ending, add};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evict;
 use crate::fill::{Stop, fill_unit, fill_units};
-use crate::queue::{Bulk, FaultJob, Job};
+use crate::queue::{Bulk, FaultJob, Job, Look};
 use crate::region::Region;
 use crate::serve::{demand, dispatch, engine_thread};
 use crate::source::{Cause, Patience, SourceError, Table};
@@ -40,6 +41,7 @@ fn work(engine: &'static Engine) -> ! {
     loop {
         match engine.queue.next() {
             Job::Fault(job) => fault(engine, job),
+            Job::Look(look) => look_again(engine, &look),
             Job::Bulk(bulk) => share(engine, &bulk),
             Job::Ahead(address, units) => ahead(engine, address, units),
             Job::Readers(lane) => thread::spread_out(engine, lane),
@@ -56,6 +58,20 @@ fn fault(engine: &'static Engine, job: FaultJob) {
     match demand(&region, job.page, engine_thread(Patience::Wait)) {
         Ok(ending) => region.counters.end(ending),
         Err(stop) => dispatch(engine, &region, job.page, job.thread, stop, job.deferrals + 1),
+    }
+}
+
+/// A thread that waits in user code asks again, and is told to serve itself; for any other somebody has to.
+fn look_again(engine: &'static Engine, look: &Look) {
+    let region = &look.region;
+    let ending = if called::look_again(&look.fault) {
+        let _ = region.handles.engine.wake(region.page_address(region.page_of(look.fault.address)), uffd::page_size());
+        Some(Ending::Coalesced)
+    } else {
+        thread::answer(engine, region, &look.fault)
+    };
+    if let Some(ending) = ending {
+        region.counters.end(ending);
     }
 }
 
