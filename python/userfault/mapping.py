@@ -43,9 +43,10 @@ def map(
     Args:
         source: A Source, a path or a URL (opened by what it holds: an image, or plain bytes), or bytes. URLs are those of object
             stores ("s3://bucket/key", "gs://…", "az://…"), the web, Redis, and whatever fsspec knows: see docs/stores.md.
-        delivery: "thread": native fault threads serve every access, system calls too. "signal": the touching thread serves
-            itself, which is cheaper, but a system call on an absent page gets EFAULT. "process": another process does, the
-            pager: a source that hangs, crashes or takes all the memory does so there (docs/pager.md).
+        delivery: "thread": serves every access, system calls too; native sources by native threads, Python sources by the thread
+            that touched (docs/sources.md). "signal": the touching thread serves itself, which is cheaper, but a system call on
+            an absent page gets EFAULT. "process": another process does, the pager: a source that hangs, crashes or takes all
+            the memory does so there (docs/pager.md).
         unit: Bytes filled per fault, a power of two from one page to 64 MiB, or a string such as "64KiB"; None: what suits
             the source.
         huge: Units of 2 MiB in whole huge pages: for scans.
@@ -55,7 +56,7 @@ def map(
         mode: "r": read-only views. "c": writes stay in memory.
         on_error: What happens when a page cannot be had. "raise": PageError in the touching thread. "abort": the process
             dies by SIGBUS with one line on stderr; also what "raise" means on kernels before 6.6.
-        timeout: How long a touch may wait, with delivery="thread"; seconds, or a string such as "30s".
+        timeout: How long a touch may wait; seconds, or a string such as "30s".
         shared: Pages live in a memory file that other processes may map (`Region.fileno()`); needs on_error="abort".
         fork: "deny": a forked child that touches the region dies by SIGSEGV with one line; spawn and pickling work.
         fallback: "eager": where userfaultfd is not permitted, load everything now instead.

@@ -146,6 +146,8 @@ class Region(_core.NativeRegion):
     source: Source
     options: Options
     pager: Any
+    #: Of a region that a pager serves: its source, where this process had to open it too.
+    opened_here: _core.NativeSource | None = None
 
     def __new__(
         cls,

@@ -15,8 +15,8 @@ _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 
 #: Calls that the sandbox answers with EPERM, by machine: numbers of <asm/unistd.h>. Not a list of what is dangerous: a source
-#: may open files and sockets and start programs. It is what no source needs and what leads out: other processes' memory,
-#: mounts, namespaces, kernel keys, modules and programs.
+#: may open files and sockets and start programs. It is what no source needs and what leads out: calls that reach into other
+#: processes, mounts, namespaces, kernel keys and modules. Files of /proc are for the kernel's own checks: become another user.
 DENIED: dict[str, dict[str, int]] = {
     "x86_64": {
         "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "process_madvise": 440,

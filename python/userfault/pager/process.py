@@ -121,7 +121,8 @@ class Pager:
         return f"<Pager{place} {state}, {regions} region(s){again}>"
 
 
-_LOCK = threading.Lock()
+# Reentrant: a finalizer or a signal handler may map something while it is held.
+_LOCK = threading.RLock()
 _DEFAULT: tuple[int, Pager] | None = None
 
 
@@ -143,7 +144,7 @@ def default_pager() -> Pager:
 
 def _new_lock() -> None:
     global _LOCK
-    _LOCK = threading.Lock()
+    _LOCK = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_new_lock)

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from pathlib import Path
 
 from userfault.errors import OptionError
@@ -39,14 +40,29 @@ def serve(path: str | os.PathLike[str]) -> None:
         finally:
             os.umask(mask)
         listener.listen()
+        ours, children = place.lstat().st_ino, set[int]()
         try:
             while True:
-                client, _ = listener.accept()
-                with client:
-                    _begin(client)
+                _serve_one(listener, children)
         finally:
             with contextlib.suppress(OSError):
-                place.unlink()
+                if place.lstat().st_ino == ours:  # else somebody else serves there by now
+                    place.unlink()
+
+
+#: No descriptor or no process can be had: before the next try, which may find some.
+_PAUSE_SECONDS = 0.1
+
+
+def _serve_one(listener: socket.socket, children: set[int]) -> None:
+    """The next client. What fails for it fails for nobody else: it sees the end of its connection."""
+    try:
+        client, _ = listener.accept()
+        with client:
+            _begin(client, children)
+    except OSError as error:
+        print(f"userfault: a client could not be served: {error}", file=sys.stderr)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _make_room(place: Path) -> None:
@@ -60,11 +76,13 @@ def _make_room(place: Path) -> None:
         place.unlink()
 
 
-def _begin(client: socket.socket) -> None:
+def _begin(client: socket.socket, children: set[int]) -> None:
     """A process for this client, unless it is another user: root may enter any directory."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):  # those that have ended
-            pass
+    for child in list(children):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(child, os.WNOHANG) == (0, 0):
+                continue
+        children.discard(child)
     _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != os.geteuid():
         return
@@ -73,4 +91,4 @@ def _begin(client: socket.socket) -> None:
     home = os.fspath(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": home if before is None else f"{home}:{before}"}
-    os.posix_spawn(sys.executable, program, environment, file_actions=actions)
+    children.add(os.posix_spawn(sys.executable, program, environment, file_actions=actions))

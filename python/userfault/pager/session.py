@@ -34,13 +34,16 @@ def open_in_pager(source: Source, options: Options, pager: Pager | None = None) 
     """
     if pager is not None and not isinstance(pager, Pager):
         raise OptionError(f"pager: must be a userfault.pager.Pager, and is of type {type(pager).__name__}")
-    known = _known(source)
+    known, opened = _known(source)
     pager = default_pager() if pager is None else pager
     if pager.path is None:
         message = encode(SourceMessage(VERSION, pickled=_pickled(source)))
     else:
         message = encode(SourceMessage(VERSION, described=describe(source)))
-    return Region(source, options, served=(known, pager, message))
+    region = Region(source, options, served=(known, pager, message))
+    # What was looked up to open it here (the version of an object, say) travels with it; closed with the region, not before.
+    region.opened_here = opened
+    return region
 
 
 def _pickled(source: Source) -> bytes:
@@ -54,9 +57,9 @@ def _pickled(source: Source) -> bytes:
     return pickled
 
 
-def _known(source: Source) -> _core.NativeSource:
-    """A stand-in with its length and name. A Python source is not opened here, so that it is not closed here either."""
+def _known(source: Source) -> tuple[_core.NativeSource, _core.NativeSource | None]:
+    """A stand-in with its length and name, and what had to be opened for it. A Python source is not opened here."""
     if isinstance(source, Source) and type(source).read_into is not Source.read_into:
-        return _core.NativeSource.remote(*facts(source))
+        return _core.NativeSource.remote(*facts(source)), None
     opened = native(source)
-    return _core.NativeSource.remote(opened.length, opened.name, opened.preferred_unit)
+    return _core.NativeSource.remote(opened.length, opened.name, opened.preferred_unit), opened

@@ -82,11 +82,11 @@ class _Threads:
     def give(self, job: _Job) -> None:
         """Have one of them run it."""
         with self._lock:
-            is_short = self._idle == 0
-            if is_short and self._threads - min(self._stuck, _MOST_STUCK) < MOST_ASIDE:
+            # Below zero: so many jobs wait for a thread to come back.
+            if self._idle <= 0 and self._threads - min(self._stuck, _MOST_STUCK) < MOST_ASIDE:
                 self._threads += 1
                 threading.Thread(target=self._serve, name="userfault-store", daemon=True).start()
-            elif not is_short:
+            else:
                 self._idle -= 1
         self._jobs.put(job)
 
