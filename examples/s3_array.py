@@ -36,15 +36,21 @@ def main() -> None:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     os.environ["AWS_ENDPOINT"] = "http://{}:{}".format(*server.get_host_and_port())
-    upload(os.environ["AWS_ENDPOINT"])
+    try:
+        upload(os.environ["AWS_ENDPOINT"])
+        look()
+    finally:
+        server.stop()
 
+
+def look() -> None:
+    """What the program is about."""
     source = uf.Cached(uf.Blob("s3://bucket/weights.npy"), chunk="1MiB")  # what the URL alone means too
     weights = uf.load(source)
     with uf.checked():
         assert weights[5000, 77] == 5000 * 1024 + 77
         mean = weights[2000:2010].mean(dtype="f8")
     print(f"{weights.shape}, {weights.nbytes >> 20} MiB: mean of ten rows {mean}; fetched {source.statistics().fetched} MiB")
-    server.stop()
 
 
 if __name__ == "__main__":

@@ -145,19 +145,28 @@ memoryview(region)[5]
     assert "pager of a region died (signal 9)" in found.stderr, found.stderr
 
 
-def test_a_source_that_ends_the_process_is_a_death_too(child):
-    """os._exit in a read, on every try: after the restarts it is a PageError that tells the status."""
+WAYS = {
+    "exit": ("os._exit(3)", "exit status 3"),
+    "fatal error of Python": ("import ctypes; ctypes.pythonapi.Py_FatalError(b'on purpose')", "signal 6"),
+    "bad pointer": ("import ctypes; ctypes.string_at(1)", "signal 11"),
+    "no memory": ("os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),  # what the kernel's killer does
+}
+
+
+@pytest.mark.parametrize(("way", "words"), WAYS.values(), ids=WAYS)
+def test_a_source_that_ends_the_process_is_a_death_too(child, way, words):
+    """In a read, on every try: after the restarts it is a PageError that tells how."""
     code = f"""{PROLOGUE}
 class Exits(Known):
     def read_into(self, offset, buffer):
         if offset:
-            os._exit(3)
+            {way}
         super().read_into(offset, buffer)
 region = uf.map(Exits(1 << 20, unit=4096), delivery="process", pager=uf.pager.Pager(restarts=2))
 view = memoryview(region)
 assert view[0] == known(0, 8)[0]
 error = touched(lambda: view[9000])
-assert "exit status 3" in str(error), error
+assert {words!r} in str(error), error
 assert region.pager.restarts == 2
 """
     child(code).check()
