@@ -1,7 +1,8 @@
 """What an owner tells its pager beside numbers: settings once, and a description of each source.
 
-Numbers travel as frames of fixed size, which are native (`crates/engine/src/pager/wire.rs`). These messages lie in memory that
-both processes share, because a pager that replaces a dead one needs them while nobody may run Python in the owner.
+Numbers travel as frames of fixed size, which are native (`crates/engine/src/pager/wire.rs`). The owner keeps these messages as
+bytes, because a pager that replaces a dead one needs them while nobody may run Python in the owner; each pager gets copies that
+it cannot change. Who a pager shall be, and what it shall give up, are arguments of its program.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ class Settings(msgspec.Struct, frozen=True):
         directory: Where the owner was when it made the pager; relative names of files are of there.
         python_path: The variable PYTHONPATH as it was, or None.
         threads: Threads that answer faults, to begin with.
-        user: Name of the user to become, or None.
-        sandbox: Whether to give up what a source rarely needs.
     """
 
     version: int
@@ -44,8 +43,6 @@ class Settings(msgspec.Struct, frozen=True):
     directory: str
     python_path: str | None
     threads: int
-    user: str | None
-    sandbox: bool
 
 
 class FileDescription(msgspec.Struct, frozen=True, tag="file"):
