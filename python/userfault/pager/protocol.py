@@ -11,6 +11,8 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
+from userfault.sources.local import Seen
+
 __all__ = [
     "VERSION",
     "Description",
@@ -46,17 +48,19 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class FileDescription(msgspec.Struct, frozen=True, tag="file"):
-    """A range of a file: its absolute path, the first byte, how many."""
+    """A range of a file: its absolute path, the first byte, how many; and which file that is, where the client could tell."""
 
     path: str
     offset: int
     length: int | None
+    seen: Seen | None = None
 
 
 class ImageDescription(msgspec.Struct, frozen=True, tag="image"):
-    """The bytes inside an image: its absolute path."""
+    """The bytes inside an image: its absolute path, and which file that is."""
 
     path: str
+    seen: Seen | None = None
 
 
 class ZeroDescription(msgspec.Struct, frozen=True, tag="zero"):
