@@ -246,12 +246,12 @@ class NativeSource:
         """
 
     @staticmethod
-    def file(path: str, offset: int, length: int | None) -> NativeSource:
-        """Return a source of a range of a file."""
+    def file(path: str, offset: int, length: int | None, seen: tuple[int, int, int, int, int] | None = None) -> NativeSource:
+        """Return a source of a range of a file; OSError (ESTALE) if it is another one than was `seen`."""
 
     @staticmethod
-    def image(path: str) -> NativeSource:
-        """Return a source of the bytes inside an image."""
+    def image(path: str, seen: tuple[int, int, int, int, int] | None = None) -> NativeSource:
+        """Return a source of the bytes inside an image; likewise."""
 
     def unpacked(self) -> NativeSource:
         """Return a source of the bytes inside the image that this one gives; OptionError if it is an image already."""

@@ -157,13 +157,13 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
     signal::ensure_front();
     let id = engine.next_region();
     let source_is_volatile = source.offers().is_some();
-    let (away, places) = away.unzip();
+    let (away, part_at) = away.unzip();
     let region = Region::new(Parts { id, base, unit, options, source, file, handles, lane, stock, scratch, away });
     let pin = engine.table.insert(base, bytes, Box::new(region));
     let pager = served.as_ref().map(|served| served.pager.clone());
     let owned = Owned { pin: Some(pin), pager, engine, generation: fork::generation() };
-    if let (Some(served), Some(places)) = (served, places) {
-        opening::attach(owned.get()?, &served, places)?;
+    if let (Some(served), Some(part_at)) = (served, part_at) {
+        opening::attach(owned.get()?, served, part_at)?;
     }
     if source_is_volatile {
         volatile::begin(owned.get()?)?;

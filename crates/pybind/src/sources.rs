@@ -55,15 +55,18 @@ impl NativeSource {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, offset, length))]
-    fn file(py: Python<'_>, path: PathBuf, offset: u64, length: Option<u64>) -> PyResult<Self> {
-        let opened = py.detach(|| File::open(&path, offset, length));
+    #[pyo3(signature = (path, offset, length, seen=None))]
+    fn file(py: Python<'_>, path: PathBuf, offset: u64, length: Option<u64>, seen: Option<[u64; 5]>) -> PyResult<Self> {
+        let label = path.display().to_string();
+        let opened =
+            py.detach(|| FileHandle::open_same(&path, seen).and_then(|file| File::new(file, &label, offset, length)));
         opened.map(Self::of).map_err(|error| engine_error(py, error))
     }
 
     #[staticmethod]
-    fn image(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let handle = py.detach(|| FileHandle::open(&path)).map_err(|error| engine_error(py, error))?;
+    #[pyo3(signature = (path, seen=None))]
+    fn image(py: Python<'_>, path: PathBuf, seen: Option<[u64; 5]>) -> PyResult<Self> {
+        let handle = py.detach(|| FileHandle::open_same(&path, seen)).map_err(|error| engine_error(py, error))?;
         let label = path.display().to_string();
         let opened = py.detach(|| ImageSource::open(handle, &label));
         opened.map(Self::of).map_err(|error| crate::image::image_error(py, &error, &label))

@@ -23,12 +23,14 @@ def main() -> None:
     """Serve the regions of the process at the other end of descriptor 3 until that is gone."""
     # Ctrl-C and Ctrl-Z go to all processes of a terminal; the first is the owner's to act upon.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    given = sys.argv[1:]
     # With this a client is anybody of this user: it says what to open, and nothing else.
-    data_only = sys.argv[1:] == ["--data"]
+    data_only = given == ["--data"]
     server = _core.PagerServer(_SOCKET)
     settings = decode(Settings, server.settings())
     if not data_only:
         _be(settings)
+        _be_isolated(given)
     for _ in range(min(settings.threads, 32)):
         threading.Thread(target=server.serve, name="userfault-serve", daemon=True).start()
     while (request := server.next_region()) is not None:
@@ -46,12 +48,16 @@ def _be(settings: Settings) -> None:
     os.environ.pop("PYTHONPATH", None)
     if settings.python_path is not None:
         os.environ["PYTHONPATH"] = settings.python_path
-    if settings.user is not None or settings.sandbox:
+
+
+def _be_isolated(given: list[str]) -> None:
+    """`--user NAME` and `--sandbox`: arguments, which no pager before this one can have written."""
+    if given:
         from userfault.pager.isolation import become, give_up
 
-        if settings.user is not None:
-            become(settings.user)
-        if settings.sandbox:
+        if given[0] == "--user":
+            become(given[1])
+        if given[-1] == "--sandbox":
             give_up()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 from userfault.errors import OptionError
+from userfault.pager.pinned import seen
 from userfault.pager.protocol import Description, FileDescription, ImageDescription, ZeroDescription
 from userfault.sources import File, Image, Source, Zero
+from userfault.sources.local import Seen
 from userfault.units import parse_bytes
 
 __all__ = ["describe", "source_from"]
@@ -23,9 +25,9 @@ def describe(source: Source) -> Description:
     """
     if type(source) is File:
         length = None if source.length is None else parse_bytes(source.length, "length")
-        return FileDescription(_absolute(source.path), parse_bytes(source.offset, "offset"), length)
+        return FileDescription(_absolute(source.path), parse_bytes(source.offset, "offset"), length, seen(source))
     if type(source) is Image and not isinstance(source.path, Source):
-        return ImageDescription(_absolute(source.path))
+        return ImageDescription(_absolute(source.path), seen(source))
     if type(source) is Zero:
         return ZeroDescription(parse_bytes(source.length, "length"))
     raise OptionError(
@@ -43,10 +45,15 @@ def source_from(description: Description) -> Source:
         The source, not opened.
     """
     if isinstance(description, FileDescription):
-        return File(description.path, description.offset, description.length)
+        return _pinned(File(description.path, description.offset, description.length), description.seen)
     if isinstance(description, ImageDescription):
-        return Image(description.path)
+        return _pinned(Image(description.path), description.seen)
     return Zero(description.length)
+
+
+def _pinned(source: File | Image, known: Seen | None) -> Source:
+    vars(source)["_seen"] = known  # they are frozen for others
+    return source
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -61,14 +61,13 @@ class Pager:
             directory=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH"),
             threads=parse_count(threads, "threads", 1, _MOST_THREADS),
-            user=_known(user),
-            sandbox=bool(sandbox),
         )
+        isolation = _isolation(user, sandbox)
         most = parse_count(restarts, "restarts", 0, 2**31)
         seconds = parse_seconds(within, "within")
         self.path = None if path is None else os.path.abspath(path)
         where = None if self.path is None else os.fsencode(self.path)
-        self._native = _core.NativePager(where, _arguments(), _environment(), encode(settings), most, seconds)
+        self._native = _core.NativePager(where, _arguments() + isolation, _environment(), encode(settings), most, seconds)
 
     @property
     def native(self) -> _core.NativePager:
@@ -150,9 +149,16 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)
 
 
-def _known(user: str | None) -> str | None:
+def _isolation(user: str | None, sandbox: bool) -> list[bytes]:
+    """As arguments of the program: no pager can change what the next one is started with."""
+    _check_known(user)
+    words = [] if user is None else [b"--user", os.fsencode(user)]
+    return [*words, b"--sandbox"] if sandbox else words
+
+
+def _check_known(user: str | None) -> None:
     if user is None:
-        return None
+        return
     import pwd
 
     try:
@@ -161,7 +167,6 @@ def _known(user: str | None) -> str | None:
         raise OptionError(f"user={user!r}: there is no such user") from None
     if os.geteuid() not in (0, uid):
         raise OptionError(f"user={user!r}: only root may have a pager of another user")
-    return user
 
 
 def _arguments() -> list[bytes]:

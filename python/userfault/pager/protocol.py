@@ -1,7 +1,8 @@
 """What an owner tells its pager beside numbers: settings once, and a description of each source.
 
-Numbers travel as frames of fixed size, which are native (`crates/engine/src/pager/wire.rs`). These messages lie in memory that
-both processes share, because a pager that replaces a dead one needs them while nobody may run Python in the owner.
+Numbers travel as frames of fixed size, which are native (`crates/engine/src/pager/wire.rs`). The owner keeps these messages as
+bytes, because a pager that replaces a dead one needs them while nobody may run Python in the owner; each pager gets copies that
+it cannot change. Who a pager shall be, and what it shall give up, are arguments of its program.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import TypeAlias, TypeVar
 
 import msgspec
+
+from userfault.sources.local import Seen
 
 __all__ = [
     "VERSION",
@@ -35,8 +38,6 @@ class Settings(msgspec.Struct, frozen=True):
         directory: Where the owner was when it made the pager; relative names of files are of there.
         python_path: The variable PYTHONPATH as it was, or None.
         threads: Threads that answer faults, to begin with.
-        user: Name of the user to become, or None.
-        sandbox: Whether to give up what a source rarely needs.
     """
 
     version: int
@@ -44,22 +45,22 @@ class Settings(msgspec.Struct, frozen=True):
     directory: str
     python_path: str | None
     threads: int
-    user: str | None
-    sandbox: bool
 
 
 class FileDescription(msgspec.Struct, frozen=True, tag="file"):
-    """A range of a file: its absolute path, the first byte, how many."""
+    """A range of a file: its absolute path, the first byte, how many; and which file that is, where the client could tell."""
 
     path: str
     offset: int
     length: int | None
+    seen: Seen | None = None
 
 
 class ImageDescription(msgspec.Struct, frozen=True, tag="image"):
-    """The bytes inside an image: its absolute path."""
+    """The bytes inside an image: its absolute path, and which file that is."""
 
     path: str
+    seen: Seen | None = None
 
 
 class ZeroDescription(msgspec.Struct, frozen=True, tag="zero"):

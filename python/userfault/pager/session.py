@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from userfault import _core
 from userfault.errors import OptionError
 from userfault.pager.described import describe
+from userfault.pager.pinned import dumps
 from userfault.pager.process import Pager, default_pager
 from userfault.pager.protocol import VERSION, SourceMessage, encode
 from userfault.region import Options, Region
@@ -48,13 +47,12 @@ def open_in_pager(source: Source, options: Options, pager: Pager | None = None) 
 
 def _pickled(source: Source) -> bytes:
     try:
-        pickled: bytes = cloudpickle.dumps(source)
+        return dumps(source)
     except Exception as error:
         raise OptionError(
             f"delivery='process': {source!r} cannot be sent to another process: {type(error).__name__}: {error}; "
             "open what cannot be pickled in read_into, not before"
         ) from error
-    return pickled
 
 
 def _known(source: Source) -> tuple[_core.NativeSource, _core.NativeSource | None]:

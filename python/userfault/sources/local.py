@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from userfault import _core
 from userfault.errors import OptionError
@@ -66,8 +66,18 @@ def _is_heap(buffer: Buffer) -> bool:
     return kind in (bytes, bytearray) or bool(owns)
 
 
+#: Device, inode, length, and last change in seconds and nanoseconds.
+Seen: TypeAlias = tuple[int, int, int, int, int]
+
+
+class _Named(Source):
+    """Opened by the name of a file. In a pager `_seen` tells which file that was in its owner; another one is refused."""
+
+    _seen: Seen | None = None
+
+
 @dataclass(frozen=True)
-class File(Source):
+class File(_Named):
     """A range of a file, read with pread and never mapped: a bad sector is a PageError, not a crash.
 
     The length is fixed when it is opened: growth is not seen, a byte that was truncated away is a PageError.
@@ -87,11 +97,11 @@ class File(Source):
     def open(self) -> _core.NativeSource:
         """Open it; see `Source.open`."""
         length = None if self.length is None else parse_bytes(self.length, "length")
-        return _core.NativeSource.file(os.fspath(self.path), parse_bytes(self.offset, "offset"), length)
+        return _core.NativeSource.file(os.fspath(self.path), parse_bytes(self.offset, "offset"), length, self._seen)
 
 
 @dataclass(frozen=True)
-class Image(Source):
+class Image(_Named):
     """The bytes inside a seekable zstd image, decoded frame by frame as they are touched.
 
     Args:
@@ -105,7 +115,7 @@ class Image(Source):
         """Open it; see `Source.open`. A damaged or hostile file raises ImageError, a source that fails PageError."""
         if isinstance(self.path, Source):
             return native(self.path).unpacked()
-        return _core.NativeSource.image(os.fspath(self.path))
+        return _core.NativeSource.image(os.fspath(self.path), self._seen)
 
 
 _MOST_ATTEMPTS = 2**32 - 1

@@ -6,6 +6,7 @@
 //! for a page may hold the interpreter's lock.
 //!
 //! ```text
+//! sealed   what a pager is told in bytes, which it cannot change
 //! wire     frames and descriptors over a socket pair
 //! spawn    a program started from an engine thread
 //! connect  a pager is had: started, or asked for at a path
@@ -27,6 +28,7 @@ pub mod policy;
 pub mod serve;
 pub mod spawn;
 mod hang;
+mod sealed;
 mod state;
 pub mod watch;
 pub mod wire;

@@ -43,29 +43,21 @@ pub fn check(engine: &Engine, options: &Options) -> Result<(), Error> {
     Err(Error::Invalid(format!("not with delivery=\"process\": {problem}")))
 }
 
-/// Where things lie in the file that is shared with the pager.
-#[derive(Clone, Copy)]
-pub struct Places {
-    part: u64,
-    source: u64,
-}
-
-/// What is shared of a region with so many units.
+/// What is shared of a region with so many units, and where it lies in the file that is.
 ///
 /// # Errors
 /// [`Error::Os`].
-pub fn away(served: &Served, units: usize) -> Result<(Away, Places), Error> {
+pub fn away(served: &Served, units: usize) -> Result<(Away, u64), Error> {
     let (part, at) = served.pager.part(units)?;
-    let source = served.pager.store(&served.source)?;
     let away = Away { pager: served.pager.place(), part, lost: NOT_LOST.into() };
-    Ok((away, Places { part: at, source }))
+    Ok((away, at))
 }
 
 /// Have the pager serve the region, and wait until it does.
 ///
 /// # Errors
 /// As [`Pager::attach`].
-pub fn attach(region: &Pin<Region>, served: &Served, places: Places) -> Result<(), Error> {
+pub fn attach(region: &Pin<Region>, served: Served, part_at: u64) -> Result<(), Error> {
     let attach = Attach {
         region: region.id,
         base: region.base as u64,
@@ -73,10 +65,8 @@ pub fn attach(region: &Pin<Region>, served: &Served, places: Places) -> Result<(
         len: region.len as u64,
         unit: region.unit as u64,
         timeout_ns: u64::try_from(region.options.timeout.as_nanos()).unwrap_or(u64::MAX),
-        part_at: places.part,
-        source_at: places.source,
-        source_bytes: served.source.len() as u64,
+        part_at,
         lost: 0,
     };
-    served.pager.attach(region, attach, served.on_death, &*served.interrupted)
+    served.pager.attach(region, attach, served.source, served.on_death, &*served.interrupted)
 }

@@ -32,8 +32,8 @@ pub struct Pager {
     pub(super) start: Start,
     pub(super) limit: Limit,
     pub(super) kept: Kept,
-    /// Where the settings lie in the file, and how many bytes.
-    pub(super) settings: (u64, u64),
+    /// What each process is told first. In memory of ours: what a pager can write, the next one must not believe.
+    pub(super) settings: Vec<u8>,
     /// Wakes the watcher: an eventfd of the engine's table.
     pub(super) bell: RawFd,
     /// Rings when a region is served, refused or let go.
@@ -84,14 +84,13 @@ impl Pager {
             start,
             limit,
             kept,
-            settings: (0, settings.len() as u64),
+            settings,
             bell,
             news: Bell::new(),
             state: Mutex::new(State { end: kept.end, ..State::default() }),
             next_ticket: AtomicU64::new(1),
         };
-        let at = pager.store(&settings)?;
-        let pager = Arc::new(Self { settings: (at, settings.len() as u64), ..pager });
+        let pager = Arc::new(pager);
         let watched = pager.clone();
         engine.root.spawn("userfault-watch", move || watch::watch(&watched))?;
         Ok(pager)
@@ -131,17 +130,6 @@ impl Pager {
         self.engine.root.run(move || grow(file, at + bytes)).map(|()| at)
     }
 
-    /// Keep bytes for the pager, and for those that replace it.
-    ///
-    /// # Errors
-    /// [`Error::Os`].
-    pub fn store(&self, bytes: &[u8]) -> Result<u64, Error> {
-        let at = self.room(bytes.len().max(1))?;
-        let (file, whole) = (self.kept.file, bytes.len().max(1).next_multiple_of(uffd::page_size()));
-        self.engine.root.run(move || Mapping::new(file, at, whole))?.write(bytes);
-        Ok(at)
-    }
-
     /// What is shared of a region with so many units.
     ///
     /// # Errors
@@ -152,7 +140,7 @@ impl Pager {
         Ok((self.engine.root.run(move || MappedPart::new(file, at, units))?, at))
     }
 
-    /// Have the region served, and wait until it is.
+    /// Have the region served, and wait until it is. `source`: what each pager makes a source of.
     ///
     /// # Errors
     /// [`Error::Page`]: its source cannot be had there, and why. [`Error::Closed`]: the pager is gone.
@@ -160,6 +148,7 @@ impl Pager {
         self: &Arc<Self>,
         region: &Pin<Region>,
         attach: Attach,
+        source: Vec<u8>,
         on_death: OnDeath,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
@@ -170,7 +159,7 @@ impl Pager {
             if state.lost.is_some() || state.closing {
                 return false;
             }
-            state.regions.push(Entry { attach, on_death, answer: Answer::Pending, detaching: false, units });
+            state.regions.push(Entry { attach, source, on_death, answer: Answer::Pending, detaching: false, units });
             state.post(attach.frame());
             true
         });

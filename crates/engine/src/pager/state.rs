@@ -2,8 +2,9 @@
 
 use super::forget;
 use super::policy::{Deaths, OnDeath};
+use super::sealed;
 use super::spawn::Child;
-use super::wire::{self, Attach, Frame};
+use super::wire::{self, Attach, Frame, Kind};
 use crate::cause::Cause;
 use crate::queue::Bulk;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ pub(super) struct Running {
 /// One region.
 pub(super) struct Entry {
     pub attach: Attach,
+    /// What a pager makes a source of; each is given a copy that it cannot change.
+    pub source: Vec<u8>,
     pub on_death: OnDeath,
     pub answer: Answer,
     pub detaching: bool,
@@ -75,18 +78,31 @@ impl State {
 
     /// Send a frame now, or when there is room. Whoever has no process gets it told when there is one again.
     pub fn post(&mut self, frame: Frame) {
-        let Some(running) = &self.running else { return };
-        if !self.outbox.is_empty() || wire::send(running.socket.as_raw_fd(), &frame, &[]) == Err(Errno(libc::EAGAIN)) {
+        if self.running.is_some() && (!self.outbox.is_empty() || !self.send(&frame)) {
             self.outbox.push_back(frame);
         }
     }
 
+    /// False: there is no room now. A process that is gone needs no frames.
+    fn send(&self, frame: &Frame) -> bool {
+        let Some(running) = &self.running else { return true };
+        // Where it cannot be had the pager gets none, and refuses the region: an answer.
+        let told = self.source_for(frame).and_then(|source| sealed::seal(source).ok());
+        let told = told.as_ref().map(AsRawFd::as_raw_fd);
+        let sent = wire::send(running.socket.as_raw_fd(), frame, told.as_slice());
+        // The second: so many descriptors are under way already.
+        !matches!(sent, Err(Errno(libc::EAGAIN | libc::ETOOMANYREFS)))
+    }
+
+    fn source_for(&self, frame: &Frame) -> Option<&[u8]> {
+        let is_wanted = |entry: &&Entry| entry.attach.region == frame.region && entry.attach.lost == 0;
+        let attaches = frame.kind() == Some(Kind::Attach);
+        self.regions.iter().filter(|_| attaches).find(is_wanted).map(|entry| &*entry.source)
+    }
+
     /// Frames that found no room before.
     pub fn flush(&mut self) {
-        while let (Some(running), Some(frame)) = (&self.running, self.outbox.front()) {
-            if wire::send(running.socket.as_raw_fd(), frame, &[]) == Err(Errno(libc::EAGAIN)) {
-                return;
-            }
+        while self.outbox.front().is_some_and(|frame| self.send(frame)) {
             self.outbox.pop_front();
         }
     }

@@ -10,6 +10,7 @@ use super::hang::{Suspicion, hangs, look_every};
 use super::mourn;
 use super::owner::Pager;
 use super::policy::OnDeath;
+use super::sealed;
 use super::spawn;
 use super::state::{Answer, Entry, Running, Ticket};
 use super::wire::{self, Frame, Kind};
@@ -88,8 +89,9 @@ fn ensure_running(pager: &Arc<Pager>) -> bool {
 const NOT_STARTED: i32 = 1 << 17;
 
 fn launch(pager: &Arc<Pager>) -> Result<(), crate::error::Error> {
-    let hello = Frame::new(Kind::Hello, 0, &[pager.settings.0, pager.settings.1]);
-    let descriptors = [pager.kept.file, pager.kept.handle.as_raw_fd()];
+    let hello = Frame::new(Kind::Hello, 0, &[]);
+    let settings = sealed::seal(&pager.settings)?;
+    let descriptors = [pager.kept.file, pager.kept.handle.as_raw_fd(), settings.as_raw_fd()];
     let (child, socket) = connect::start(&pager.start, &hello, &descriptors)?;
     remember(socket.as_raw_fd());
     let mut state = pager.state();
@@ -181,15 +183,12 @@ pub(super) fn detached(pager: &Pager, region: u64) {
 
 /// Give the memory back that the file has for a region. Its counters are read until it is closed: only the rest goes.
 fn punch(pager: &Pager, entry: &Entry) {
-    let source = (entry.attach.source_at, entry.attach.source_bytes.max(1));
     let page = uffd::page_size() as u64;
-    let states = (entry.attach.part_at + page, (crate::shared::part_bytes(entry.units) as u64).saturating_sub(page));
-    for (at, bytes) in [source, states] {
-        let bytes = bytes.next_multiple_of(page);
-        if bytes > 0 {
-            // SAFETY: holes in a file of ours, where nothing is looked for any more.
-            unsafe { libc::fallocate(pager.kept.file, PUNCH, at as libc::off_t, bytes as libc::off_t) };
-        }
+    let (at, bytes) =
+        (entry.attach.part_at + page, (crate::shared::part_bytes(entry.units) as u64).saturating_sub(page));
+    if bytes > 0 {
+        // SAFETY: a hole in a file of ours, where nothing is looked for any more.
+        unsafe { libc::fallocate(pager.kept.file, PUNCH, at as libc::off_t, bytes as libc::off_t) };
     }
 }
 

@@ -1,5 +1,5 @@
-//! Frames of fixed size between an owner and its pager, over a SEQPACKET socket pair; the first brings descriptors. What has no
-//! fixed size (a source, a text) lies in the file that both share.
+//! Frames of fixed size between an owner and its pager, over a SEQPACKET socket pair; some bring descriptors. What the owner tells
+//! that has no fixed size (settings, a source) lies in a file of its own beside the frame; texts lie in the file that both share.
 //!
 //! *Locks*: none. *Threads*: any with the descriptor's table. *Blocks on*: [`receive`] of a blocking socket.
 
@@ -12,9 +12,9 @@ use uffd::Errno;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
-    /// Owner: the file and the userfaultfd; words: offset and length of the settings.
+    /// Owner: the file, the userfaultfd and the settings.
     Hello = 1,
-    /// Owner: serve a region; words: see [`Attach`].
+    /// Owner: serve a region, of a source that is described in the file that comes with it; words: see [`Attach`].
     Attach,
     /// Owner: let go of a region.
     Detach,
@@ -79,10 +79,6 @@ pub struct Attach {
     pub timeout_ns: u64,
     /// Where its part lies in the shared file.
     pub part_at: u64,
-    /// Where the bytes lie that describe the source.
-    pub source_at: u64,
-    /// How many.
-    pub source_bytes: u64,
     /// It has no source any more: every page fails, because a pager ended with this status (plus 2^32); 0: it has one.
     pub lost: u64,
 }
@@ -91,17 +87,7 @@ impl Attach {
     /// As a frame.
     #[must_use]
     pub fn frame(&self) -> Frame {
-        let words = [
-            self.base,
-            self.mapped,
-            self.len,
-            self.unit,
-            self.timeout_ns,
-            self.part_at,
-            self.source_at,
-            self.source_bytes,
-            self.lost,
-        ];
+        let words = [self.base, self.mapped, self.len, self.unit, self.timeout_ns, self.part_at, self.lost];
         Frame::new(Kind::Attach, self.region, &words)
     }
 
@@ -112,7 +98,7 @@ impl Attach {
         let whole = |word: u64| word.is_multiple_of(page) && word < 1 << 56;
         self.unit.is_power_of_two()
             && self.unit <= 64 << 20
-            && [self.base, self.mapped, self.unit, self.part_at, self.source_at].into_iter().all(whole)
+            && [self.base, self.mapped, self.unit, self.part_at].into_iter().all(whole)
             && self.mapped > 0
             && self.len <= self.mapped
     }
@@ -120,8 +106,8 @@ impl Attach {
     /// From one.
     #[must_use]
     pub fn of(frame: &Frame) -> Self {
-        let [base, mapped, len, unit, timeout_ns, part_at, source_at, source_bytes, lost, _] = frame.words;
-        Self { region: frame.region, base, mapped, len, unit, timeout_ns, part_at, source_at, source_bytes, lost }
+        let [base, mapped, len, unit, timeout_ns, part_at, lost, ..] = frame.words;
+        Self { region: frame.region, base, mapped, len, unit, timeout_ns, part_at, lost }
     }
 }
 
@@ -143,7 +129,7 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 }
 
 /// Descriptors beside a frame.
-const MOST: usize = 2;
+const MOST: usize = 3;
 const CONTROL: usize = 64;
 
 #[repr(align(8))]
@@ -156,7 +142,7 @@ struct Control([u8; CONTROL]);
 pub fn send(socket: RawFd, frame: &Frame, descriptors: &[RawFd]) -> Result<(), Errno> {
     let mut control = Control([0; CONTROL]);
     let mut piece = libc::iovec { iov_base: std::ptr::from_ref(frame).cast_mut().cast(), iov_len: size_of::<Frame>() };
-    // SAFETY: the message describes our frame and our control buffer, in which two descriptors have room.
+    // SAFETY: the message describes our frame and our control buffer, in which [`MOST`] descriptors have room.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut piece;

@@ -40,12 +40,6 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
     }
 
-    /// Write `text` at the start, as far as there is room.
-    pub fn write(&self, text: &[u8]) {
-        // SAFETY: the mapping is ours, and so many bytes long at least.
-        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), self.address as *mut u8, text.len().min(self.bytes)) };
-    }
-
     /// The header, which stays mapped for good.
     #[must_use]
     pub fn into_header(self) -> &'static Header {

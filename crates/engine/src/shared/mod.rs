@@ -1,8 +1,8 @@
 //! What an owner shares with its pager: one memory file, mapped by both, that outlives the pager.
 //!
-//! First a [`Header`], then a [`Part`] for each region (its counters, units being filled, a byte a unit), then what the owner
-//! keeps there for a pager that replaces a dead one. Whoever is on the other side may write anything: all of it is numbers that
-//! are compared and shown, and texts; none is an address.
+//! First a [`Header`], then a [`Part`] for each region (its counters, units being filled, a byte a unit). Whoever is on the other
+//! side may write anything: all of it is numbers that are compared and shown, and texts; none is an address, and nothing is what
+//! the next pager goes by.
 //!
 //! *Locks*: [`Part::installing`] and [`Part::quiet`] wait for nobody. *Threads*: any, signal handlers too.
 

@@ -43,6 +43,19 @@ impl FileHandle {
         Self::new(OwnedFd::from(file))
     }
 
+    /// The same, if it is the file of which this is the [`FileHandle::identity`]: a name may be another file's by now.
+    ///
+    /// # Errors
+    /// As [`FileHandle::open`]; ESTALE: it is another one, or was changed.
+    pub fn open_same(path: &std::path::Path, identity: Option<[u64; 5]>) -> Result<Self, Error> {
+        let handle = Self::open(path)?;
+        if identity.is_some_and(|known| handle.identity().ok() != Some(known)) {
+            let what = format!("opening {}, which was replaced or changed since its region was made", path.display());
+            return Err(Error::Os { what, errno: uffd::Errno(libc::ESTALE) });
+        }
+        Ok(handle)
+    }
+
     /// Its size now, bytes.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 use super::fd::FileHandle;
 use super::{Reading, Source, SourceError};
 use crate::error::Error;
-use std::path::Path;
 
 /// `len` bytes of a file from `start`. The length is fixed at opening: growth is not seen, truncation is an error.
 pub struct File {
@@ -14,18 +13,10 @@ pub struct File {
 }
 
 impl File {
-    /// A range of the file at `path`; `len` `None`: to its end as it is now.
+    /// A range of a file; `len` `None`: to its end as it is now. `label`: what it is called.
     ///
     /// # Errors
-    /// [`Error::Os`] when it cannot be opened, [`Error::Invalid`] when the range is not inside the file.
-    pub fn open(path: &Path, start: u64, len: Option<u64>) -> Result<Self, Error> {
-        Self::new(FileHandle::open(path)?, &path.display().to_string(), start, len)
-    }
-
-    /// The same over an open file.
-    ///
-    /// # Errors
-    /// As [`File::open`].
+    /// [`Error::Os`] when its size cannot be had, [`Error::Invalid`] when the range is not inside it.
     pub fn new(handle: FileHandle, label: &str, start: u64, len: Option<u64>) -> Result<Self, Error> {
         let size = handle.size().map_err(|error| Error::Os {
             what: format!("asking for the size of {label}"),

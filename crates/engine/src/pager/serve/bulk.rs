@@ -47,8 +47,7 @@ pub fn begin(server: &Server, frame: &Frame) {
     let [ticket, first, count, awaited, ..] = frame.words;
     let served = server.table.by_id(frame.region);
     let Some((served, source)) = served.as_ref().and_then(|served| Some((served, served.source.as_ref().ok()?))) else {
-        let cause = served.and_then(|served| served.source.as_ref().err().copied()).unwrap_or(Cause::Os(libc::ESRCH));
-        return server.say(&Frame::new(Kind::Done, frame.region, &failed_words(ticket, 0, encode(cause))));
+        return refuse(server, served.as_deref(), frame);
     };
     let piece = source.piece().clamp(served.unit, PIECE.max(served.unit));
     let units = served.mapped.div_ceil(served.unit);
@@ -69,8 +68,20 @@ pub fn begin(server: &Server, frame: &Frame) {
     clock::wake(server);
 }
 
-fn failed_words(ticket: u64, offset: u64, code: [u32; 3]) -> [u64; 6] {
-    [ticket, 1, offset, code[0].into(), code[1].into(), code[2].into()]
+/// There is no source, and the owner hears why, in words where there are some.
+fn refuse(server: &Server, served: Option<&Served>, frame: &Frame) {
+    let [ticket, first, ..] = frame.words;
+    let cause = served.and_then(|served| served.source.as_ref().err().copied()).unwrap_or(Cause::Os(libc::ESRCH));
+    let offset = first.saturating_mul(served.map_or(0, |served| served.unit as u64));
+    let text = served.map_or("", |served| &served.text);
+    let code = code_of(server, SourceError::new(offset, cause), text);
+    let words = [ticket, 1, offset, code[0].into(), code[1].into(), code[2].into()];
+    server.say(&Frame::new(Kind::Done, frame.region, &words));
+}
+
+/// A failure of no page.
+fn code_of(server: &Server, error: SourceError, text: &str) -> [u32; 3] {
+    if text.is_empty() { encode(error.cause) } else { server.header.record(0, u64::MAX, error, text) }
 }
 
 /// Do a piece of the oldest; false: there is none, or enough do.
@@ -122,7 +133,7 @@ impl Bulks {
 impl Bulk {
     fn fail(&self, server: &Server, error: SourceError) {
         let text = server.text_of(error.cause);
-        let code = if text.is_empty() { encode(error.cause) } else { server.header.record(0, u64::MAX, error, &text) };
+        let code = code_of(server, error, &text);
         let words = [error.offset, code[0].into(), code[1].into(), code[2].into()];
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(words);
         if self.awaited {

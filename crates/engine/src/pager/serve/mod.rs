@@ -22,6 +22,7 @@ mod flight;
 mod lead;
 mod table;
 
+use super::sealed;
 use super::wire::{self, Attach, Frame, Kind};
 use crate::cause::Cause;
 use crate::error::Error;
@@ -72,9 +73,11 @@ impl Server {
         let heard = wire::receive(socket.as_raw_fd());
         let (frame, mut descriptors) =
             heard.map_err(|errno| Error::Os { what: "hearing the owner".into(), errno })?.ok_or_else(wrong)?;
-        let (Some(Kind::Hello), Some(handle), Some(file)) = (frame.kind(), descriptors.pop(), descriptors.pop()) else {
+        let mut last = || descriptors.pop();
+        let (Some(settings), Some(handle), Some(file)) = (last(), last(), last()) else { return Err(wrong()) };
+        if frame.kind() != Some(Kind::Hello) {
             return Err(wrong());
-        };
+        }
         // SAFETY: asks for the seals of a file.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) } & libc::F_SEAL_SHRINK == 0 {
             return Err(wrong());
@@ -83,7 +86,7 @@ impl Server {
         if header.version.load(Ordering::Acquire) != VERSION {
             return Err(wrong());
         }
-        let settings = stored(&file, frame.words[0], frame.words[1])?;
+        let settings = sealed::read(settings).map_err(|_| wrong())?;
         let peer = wire::peer(&socket).map(|peer| peer.pid);
         let owner = peer.filter(|pid| *pid == header.owner.load(Ordering::Acquire)).unwrap_or(0);
         let handle = Handle::from_raw(std::os::fd::IntoRawFd::into_raw_fd(handle));
@@ -119,8 +122,8 @@ impl Server {
     pub fn next_region(self: &Arc<Self>) -> Option<(Attach, Vec<u8>)> {
         loop {
             self.opening.store(false, Ordering::SeqCst);
-            let frame = match wire::receive(self.socket.as_raw_fd()) {
-                Ok(Some((frame, _))) => frame,
+            let (frame, told) = match wire::receive(self.socket.as_raw_fd()) {
+                Ok(Some(heard)) => heard,
                 Err(Errno(libc::EINTR)) => continue,
                 _ => return None,
             };
@@ -136,9 +139,9 @@ impl Server {
                     }
                     self.opening.store(true, Ordering::SeqCst);
                     clock::wake(self);
-                    match stored(&self.file, attach.source_at, attach.source_bytes) {
-                        Ok(bytes) => return Some((attach, bytes)),
-                        Err(_) => self.refuse(&attach, "OSError\0the shared memory cannot be mapped\0"),
+                    match told.into_iter().next().map(sealed::read) {
+                        Some(Ok(bytes)) => return Some((attach, bytes)),
+                        _ => self.refuse(&attach, "OSError\0no memory, or no descriptor, for what the source is\0"),
                     }
                 }
                 Some(Kind::Detach) => {
@@ -187,13 +190,4 @@ impl Server {
         // The socket blocks: the owner's watcher always reads. Where the owner is gone, so are we in a moment.
         let _ = wire::send(self.socket.as_raw_fd(), frame, &[]);
     }
-}
-
-/// Bytes that lie in the file.
-fn stored(file: &OwnedFd, at: u64, bytes: u64) -> Result<Vec<u8>, Error> {
-    let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let whole = len.max(1).checked_next_multiple_of(uffd::page_size());
-    let whole = whole.ok_or_else(|| Error::Invalid("no such length".into()))?;
-    let mapping = Mapping::new(file.as_raw_fd(), at, whole)?;
-    Ok(mapping.bytes()[..len].to_vec())
 }
