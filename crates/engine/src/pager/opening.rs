@@ -50,12 +50,12 @@ pub struct Places {
     source: u64,
 }
 
-/// What is shared of a region with so many units.
+/// What is shared of a region with so many units and bytes mapped.
 ///
 /// # Errors
 /// [`Error::Os`].
-pub fn away(served: &Served, units: usize) -> Result<(Away, Places), Error> {
-    let (part, at) = served.pager.part(units)?;
+pub fn away(served: &Served, units: usize, mapped: usize) -> Result<(Away, Places), Error> {
+    let (part, at) = served.pager.part(units, mapped / uffd::page_size())?;
     let source = served.pager.store(&served.source)?;
     let away = Away { pager: served.pager.place(), part, lost: NOT_LOST.into() };
     Ok((away, Places { part: at, source }))

@@ -28,16 +28,9 @@ use uffd::Errno;
 /// Pages that an ended region may leave to be punched out of the file at once: there is no hurry.
 const PUNCH: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// What the watcher remembers between two looks.
-#[derive(Default)]
-struct Seen {
-    failures: u32,
-    hang: Suspicion,
-}
-
 /// Until the pager is closed.
 pub fn watch(pager: &Arc<Pager>) {
-    let mut seen = Seen { failures: pager.kept.header.failures_since(0, |_, _| {}), ..Seen::default() };
+    let mut seen = Suspicion::default();
     pager.kept.header.alive_ns.store(0, Ordering::SeqCst);
     loop {
         if pager.state().lost.is_some() {
@@ -60,11 +53,11 @@ pub fn watch(pager: &Arc<Pager>) {
         while let Some(frame) = next_frame(socket) {
             heard(pager, &frame);
         }
-        note_failures(pager, &mut seen);
+        note_poison(pager);
         if let Some(how) = ended(pager) {
             died(pager, how);
-            seen.hang = Suspicion::default();
-        } else if hangs(pager, &mut seen.hang) {
+            seen = Suspicion::default();
+        } else if hangs(pager, &mut seen) {
             kill(pager);
         }
     }
@@ -183,7 +176,8 @@ pub(super) fn detached(pager: &Pager, region: u64) {
 fn punch(pager: &Pager, entry: &Entry) {
     let source = (entry.attach.source_at, entry.attach.source_bytes.max(1));
     let page = uffd::page_size() as u64;
-    let states = (entry.attach.part_at + page, (crate::shared::part_bytes(entry.units) as u64).saturating_sub(page));
+    let part = crate::shared::part_bytes(entry.units, (entry.attach.mapped / page) as usize) as u64;
+    let states = (entry.attach.part_at + page, part.saturating_sub(page));
     for (at, bytes) in [source, states] {
         let bytes = bytes.next_multiple_of(page);
         if bytes > 0 {
@@ -204,17 +198,16 @@ fn done(pager: &Pager, number: u64, failed: Option<SourceError>) {
     ticket.bulk.leave();
 }
 
-/// The regions of this pager that have pages which it has poisoned since the last look: they expire by the keeper.
-fn note_failures(pager: &Pager, seen: &mut Seen) {
+/// Pages that this pager has poisoned since the last look expire as others do.
+fn note_poison(pager: &Pager) {
     let bases: Vec<(u64, usize)> =
         pager.state().regions.iter().map(|entry| (entry.attach.region, entry.attach.base as usize)).collect();
-    seen.failures = pager.kept.header.failures_since(seen.failures, |region, page| {
-        if let Some((_, base)) = bases.iter().find(|(id, _)| *id == region)
-            && let Some(region) = find(pager, region, *base)
-        {
-            region.note_poison(page);
+    for (id, base) in bases {
+        let Some(region) = find(pager, id, base) else { continue };
+        if let Some(away) = &region.away {
+            away.part.take_poison(|page| region.note_poison(page));
         }
-    });
+    }
 }
 
 /// The region, unless it is being closed.
