@@ -222,3 +222,65 @@ print(memoryview(region)[4096])
     assert found.signal.name == "SIGBUS"
     assert "offset 4096" in found.stderr, found.stderr
     assert "raised an exception" in found.stderr, found.stderr
+
+
+def test_however_many_pages_fail_all_can_be_had_once_the_source_is_well(child, tmp_path):
+    """Hundreds between two looks of the owner, in system calls: none stays an EFAULT for good."""
+    code = f"""{PROLOGUE}
+flag = sys.argv[1] + "/flag"
+class Healing(Known):
+    def read_into(self, offset, buffer):
+        if not os.path.exists(flag):
+            raise OSError(5, "not yet")
+        super().read_into(offset, buffer)
+count = 600
+region = uf.map(Healing(count * 4096, unit=4096), delivery="process")
+if not region.kernel_faults:
+    sys.exit(0)
+view = memoryview(region)
+null = os.pipe()[1]
+def failed(page):
+    try:
+        os.write(null, view[page * 4096 : page * 4096 + 1])
+    except OSError as error:
+        assert error.errno == 14, error
+        return True
+    return False
+assert all(failed(page) for page in range(count))
+open(flag, "w").close()
+limit = time.monotonic() + 10
+left = range(count)
+while left and time.monotonic() < limit:
+    left = [page for page in left if failed(page)]
+assert not left, len(left)
+assert bytes(view) == known(0, count * 4096).tobytes()
+check_endings(region)
+"""
+    child(code, args=[tmp_path], timeout=40).check()
+
+
+def test_a_page_refused_to_a_thread_whose_error_is_on_its_way_can_be_had_later(child):
+    """One C call touches a page that fails and then has the kernel read a good one: that EFAULT is no answer for good."""
+    code = f"""{PROLOGUE}
+import ctypes
+region = uf.map(Failing(1 << 20, [0]), delivery="process")
+if not region.kernel_faults:
+    sys.exit(0)
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+read, write = os.pipe()
+stream = ctypes.c_void_p(libc.fdopen(os.dup(write), b"w"))
+libc.fwrite(b"x", 1, 1, stream)  # from now on it has a buffer, with room for less than a page
+touched(lambda: libc.fwrite(ctypes.c_void_p(region.address), 1, 3 * 4096, stream))
+view = memoryview(region)
+limit, refused = time.monotonic() + 10, 0
+while True:
+    try:
+        os.write(write, view[4096:4097])
+        break
+    except OSError as error:
+        refused += 1
+        assert error.errno == 14 and time.monotonic() < limit, error
+assert refused, "the page was never refused: this test proves nothing"
+"""
+    child(code, timeout=40).check()

@@ -178,3 +178,49 @@ thread.join()
 assert first.pager.pid == pid and first.pager.restarts == 0, first.pager
 """
     child(code).check()
+
+
+def test_a_populate_that_hangs_ends_in_its_time_and_stops_no_other(child):
+    """Six regions of one pager populate from reads that never return: each a PageError after `timeout`; a seventh is filled, and
+    what was given up can be had at a touch where the source answers."""
+    code = f"""{PROLOGUE}
+def ended():
+    region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", timeout="1s")
+    began = time.monotonic()
+    error = touched(region.populate)
+    return region, error, time.monotonic() - began
+found = []
+threads = [threading.Thread(target=lambda: found.append(ended()), daemon=True) for _ in range(6)]
+for thread in threads:
+    thread.start()
+good = uf.map(Known(1 << 20), delivery="process", timeout="1s")
+for thread in threads:
+    thread.join(8)
+assert len(found) == 6, found
+for region, error, took in found:
+    assert "deadline" in str(error) and 0.9 < took < 4, (error, took)
+    assert region.pager.pid == good.pager.pid and region.pager.restarts == 0, region.pager
+began = time.monotonic()
+good.populate()
+assert time.monotonic() - began < 0.9, time.monotonic() - began
+region = found[0][0]
+assert memoryview(region)[6 * 4096] == known(6 * 4096, 8)[0]
+assert "deadline" in str(touched(lambda: memoryview(region)[5 * 4096]))
+"""
+    child(code, timeout=30).check()
+
+
+def test_a_prefetch_that_hangs_is_dropped(child):
+    """Eight of them, which nobody waits for: a populate of another region is done, and one of the same region fails in its time."""
+    code = f"""{PROLOGUE}
+hanging = [uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", timeout="500ms") for _ in range(8)]
+for region in hanging:
+    region.prefetch()
+good = uf.map(Known(1 << 20), delivery="process", timeout="1s")
+began = time.monotonic()
+good.populate()
+assert time.monotonic() - began < 4, time.monotonic() - began
+assert "deadline" in str(touched(hanging[0].populate))
+assert good.pager.restarts == 0, good.pager
+"""
+    child(code, timeout=30).check()

@@ -118,7 +118,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
     let len =
         usize::try_from(source.len()).map_err(|_| Error::Invalid("the source is longer than memory can be".into()))?;
     let bytes = mapped_bytes(len);
-    let away = served.as_ref().map(|served| opening::away(served, bytes.div_ceil(unit))).transpose()?;
+    let away = served.as_ref().map(|served| opening::away(served, bytes.div_ceil(unit), bytes)).transpose()?;
     let (base, file) = map(engine, bytes, &options)?;
     // After the mapping: a range that does not fit must not leave a reader behind, with its stack and arena.
     let lane = engine.next_lane();

@@ -43,12 +43,12 @@ pub fn check(engine: &Engine, options: &Options) -> Result<(), Error> {
     Err(Error::Invalid(format!("not with delivery=\"process\": {problem}")))
 }
 
-/// What is shared of a region with so many units, and where it lies in the file that is.
+/// What is shared of a region with so many units and bytes mapped, and where it lies in the file that is.
 ///
 /// # Errors
 /// [`Error::Os`].
-pub fn away(served: &Served, units: usize) -> Result<(Away, u64), Error> {
-    let (part, at) = served.pager.part(units)?;
+pub fn away(served: &Served, units: usize, mapped: usize) -> Result<(Away, u64), Error> {
+    let (part, at) = served.pager.part(units, mapped / uffd::page_size())?;
     let away = Away { pager: served.pager.place(), part, lost: NOT_LOST.into() };
     Ok((away, at))
 }

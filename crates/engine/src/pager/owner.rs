@@ -130,14 +130,14 @@ impl Pager {
         self.engine.root.run(move || grow(file, at + bytes)).map(|()| at)
     }
 
-    /// What is shared of a region with so many units.
+    /// What is shared of a region with so many units and pages.
     ///
     /// # Errors
     /// [`Error::Os`].
-    pub fn part(&self, units: usize) -> Result<(MappedPart, u64), Error> {
-        let at = self.room(part_bytes(units))?;
+    pub fn part(&self, units: usize, pages: usize) -> Result<(MappedPart, u64), Error> {
+        let at = self.room(part_bytes(units, pages))?;
         let file = self.kept.file;
-        Ok((self.engine.root.run(move || MappedPart::new(file, at, units))?, at))
+        Ok((self.engine.root.run(move || MappedPart::new(file, at, units, pages))?, at))
     }
 
     /// Have the region served, and wait until it is. `source`: what each pager makes a source of.

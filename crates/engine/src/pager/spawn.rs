@@ -78,8 +78,11 @@ pub fn start(program: &Program, socket: RawFd, output: Option<RawFd>) -> Result<
         return Err(Error::Os { what: "starting a pager".into(), errno: Errno(failed) });
     }
     Child::another(pid).map(|child| Child { ours: true, ..child }).inspect_err(|_| {
-        // SAFETY: our own child.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
+        // SAFETY: our own child, which ends at once; nobody else knows of it, and it would stay a zombie.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
     })
 }
 

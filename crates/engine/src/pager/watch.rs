@@ -29,16 +29,9 @@ use uffd::Errno;
 /// Pages that an ended region may leave to be punched out of the file at once: there is no hurry.
 const PUNCH: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// What the watcher remembers between two looks.
-#[derive(Default)]
-struct Seen {
-    failures: u32,
-    hang: Suspicion,
-}
-
 /// Until the pager is closed.
 pub fn watch(pager: &Arc<Pager>) {
-    let mut seen = Seen { failures: pager.kept.header.failures_since(0, |_, _| {}), ..Seen::default() };
+    let mut seen = Suspicion::default();
     pager.kept.header.alive_ns.store(0, Ordering::SeqCst);
     loop {
         if pager.state().lost.is_some() {
@@ -61,11 +54,11 @@ pub fn watch(pager: &Arc<Pager>) {
         while let Some(frame) = next_frame(socket) {
             heard(pager, &frame);
         }
-        note_failures(pager, &mut seen);
+        note_poison(pager);
         if let Some(how) = ended(pager) {
             died(pager, how);
-            seen.hang = Suspicion::default();
-        } else if hangs(pager, &mut seen.hang) {
+            seen = Suspicion::default();
+        } else if hangs(pager, &mut seen) {
             kill(pager);
         }
     }
@@ -184,8 +177,8 @@ pub(super) fn detached(pager: &Pager, region: u64) {
 /// Give the memory back that the file has for a region. Its counters are read until it is closed: only the rest goes.
 fn punch(pager: &Pager, entry: &Entry) {
     let page = uffd::page_size() as u64;
-    let (at, bytes) =
-        (entry.attach.part_at + page, (crate::shared::part_bytes(entry.units) as u64).saturating_sub(page));
+    let part = crate::shared::part_bytes(entry.units, (entry.attach.mapped / page) as usize) as u64;
+    let (at, bytes) = (entry.attach.part_at + page, part.saturating_sub(page));
     if bytes > 0 {
         // SAFETY: a hole in a file of ours, where nothing is looked for any more.
         unsafe { libc::fallocate(pager.kept.file, PUNCH, at as libc::off_t, bytes as libc::off_t) };
@@ -203,17 +196,16 @@ fn done(pager: &Pager, number: u64, failed: Option<SourceError>) {
     ticket.bulk.leave();
 }
 
-/// The regions of this pager that have pages which it has poisoned since the last look: they expire by the keeper.
-fn note_failures(pager: &Pager, seen: &mut Seen) {
+/// Pages that this pager has poisoned since the last look expire as others do.
+fn note_poison(pager: &Pager) {
     let bases: Vec<(u64, usize)> =
         pager.state().regions.iter().map(|entry| (entry.attach.region, entry.attach.base as usize)).collect();
-    seen.failures = pager.kept.header.failures_since(seen.failures, |region, page| {
-        if let Some((_, base)) = bases.iter().find(|(id, _)| *id == region)
-            && let Some(region) = find(pager, region, *base)
-        {
-            region.note_poison(page);
+    for (id, base) in bases {
+        let Some(region) = find(pager, id, base) else { continue };
+        if let Some(away) = &region.away {
+            away.part.take_poison(|page| region.note_poison(page));
         }
-    });
+    }
 }
 
 /// The region, unless it is being closed.

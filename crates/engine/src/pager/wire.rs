@@ -185,7 +185,9 @@ pub fn receive(socket: RawFd) -> Result<Option<(Frame, Vec<OwnedFd>)>, Errno> {
             return Err(Errno::last());
         }
         let header = libc::CMSG_FIRSTHDR(&raw const message);
-        if !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
+        let is_rights =
+            |header: &libc::cmsghdr| header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS;
+        if header.as_ref().is_some_and(is_rights) {
             let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
             let data = libc::CMSG_DATA(header).cast::<RawFd>();
             for index in 0..bytes / size_of::<RawFd>() {

@@ -2,11 +2,12 @@
 //!
 //! *Locks*: none. *Threads*: those whose descriptor table has the file's number, to map; any, afterwards.
 
-use super::{Header, Part, STATES_AT, part_bytes};
+use super::{Header, Part, STATES_AT, noted_at, noted_bytes, part_bytes};
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::sync::AtomicU8;
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU64;
 
 /// A mapping of a piece of the file.
 pub struct Mapping {
@@ -62,15 +63,32 @@ impl Drop for Mapping {
 pub struct MappedPart {
     mapping: Mapping,
     units: usize,
+    pages: usize,
 }
 
 impl MappedPart {
-    /// Map that of a region with so many units.
+    /// Map that of a region with so many units and pages.
     ///
     /// # Errors
     /// [`Error::Os`].
-    pub fn new(file: RawFd, offset: u64, units: usize) -> Result<Self, Error> {
-        Ok(Self { mapping: Mapping::new(file, offset, part_bytes(units))?, units })
+    pub fn new(file: RawFd, offset: u64, units: usize, pages: usize) -> Result<Self, Error> {
+        Ok(Self { mapping: Mapping::new(file, offset, part_bytes(units, pages))?, units, pages })
+    }
+
+    fn noted_pages(&self) -> &[AtomicU64] {
+        let at = self.mapping.address + noted_at(self.units);
+        // SAFETY: mapped and long enough, at a multiple of 64; atomics of any value.
+        unsafe { std::slice::from_raw_parts(at as *const AtomicU64, noted_bytes(self.pages) / size_of::<u64>()) }
+    }
+
+    /// Pager: this page is poisoned, by now.
+    pub fn note_poison(&self, page: usize) {
+        self.noted.note(self.noted_pages(), page);
+    }
+
+    /// Owner: visit the pages that were since the last time.
+    pub fn take_poison(&self, visit: impl FnMut(usize)) {
+        self.noted.take(self.noted_pages(), visit);
     }
 
     /// A byte a unit, as `states` has them.

@@ -1,13 +1,14 @@
 //! What an owner shares with its pager: one memory file, mapped by both, that outlives the pager.
 //!
-//! First a [`Header`], then a [`Part`] for each region (its counters, units being filled, a byte a unit). Whoever is on the other
-//! side may write anything: all of it is numbers that are compared and shown, and texts; none is an address, and nothing is what
-//! the next pager goes by.
+//! First a [`Header`], then a [`Part`] for each region (its counters, units being filled, a byte a unit, a bit a page). Whoever is on
+//! the other side may write anything: all of it is numbers that are compared and shown, and texts; none is an address, and
+//! nothing is what the next pager goes by.
 //!
 //! *Locks*: [`Part::installing`] and [`Part::quiet`] wait for nobody. *Threads*: any, signal handlers too.
 
 mod code;
 mod mapping;
+mod noted;
 mod part;
 
 pub use code::{decode, encode};
@@ -16,11 +17,12 @@ pub use part::Part;
 
 use crate::cause::{Remote, SourceError};
 use code::REMOTE;
+use noted::noted_bytes;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// Of the layout and the frames; both sides are the same build, or refuse.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Threads with an error on their way that a pager is told of.
 pub const LATCHES: usize = 256;
 /// Failures kept.
@@ -88,10 +90,15 @@ pub fn header_bytes() -> usize {
     size_of::<Header>().next_multiple_of(uffd::page_size())
 }
 
-/// Bytes of the part of a region of so many units.
+/// Where the bits begin that say which pages a pager has poisoned.
+fn noted_at(units: usize) -> usize {
+    (STATES_AT + units).next_multiple_of(64)
+}
+
+/// Bytes of the part of a region of so many units and pages.
 #[must_use]
-pub fn part_bytes(units: usize) -> usize {
-    (STATES_AT + units).next_multiple_of(uffd::page_size())
+pub fn part_bytes(units: usize, pages: usize) -> usize {
+    (noted_at(units) + noted_bytes(pages)).next_multiple_of(uffd::page_size())
 }
 
 impl Header {
@@ -113,20 +120,44 @@ impl Header {
 
     /// Keep why a page failed, with a text for what has one.
     pub fn record(&self, region: u64, page: u64, error: SourceError, text: &str) -> [u32; 3] {
-        let slot = self.next_record.fetch_add(1, Ordering::Relaxed) as usize % RECORDS;
+        let mut claims = (0..RECORDS).filter_map(|_| self.claim_record());
+        let Some((slot, odd)) = claims.next() else { return encode(error.cause) };
         let record = &self.records[slot];
-        let odd = record.sequence.load(Ordering::Relaxed) | 1;
         let cause = if text.is_empty() { encode(error.cause) } else { [REMOTE, slot as u32, odd.wrapping_add(1)] };
         let mut failed = Failed { region, page, offset: error.offset, cause, used: 0, text: [0; TEXT] };
         let text = tail(text);
         failed.text[..text.len()].copy_from_slice(text.as_bytes());
         failed.used = text.len() as u32;
-        record.sequence.store(odd, Ordering::Relaxed);
-        fence(Ordering::Release);
-        // SAFETY: see the type. Two writers of one slot, 64 failures apart, would leave a mixed text at worst.
+        // SAFETY: see the type; this thread made the sequence odd, so it alone writes.
         unsafe { record.failed.get().write_volatile(failed) };
         record.sequence.store(odd.wrapping_add(1), Ordering::Release);
         cause
+    }
+
+    /// The next record, for this thread to write: its sequence is odd. `None`: another thread, as many failures behind as there
+    /// are records, still writes it.
+    fn claim_record(&self) -> Option<(usize, u32)> {
+        let slot = self.next_record.fetch_add(1, Ordering::Relaxed) as usize % RECORDS;
+        let sequence = &self.records[slot].sequence;
+        let even = sequence.load(Ordering::Relaxed);
+        if even & 1 == 1 || sequence.compare_exchange(even, even | 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return None;
+        }
+        fence(Ordering::Release); // no reader sees the new bytes with the old, even sequence
+        Some((slot, even | 1))
+    }
+
+    /// Pager: those that a dead one was writing can be written again. Before any thread fails a page.
+    pub fn free_records(&self) {
+        for record in &self.records {
+            let sequence = record.sequence.load(Ordering::Relaxed);
+            if sequence & 1 == 1 {
+                let nothing = Failed { region: 0, page: u64::MAX, offset: 0, cause: [0; 3], used: 0, text: [0; TEXT] };
+                // SAFETY: see the type; its writer is gone, and no other has begun.
+                unsafe { record.failed.get().write_volatile(nothing) };
+                record.sequence.store(sequence.wrapping_add(1), Ordering::Release);
+            }
+        }
     }
 
     fn read<T>(&self, slot: usize, look: impl FnOnce(&Failed) -> T) -> Option<(u32, T)> {
@@ -150,19 +181,6 @@ impl Header {
             let (_, found) = self.read(newest.wrapping_sub(back) % RECORDS, same)?;
             found.map(|(offset, cause)| SourceError::new(offset, decode(pager, cause)))
         })
-    }
-
-    /// Owner: visit the failures noted since `seen`; returns what to pass the next time.
-    pub fn failures_since(&self, seen: u32, mut visit: impl FnMut(u64, usize)) -> u32 {
-        let newest = self.next_record.load(Ordering::Acquire);
-        let count = newest.wrapping_sub(seen).min(RECORDS as u32);
-        for back in (1..=count).rev() {
-            let slot = newest.wrapping_sub(back) as usize % RECORDS;
-            if let Some((_, (region, page))) = self.read(slot, |failed| (failed.region, failed.page)) {
-                visit(region, usize::try_from(page).unwrap_or(usize::MAX));
-            }
-        }
-        newest
     }
 
     fn text(&self, remote: Remote) -> Option<String> {
@@ -225,6 +243,25 @@ pub fn text_of(remote: Remote) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_somebody_writes_is_left_to_him_and_freed_after_his_death() {
+        // SAFETY: numbers and bytes: zeros are a value of it; the allocation is of its layout.
+        let header =
+            unsafe { Box::from_raw(std::alloc::alloc_zeroed(std::alloc::Layout::new::<Header>()).cast::<Header>()) };
+        let failed = |page| header.record(7, page, SourceError::new(page * 4096, crate::cause::Cause::Timeout), "");
+        let (slot, odd) = header.claim_record().unwrap();
+        (1..=RECORDS as u64).for_each(|page| _ = failed(page)); // round once: its turn comes again
+        assert_eq!(header.records[slot].sequence.load(Ordering::Relaxed), odd);
+        assert_eq!(header.find(0, 7, RECORDS).unwrap().offset, RECORDS as u64 * 4096);
+        header.free_records();
+        assert_eq!(header.records[slot].sequence.load(Ordering::Relaxed), odd + 1);
+        let written = (0..RECORDS as u64).any(|page| {
+            failed(page);
+            header.records[slot].sequence.load(Ordering::Relaxed) == odd + 3
+        });
+        assert!(written);
+    }
 
     #[test]
     fn a_long_text_keeps_its_end() {

@@ -2,6 +2,7 @@
 //!
 //! *Locks*: none; [`Part::installing`] yields while the owner looks at pages, a few system calls. *Threads*: any.
 
+use super::noted::Noted;
 use crate::counters::Counters;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -18,6 +19,8 @@ pub struct Part {
     sweeping: AtomicU32,
     /// Units being filled, plus one.
     flights: [AtomicU64; FLIGHTS],
+    /// Pages that the pager has poisoned.
+    pub(super) noted: Noted,
 }
 
 impl Part {

@@ -162,13 +162,16 @@ impl Server {
     }
 
     fn poison(&self, served: &Served, page: usize, error: SourceError, text: &str) -> Ending {
+        // Before, for the handler of who touched it, which has an error already where it is latched.
         if error.cause != Cause::Latched {
             let _: [u32; 3] = self.header.record(served.id, page as u64, error, text);
         }
         let address = served.page_address(page);
         let poisoned = served.while_live(|| {
             let outcome = self.handle.poison(address, uffd::page_size(), Wake::Yes);
-            if outcome != Outcome::Done {
+            if outcome == Outcome::Done {
+                served.part.note_poison(page); // after, for the owner, which looks whether it is so
+            } else {
                 let _ = self.handle.wake(address, uffd::page_size());
             }
             outcome

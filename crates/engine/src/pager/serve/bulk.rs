@@ -1,20 +1,24 @@
-//! Prefetch and populate: units that the owner wants filled, in pieces, by servers that no fault wants.
+//! Prefetch and populate: units that the owner wants filled, in pieces, by servers that no fault wants. A read that takes longer
+//! than a touch may wait is given up by the clock, with all that is left of its bulk: else four of them would stop every other.
 //!
-//! *Locks*: `list`, for a few instructions. *Threads*: servers. *Blocks on*: sources.
+//! *Locks*: `list` and `reads`, for a few instructions; the flights' map inside `reads`. *Threads*: servers; the clock.
+//! *Blocks on*: sources.
 
 use super::fill::{Bench, Fill};
+use super::flight::Overdue;
 use super::table::Served;
 use super::{Server, clock};
 use crate::cause::{Cause, SourceError};
 use crate::counters::add;
 use crate::fill::Stop;
+use crate::futex::now_ns;
 use crate::pager::wire::{Frame, Kind};
 use crate::shared::encode;
 use crate::source::Source;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Servers that work at these at once: the others are for faults.
@@ -27,6 +31,25 @@ const PIECE: usize = 8 << 20;
 pub struct Bulks {
     list: Mutex<VecDeque<Arc<Bulk>>>,
     active: AtomicUsize,
+    /// Those that have not come back. Whoever takes one out, its server or the clock, ends it.
+    reads: Mutex<Vec<Read>>,
+}
+
+/// One read of a source.
+#[derive(Clone)]
+struct Read {
+    bulk: Arc<Bulk>,
+    first: usize,
+    /// Of its flights, from the first unit on.
+    numbers: Vec<u64>,
+    deadline_ns: u64,
+}
+
+/// Why a piece is not done.
+enum Over {
+    Failed(SourceError),
+    /// The clock has told, and nobody counts on this thread any more.
+    GivenUp,
 }
 
 struct Bulk {
@@ -63,7 +86,7 @@ pub fn begin(server: &Server, frame: &Frame) {
         working: AtomicUsize::new(0),
         failed: Mutex::default(),
     };
-    server.bulks.list.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::new(bulk));
+    server.bulks.list().push_back(Arc::new(bulk));
     server.work.ring();
     clock::wake(server);
 }
@@ -93,8 +116,10 @@ pub fn work(server: &Server, bench: &mut Bench) -> bool {
     }
     let taken = bulks.take();
     if let Some((bulk, units)) = &taken {
-        if let Err(error) = piece(server, bulk, units.clone(), bench) {
-            bulk.fail(server, error);
+        match piece(server, bulk, units.clone(), bench) {
+            Ok(()) => {}
+            Err(Over::Failed(error)) => bulk.fail(server, error),
+            Err(Over::GivenUp) => return true,
         }
         bulk.leave(server);
     }
@@ -105,14 +130,54 @@ pub fn work(server: &Server, bench: &mut Bench) -> bool {
     taken.is_some()
 }
 
+/// The clock: end the reads that did not come back in time, as if they had failed; who waits for their units beside.
+pub fn give_up(server: &Server, now_ns: u64) -> Vec<Overdue> {
+    let late: Vec<(Read, Overdue)> = {
+        let mut reads = server.bulks.reads();
+        // Counted before its server can see that it is gone.
+        let end = |read: Read| (server.flights.give_up(&read.bulk.served, read.first, &read.numbers), read);
+        reads.extract_if(.., |read| read.deadline_ns <= now_ns).map(end).map(|(waits, read)| (read, waits)).collect()
+    };
+    let end = |(read, waits): (Read, Overdue)| {
+        let bulk = &read.bulk;
+        bulk.next.fetch_max(bulk.end, Ordering::SeqCst); // a prefetch too: its other reads would hang as well
+        bulk.fail(server, SourceError::new((read.first * bulk.served.unit) as u64, Cause::Timeout));
+        bulk.leave(server);
+        server.bulks.active.fetch_sub(1, Ordering::SeqCst);
+        server.work.ring();
+        waits
+    };
+    late.into_iter().map(end).collect()
+}
+
 impl Bulks {
+    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<Bulk>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reads(&self) -> MutexGuard<'_, Vec<Read>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Is there any that is not done?
     pub fn is_busy(&self) -> bool {
-        self.active.load(Ordering::SeqCst) > 0 || !self.list.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.active.load(Ordering::SeqCst) > 0 || !self.list().is_empty()
+    }
+
+    /// Is there any that more servers could work at?
+    pub fn is_waiting(&self) -> bool {
+        self.active.load(Ordering::SeqCst) < MOST && !self.list().is_empty()
+    }
+
+    /// The read of these flights is over; false: it was given up.
+    fn is_back(&self, first_number: u64) -> bool {
+        let mut reads = self.reads();
+        let at = reads.iter().position(|read| read.numbers[0] == first_number);
+        at.map(|at| reads.swap_remove(at)).is_some()
     }
 
     fn take(&self) -> Option<(Arc<Bulk>, Range<usize>)> {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list();
         loop {
             let bulk = list.front()?.clone();
             // Before the look for more: its end is told by the last who works at it.
@@ -156,65 +221,70 @@ impl Bulk {
 }
 
 /// Fill these units, those that others fill left to them; for who waits: wait for those too.
-fn piece(server: &Server, bulk: &Bulk, units: Range<usize>, bench: &mut Bench) -> Result<(), SourceError> {
+fn piece(server: &Server, bulk: &Arc<Bulk>, units: Range<usize>, bench: &mut Bench) -> Result<(), Over> {
     let Ok(source) = &bulk.served.source else { return Ok(()) };
     let mut at = units.start;
     while at < units.end {
-        let mut claimed = Vec::new();
+        let first = at;
+        let mut numbers = Vec::new();
         while let Some(number) = (at < units.end).then(|| server.flights.claim(&bulk.served, at)).flatten() {
-            claimed.push(number);
+            numbers.push(number);
             at += 1;
         }
-        if !claimed.is_empty() {
-            run(server, bulk, &**source, at - claimed.len()..at, &claimed, bench)?;
+        if !numbers.is_empty() {
+            let deadline_ns = now_ns().saturating_add(bulk.served.timeout_ns);
+            run(server, &Read { bulk: bulk.clone(), first, numbers, deadline_ns }, &**source, bench)?;
         } else if !bulk.awaited {
             at += 1;
         } else {
-            wait_for_other(server, bulk, at)?;
+            wait_for_other(server, bulk, at).map_err(Over::Failed)?;
             // It was filled for somebody, or failed for him; a page of it may have been left out. So: once more.
         }
     }
     Ok(())
 }
 
-fn run(
-    server: &Server,
-    bulk: &Bulk,
-    source: &dyn Source,
-    units: Range<usize>,
-    numbers: &[u64],
-    bench: &mut Bench,
-) -> Result<(), SourceError> {
-    let served = &bulk.served;
+fn run(server: &Server, read: &Read, source: &dyn Source, bench: &mut Bench) -> Result<(), Over> {
+    let served = &*read.bulk.served;
+    let units = read.first..read.first + read.numbers.len();
     let bytes = served.bytes_of(units.clone());
-    let mut pause = Duration::from_micros(250);
-    let began = Instant::now();
-    let outcome = loop {
-        match (Fill { server, served, source, bench }).range(bytes.clone()) {
-            Err(Stop::Deferred | Stop::WouldBlock) if (began.elapsed().as_nanos() as u64) < served.timeout_ns => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(2));
-            }
-            outcome => break outcome,
-        }
-    };
-    for (unit, number) in units.clone().zip(numbers) {
+    server.bulks.reads().push(read.clone());
+    let outcome = fill(Fill { server, served, source, bench }, &bytes, read.deadline_ns);
+    if !server.bulks.is_back(read.numbers[0]) {
+        server.flights.hung.fetch_sub(1, Ordering::SeqCst);
+        return Err(Over::GivenUp);
+    }
+    for (unit, number) in units.clone().zip(&read.numbers) {
         if server.flights.land(served, unit, *number, outcome.is_ok()).joined {
             server.wake_unit(served, unit); // who joined asks again; of a fill that failed he gets the error then
         }
     }
     let counters = &served.part.counters;
-    match outcome {
+    let cause = match outcome {
         Ok(()) => {
             add(&counters.prefetched_units, units.len());
-            Ok(())
+            return Ok(());
         }
         Err(Stop::Failed(error)) => {
             add(&counters.source_errors, 1);
-            Err(error)
+            return Err(Over::Failed(error));
         }
-        Err(Stop::Gone) => Err(SourceError::new(bytes.start as u64, Cause::Os(libc::ESRCH))),
-        Err(_) => Err(SourceError::new(bytes.start as u64, Cause::Timeout)),
+        Err(Stop::Gone) => Cause::Os(libc::ESRCH),
+        Err(_) => Cause::Timeout,
+    };
+    Err(Over::Failed(SourceError::new(bytes.start as u64, cause)))
+}
+
+fn fill(mut fill: Fill, bytes: &Range<usize>, deadline_ns: u64) -> Result<(), Stop> {
+    let mut pause = Duration::from_micros(250);
+    loop {
+        match fill.range(bytes.clone()) {
+            Err(Stop::Deferred | Stop::WouldBlock) if now_ns() < deadline_ns => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(2));
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! *Threads*: one. *Blocks on*: time.
 
-use super::{Server, lead};
+use super::{Server, bulk, lead};
 use crate::cause::Cause;
 use crate::counters::add;
 use crate::error::Error;
@@ -105,10 +105,10 @@ fn is_quiet(server: &Server) -> bool {
         && !server.opening.load(Ordering::SeqCst)
 }
 
-/// Nobody is there to lead: somebody has to.
+/// Nobody is there to lead, or to work: somebody has to.
 fn hire(server: &Arc<Server>) {
     let work = &server.work;
-    if !server.lead.is_vacant() && !work.is_waiting() {
+    if !server.lead.is_vacant() && !work.is_waiting() && !server.bulks.is_waiting() {
         return;
     }
     work.ring();
@@ -126,7 +126,8 @@ fn hire(server: &Arc<Server>) {
 }
 
 fn answer_overdue(server: &Arc<Server>, now: u64) {
-    let overdue = server.flights.overdue(now);
+    let mut overdue = bulk::give_up(server, now);
+    overdue.extend(server.flights.overdue(now));
     for group in &overdue {
         add(&group.served.part.counters.source_errors, 1);
         for wait in &group.late {

@@ -145,6 +145,24 @@ impl Flights {
         Landed { was_abandoned: false, joined }
     }
 
+    /// A read of several units, from `first` on, did not come back in its time, and counts as one that hangs. Who waits for one
+    /// of them came later than it began.
+    pub fn give_up(&self, served: &Arc<Served>, first: usize, numbers: &[u64]) -> Overdue {
+        let mut map = self.map();
+        let mut waits = Vec::new();
+        for (unit, number) in (first..).zip(numbers) {
+            let key = (served.id, unit);
+            if map.flights.get(&key).is_none_or(|flight| flight.number != *number) {
+                self.hung.fetch_sub(1, Ordering::SeqCst); // given up before, by itself
+            } else if let Some(flight) = map.flights.remove(&key) {
+                flight.show(unit, false);
+                waits.extend(flight.waits);
+            }
+        }
+        self.hung.fetch_add(1, Ordering::SeqCst);
+        Overdue { served: served.clone(), late: vec![], early: waits }
+    }
+
     /// Those whose time is up. What takes too long is given up: the next touch begins anew.
     pub fn overdue(&self, now_ns: u64) -> Vec<Overdue> {
         let mut map = self.map();

@@ -86,6 +86,7 @@ impl Server {
         if header.version.load(Ordering::Acquire) != VERSION {
             return Err(wrong());
         }
+        header.free_records();
         let settings = sealed::read(settings).map_err(|_| wrong())?;
         let peer = wire::peer(&socket).map(|peer| peer.pid);
         let owner = peer.filter(|pid| *pid == header.owner.load(Ordering::Acquire)).unwrap_or(0);
@@ -159,9 +160,7 @@ impl Server {
     /// # Errors
     /// [`Error::Os`] when what is shared of it cannot be mapped.
     pub fn attach(&self, attach: Attach, source: Result<Arc<dyn Source>, Cause>) -> Result<(), Error> {
-        let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
-        let units = number(attach.mapped).div_ceil(number(attach.unit));
-        let part = MappedPart::new(self.file.as_raw_fd(), attach.part_at, units)?;
+        let part = self.part_of(&attach)?;
         self.table.insert(Served::new(attach, part, source));
         self.say(&Frame::new(Kind::Ready, attach.region, &[0]));
         Ok(())
@@ -172,13 +171,17 @@ impl Server {
         let error = crate::cause::SourceError::new(0, Cause::Corrupt);
         let code = self.header.record(attach.region, u64::MAX, error, text);
         let cause = crate::shared::decode(0, code);
-        let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
-        let units = number(attach.mapped).div_ceil(number(attach.unit));
-        if let Ok(part) = MappedPart::new(self.file.as_raw_fd(), attach.part_at, units) {
+        if let Ok(part) = self.part_of(attach) {
             self.table.insert(Served::new(*attach, part, Err(cause)).with_text(text));
         }
         let words = [1, code[0], code[1], code[2]].map(u64::from);
         self.say(&Frame::new(Kind::Ready, attach.region, &words));
+    }
+
+    fn part_of(&self, attach: &Attach) -> Result<MappedPart, Error> {
+        let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+        let units = number(attach.mapped).div_ceil(number(attach.unit));
+        MappedPart::new(self.file.as_raw_fd(), attach.part_at, units, number(attach.mapped) / uffd::page_size())
     }
 
     /// Answer faults, for good. Several threads do.
