@@ -211,7 +211,7 @@ assert "deadline" in str(touched(lambda: memoryview(region)[5 * 4096]))
 
 
 def test_a_prefetch_that_hangs_is_dropped(child):
-    """Eight of them, which nobody waits for: a populate of another region is done, and one of the same region fails in its time."""
+    """Eight of them, which nobody waits for: a populate of another region is done, one of the same region fails in its time."""
     code = f"""{PROLOGUE}
 hanging = [uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", timeout="500ms") for _ in range(8)]
 for region in hanging:
