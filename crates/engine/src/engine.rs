@@ -86,6 +86,9 @@ static CURRENT: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 /// The newest engine of a process we were forked from.
 static DEAD: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 
+/// Lanes that regions of called sources use.
+const CALLED_LANES: u64 = 4;
+
 /// Scratches in a pool of large units and small ones.
 const SCRATCHES: usize = 8;
 
@@ -157,6 +160,14 @@ impl Engine {
     #[must_use]
     pub fn next_lane(&self) -> usize {
         (self.next_lane.fetch_add(1, Ordering::Relaxed) % self.lanes.len() as u64) as usize
+    }
+
+    /// The same for regions whose touchers serve themselves: the last lanes, which have a reader on each CPU.
+    #[must_use]
+    pub fn next_called_lane(&self) -> usize {
+        let count = self.lanes.len() as u64;
+        let called = CALLED_LANES.min(count);
+        (count - called + self.next_lane.fetch_add(1, Ordering::Relaxed) % called) as usize
     }
 
     /// The signal descriptor in both tables.

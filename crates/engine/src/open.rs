@@ -121,7 +121,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
     let away = served.as_ref().map(|served| opening::away(served, bytes.div_ceil(unit), bytes)).transpose()?;
     let (base, file) = map(engine, bytes, &options)?;
     // After the mapping: a range that does not fit must not leave a reader behind, with its stack and arena.
-    let lane = engine.next_lane();
+    let lane = if source.is_called() { engine.next_called_lane() } else { engine.next_lane() };
     if options.delivery == Delivery::Thread {
         thread::start(engine, lane).inspect_err(|_| mapping::unmap(base, bytes))?;
     }
@@ -143,7 +143,7 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
         .and_then(|_| mapping::open(base, bytes))
         .inspect_err(|_| mapping::unmap(base, bytes))?;
     if source.is_called() {
-        ready_for_called(options.delivery).inspect_err(|_| mapping::unmap(base, bytes))?;
+        ready_for_called(engine, lane, options.delivery).inspect_err(|_| mapping::unmap(base, bytes))?;
     }
     // What is called may keep its buffer for long, or a view of it for good: staging is not for that. Nor has a pager any.
     let is_elsewhere = source.is_called() || options.delivery == Delivery::Process;
@@ -172,15 +172,20 @@ pub fn open(source: Arc<dyn Source>, mut options: Options, served: Option<Served
 }
 
 /// Its code will run in handlers of whoever touches.
-fn ready_for_called(delivery: Delivery) -> Result<(), Error> {
+fn ready_for_called(engine: &'static Engine, lane: usize, delivery: Delivery) -> Result<(), Error> {
     match delivery {
         Delivery::Thread if !called::install() => Err(Error::Unsupported(
             "every real-time signal of this process has a handler, and touches of a Python source need one: \
              free one, or use delivery=\"signal\""
                 .into(),
         )),
-        // A pager runs it over there.
-        Delivery::Thread | Delivery::Process => Ok(()),
+        Delivery::Thread => {
+            // Who tells a toucher wakes it, on whatever CPU is idle: one reader would follow it from one to the other.
+            thread::spread_out(engine, lane);
+            engine.lanes[lane].spread.decide();
+            Ok(())
+        }
+        Delivery::Process => Ok(()), // a pager runs it over there
         Delivery::Signal => {
             signal::need_own_stack();
             Ok(())

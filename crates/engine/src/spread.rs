@@ -6,7 +6,7 @@
 //! *Blocks on*: [`Spread::wait_for`] sleeps until it is the caller's turn to read.
 
 use crate::futex;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Spread {
     last: AtomicI32,
     faults: AtomicU32,
     turns: AtomicU32,
+    /// Has it been decided for good?
+    decided: AtomicBool,
 }
 
 /// Faults between two decisions.
@@ -40,8 +42,16 @@ impl Spread {
         if self.mode.load(Ordering::SeqCst) == Mode::PerCpu as u32 { Mode::PerCpu } else { Mode::Follow }
     }
 
+    /// It stays as it is.
+    pub fn decide(&self) {
+        self.decided.store(true, Ordering::SeqCst);
+    }
+
     /// `thread` faulted: the mode that would be better from now on, if it is another one.
     pub fn note(&self, thread: i32) -> Option<Mode> {
+        if self.decided.load(Ordering::Relaxed) {
+            return None;
+        }
         if self.last.load(Ordering::Relaxed) != thread {
             self.last.store(thread, Ordering::Relaxed);
             self.turns.fetch_add(1, Ordering::Relaxed);
