@@ -313,8 +313,9 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
 /// Did another thread that failed put the pattern there? Then this one reads it too, and has to raise as well. In doubt yes: its
 /// own read failed, whatever is there.
 fn shows_pattern(region: &Region, page: usize) -> bool {
-    // In this order: one that is over is in the set already, or its page is a hole again and the instruction asks again.
-    region.exposures.is_busy() || region.exposed.contains(page)
+    // In this order: one that is over is in the set already, or is being taken out of it (which the last question sees), or its
+    // page is a hole again and the instruction asks again.
+    region.exposures.is_busy() || region.exposed.contains(page) || region.shows_pattern()
 }
 
 /// The second half: raise in this thread.
