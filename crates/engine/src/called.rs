@@ -57,6 +57,8 @@ const SENT: u32 = 2;
 const DECLINED: u32 = 3;
 /// A worker looks at what it does.
 const LOOKED_AT: u32 = 4;
+/// It has asked once more meanwhile.
+const ASKED_AGAIN: u32 = 5;
 
 const ENTRIES: usize = 1024;
 /// Entries that a thread's may be in.
@@ -71,6 +73,17 @@ static TOLD: [Told; ENTRIES] = [const {
         since_ns: AtomicU64::new(0),
     }
 }; ENTRIES];
+
+impl Told {
+    fn moves(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Is a worker looking at the thread? It hears of this message.
+    fn asks_again(&self) -> bool {
+        self.moves(LOOKED_AT, ASKED_AGAIN) || self.state.load(Ordering::Acquire) == ASKED_AGAIN
+    }
+}
 
 fn entries(thread: i32) -> impl Iterator<Item = &'static Told> {
     (0..REACH).map(move |step| &TOLD[(thread as usize).wrapping_mul(7).wrapping_add(step) % ENTRIES])
@@ -108,25 +121,21 @@ pub enum Answers {
 /// A reader's: have the toucher serve itself, if that can be.
 pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
     let (thread, page) = (fault.tid, region.page_of(fault.address));
-    let waits_already = || {
-        let unit = region.unit_of_page(page);
-        region.states.get(unit) == State::Filling && region.waits.knows(thread, page)
-    };
-    if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) || waits_already() {
+    if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) {
         return Answers::Reader;
     }
     let address = region.page_address(page);
     let Some((told, is_new)) = claim_entry(thread) else { return Answers::Reader };
-    let state = told.state.load(Ordering::Acquire);
-    let is_same = told.address.load(Ordering::Relaxed) == address;
-    match state {
-        LOOKED_AT if is_same => return Answers::Toucher,
-        DECLINED if is_same => {
-            told.state.store(FREE, Ordering::Release);
+    if told.address.load(Ordering::Relaxed) == address {
+        if told.asks_again() {
+            return Answers::Toucher;
+        }
+        if told.moves(DECLINED, FREE) {
             return Answers::Reader;
         }
-        _ => {}
     }
+    // Also where somebody fills the page and this thread is known to wait for it: its first message may have been read late,
+    // when it had gone on and was in a system call, and who fills it may need the lock that it holds now.
     if is_new && blocks_signal(thread) {
         told.thread.store(0, Ordering::Release);
         return Answers::Reader;
@@ -159,14 +168,27 @@ pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
     Answers::Toucher
 }
 
-/// A worker's: does a thread that ran when its fault was read wait in user code by now? Then it is to ask again, and is told.
+/// What a worker found out about a thread that ran when its fault was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// It waits in user code by now: it is to ask again, and is told.
+    pub in_user_code: bool,
+    /// Nobody answers another message of its that came meanwhile.
+    pub has_asked_again: bool,
+}
+
+/// A worker's: what does a thread do that ran when its fault was read?
 #[must_use]
-pub fn look_again(fault: &Fault) -> bool {
+pub fn look_again(fault: &Fault) -> Found {
     let in_user_code = looks::comes_to_wait_in_user_code(fault.tid);
-    if let Some(told) = entry_of(fault.tid) {
-        let _ = told.state.compare_exchange(LOOKED_AT, FREE, Ordering::AcqRel, Ordering::Relaxed);
-    }
-    in_user_code
+    let undisturbed = entry_of(fault.tid).is_some_and(|told| {
+        let undisturbed = told.moves(LOOKED_AT, FREE);
+        undisturbed || {
+            told.moves(ASKED_AGAIN, FREE);
+            false
+        }
+    });
+    Found { in_user_code, has_asked_again: !undisturbed }
 }
 
 /// Does the thread wait for what its own source is there to fill?
@@ -197,7 +219,7 @@ pub fn look_for_lost(engine: &'static Engine) -> Option<Instant> {
         let age = now.saturating_sub(told.since_ns.load(Ordering::Relaxed));
         if age < LOST.as_nanos() as u64 {
             waiting = true;
-        } else if told.state.compare_exchange(SENT, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        } else if told.moves(SENT, FREE) {
             hand_to_worker(engine, told.address.load(Ordering::Relaxed), told.thread.load(Ordering::Relaxed));
         }
     }
@@ -232,7 +254,7 @@ fn receive(address: usize, interrupted: &Interrupted) -> bool {
         && told.instruction.load(Ordering::Relaxed) == place.instruction
         && told.stack.load(Ordering::Relaxed) == place.stack;
     let next = if is_there && !language::holds_lock() { DECLINED } else { FREE };
-    let is_ours = told.state.compare_exchange(SENT, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    let is_ours = told.moves(SENT, next);
     if is_ours && is_there && next == FREE {
         serve(engine, &region, region.page_of(address), interrupted);
     }

@@ -63,13 +63,11 @@ fn fault(engine: &'static Engine, job: FaultJob) {
 
 /// A thread that waits in user code asks again, and is told to serve itself; for any other somebody has to.
 fn look_again(engine: &'static Engine, look: &Look) {
-    let region = &look.region;
-    let ending = if called::look_again(&look.fault) {
+    let (region, found) = (&look.region, called::look_again(&look.fault));
+    let ending = if found.in_user_code { Some(Ending::Coalesced) } else { thread::answer(engine, region, &look.fault) };
+    if found.in_user_code || found.has_asked_again {
         let _ = region.handles.engine.wake(region.page_address(region.page_of(look.fault.address)), uffd::page_size());
-        Some(Ending::Coalesced)
-    } else {
-        thread::answer(engine, region, &look.fault)
-    };
+    }
     if let Some(ending) = ending {
         region.counters.end(ending);
     }

@@ -49,18 +49,6 @@ impl Waits {
         None
     }
 
-    /// Does this thread wait for this page?
-    #[must_use]
-    pub fn knows(&self, thread: i32, page: usize) -> bool {
-        self.count.load(Ordering::SeqCst) > 0
-            && self
-                .list
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .any(|wait| wait.thread == thread && wait.page == page)
-    }
-
     /// Remember when /proc was asked about a thread.
     pub fn looked_at(&self, thread: i32, now: Instant) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
