@@ -258,3 +258,29 @@ with served(inner, lambda page: page + 1, timeout=5) as seen:
 os._exit(0)
 """
     )
+
+
+def test_late_request_for_the_gil_leaves_the_thread_alone(act):
+    """The signal that asks a waiting thread to give up the GIL may come when it has gone on, and is in an allocation, say."""
+    act(
+        """
+class Queued(ctypes.Structure):  # siginfo_t of a queued signal
+    _fields_ = [(name, ctypes.c_int) for name in ("signal", "errno", "code", "padding", "process", "user")]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("value", "instruction", "stack")] + [("rest", ctypes.c_char * 80)]
+
+memory = flagged(2)
+it = mman.userfaultfd(timeout="2s")
+it.register(memory)
+with open("/proc/self/status") as status:
+    caught = next(line for line in status if line.startswith("SigCgt:")).split()[1]
+number = int(caught, 16).bit_length()
+assert number > signal.SIGRTMIN, caught
+queued = Queued(number, 0, -1, 0, os.getpid(), os.getuid(), at(memory, 1), 1, 1)
+rt_tgsigqueueinfo = 297 if os.uname().machine == "x86_64" else 240
+began = time.monotonic()
+for _ in range(100):
+    assert libc.syscall(rt_tgsigqueueinfo, os.getpid(), threading.get_native_id(), number, ctypes.byref(queued)) == 0
+assert time.monotonic() - began < 1  # it did not wait for a page
+assert not select.select([it], [], [], 0)[0]  # nor ask for one
+"""
+    )

@@ -5,9 +5,7 @@
 //! served by a worker: system calls, threads that do not hold the language's lock (whoever holds it may wait for them), and
 //! threads that block the signal. Nobody waits with the lock for somebody who may need it.
 //!
-//! A signal that comes late finds its thread anywhere: inside the allocator, say, where no foreign code may run. So the reader
-//! notes at which instruction and stack the kernel says the thread waits, and the handler serves only a thread that is there:
-//! at an instruction that touches lazy memory, which is never inside an allocator or a lock of the interpreter.
+//! A signal that comes late finds its thread anywhere: the handler serves only a thread that is where it waited.
 //!
 //! *Locks*: a region's `waits`, as engine threads do. *Threads*: readers tell; the rest runs in the toucher's handlers.
 //! *Blocks on*: the source, and whoever fills the same unit: without the language's lock, and not beyond the region's timeout.
@@ -43,8 +41,6 @@ struct Told {
     thread: AtomicI32,
     state: AtomicU32,
     address: AtomicUsize,
-    instruction: AtomicUsize,
-    stack: AtomicUsize,
     since_ns: AtomicU64,
 }
 
@@ -68,8 +64,6 @@ static TOLD: [Told; ENTRIES] = [const {
         thread: AtomicI32::new(0),
         state: AtomicU32::new(FREE),
         address: AtomicUsize::new(0),
-        instruction: AtomicUsize::new(0),
-        stack: AtomicUsize::new(0),
         since_ns: AtomicU64::new(0),
     }
 }; ENTRIES];
@@ -154,11 +148,9 @@ pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
     };
     told.state.store(WRITING, Ordering::Relaxed);
     told.address.store(address, Ordering::Relaxed);
-    told.instruction.store(place.instruction, Ordering::Relaxed);
-    told.stack.store(place.stack, Ordering::Relaxed);
     told.since_ns.store(now_ns(), Ordering::Relaxed);
     told.state.store(SENT, Ordering::Release);
-    if !directed::send(thread, address) {
+    if !directed::send(thread, address, place) {
         told.state.store(FREE, Ordering::Release);
         return Answers::Reader;
     }
@@ -245,14 +237,11 @@ fn hand_to_worker(engine: &'static Engine, address: usize, thread: i32) {
 }
 
 /// In the handler of the signal.
-fn receive(address: usize, interrupted: &Interrupted) -> bool {
+fn receive(address: usize, is_there: bool, interrupted: &Interrupted) -> bool {
     let Some(engine) = Engine::current() else { return false };
     let Some(region) = engine.table.pin(address).filter(|region| region.contains(address)) else { return false };
     let Some(told) = entry_of(thread_id()) else { return true };
-    let place = interrupted.place();
-    let is_there = told.address.load(Ordering::Acquire) == address
-        && told.instruction.load(Ordering::Relaxed) == place.instruction
-        && told.stack.load(Ordering::Relaxed) == place.stack;
+    let is_there = is_there && told.address.load(Ordering::Acquire) == address;
     let next = if is_there && !language::holds_lock() { DECLINED } else { FREE };
     let is_ours = told.moves(SENT, next);
     if is_ours && is_there && next == FREE {

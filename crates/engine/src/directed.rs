@@ -1,6 +1,8 @@
 //! A signal to one thread that waits in the kernel for a page, so that it does something about it itself.
 //!
-//! It may come late: the page came from elsewhere, and the thread is anywhere by now. Who receives it has to see to that.
+//! It may come late: the page came from elsewhere, and the thread is anywhere by now, inside an allocator say. So the signal
+//! carries the instruction and the stack at which the kernel said that the thread waits, and its receiver is told whether the
+//! thread is there: at an instruction that touches lazy memory, which is never inside an allocator or a lock of an interpreter.
 //!
 //! *Locks*: one, to install. *Threads*: engine threads send; a receiver runs in the thread that was sent to, with this signal
 //! blocked and no other.
@@ -23,8 +25,7 @@ impl Interrupted {
     }
 
     /// The instruction and the stack that it was at.
-    #[must_use]
-    pub fn place(&self) -> Place {
+    fn place(&self) -> Place {
         // SAFETY: a valid ucontext, as `of` was promised.
         let machine = unsafe { &(*self.0).uc_mcontext };
         #[cfg(target_arch = "x86_64")]
@@ -52,6 +53,7 @@ impl Interrupted {
 
 /// Where a thread is in user code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Place {
     /// Address of the instruction.
     pub instruction: usize,
@@ -59,19 +61,24 @@ pub struct Place {
     pub stack: usize,
 }
 
-/// Takes a signal that is about a page at an address; false: it is for somebody else.
-pub type Receiver = fn(address: usize, interrupted: &Interrupted) -> bool;
+/// Takes a signal that is about a page at an address; false: it is for somebody else. `is_there`: the thread is where it
+/// waited when the signal was sent. If it is not there it is not to be disturbed: should it wait again, it is sent another.
+pub type Receiver = fn(address: usize, is_there: bool, interrupted: &Interrupted) -> bool;
 
 /// Who receives, in the order in which they are asked.
 #[derive(Clone, Copy, Debug)]
 pub enum Receives {
+    /// The test below.
+    #[cfg(test)]
+    Test,
     /// Regions whose source is code of the language above.
     Called,
     /// Descriptors of the 2014 interface.
     Mman,
 }
 
-static RECEIVERS: [AtomicPtr<()>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+static RECEIVERS: [AtomicPtr<()>; KINDS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; KINDS];
+const KINDS: usize = Receives::Mman as usize + 1;
 /// The signal in use; 0: none is free.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
@@ -125,7 +132,8 @@ fn action_of(signal: i32) -> usize {
     }
 }
 
-/// The layout of siginfo_t for a queued signal with a value (sigqueue(3)); libc has no setters for it.
+/// The layout of siginfo_t for a queued signal with a value (sigqueue(3)); libc has no setters for it. The kernel hands on the
+/// first 48 bytes as they are (struct kernel_siginfo), of which such a signal needs 32: the place goes into the others.
 #[repr(C)]
 struct Queued {
     signal: libc::c_int,
@@ -135,7 +143,8 @@ struct Queued {
     process: libc::pid_t,
     user: libc::uid_t,
     value: usize,
-    rest: [u8; 96],
+    place: Place,
+    rest: [u8; 80],
 }
 
 const _: () = assert!(size_of::<Queued>() == size_of::<libc::siginfo_t>());
@@ -146,8 +155,8 @@ pub fn signal() -> i32 {
     SIGNAL.load(Ordering::Acquire)
 }
 
-/// Send it to `thread`, which waits for the page of `address`. False: it could not be sent.
-pub fn send(thread: i32, address: usize) -> bool {
+/// Send it to `thread`, which waits at `place` for the page of `address`. False: it could not be sent.
+pub fn send(thread: i32, address: usize, place: Place) -> bool {
     if !ensure_handler() {
         return false;
     }
@@ -163,7 +172,8 @@ pub fn send(thread: i32, address: usize) -> bool {
             process,
             user: libc::getuid(),
             value: address,
-            rest: [0; 96],
+            place,
+            rest: [0; 80],
         };
         libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info) == 0
     }
@@ -172,17 +182,79 @@ pub fn send(thread: i32, address: usize) -> bool {
 extern "C-unwind" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let _errno = KeepErrno::new();
     // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.
-    let (code, address) = unsafe { ((*info).si_code, (*info.cast::<Queued>()).value) };
+    let (code, Queued { value: address, place, .. }) = unsafe { ((*info).si_code, &*info.cast::<Queued>()) };
     if code != libc::SI_QUEUE {
         return;
     }
     // SAFETY: the kernel passes the context of this handler.
     let interrupted = unsafe { Interrupted::of(context) };
+    let is_there = interrupted.place() == *place;
     for receiver in &RECEIVERS {
         let receiver = receiver.load(Ordering::Acquire);
+        if receiver.is_null() {
+            continue;
+        }
         // SAFETY: `install` stored a `Receiver`, and it was seen non-null.
-        if !receiver.is_null() && unsafe { std::mem::transmute::<*mut (), Receiver>(receiver) }(address, &interrupted) {
+        let receiver = unsafe { std::mem::transmute::<*mut (), Receiver>(receiver) };
+        if receiver(*address, is_there, &interrupted) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    static THERE: AtomicUsize = AtomicUsize::new(0);
+    static ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
+    static INSTRUCTION: AtomicUsize = AtomicUsize::new(0);
+    static STACK: AtomicUsize = AtomicUsize::new(0);
+
+    fn look(address: usize, is_there: bool, interrupted: &Interrupted) -> bool {
+        if address != 0x5000 {
+            return false;
+        }
+        INSTRUCTION.store(interrupted.place().instruction, SeqCst);
+        STACK.store(interrupted.place().stack, SeqCst);
+        if is_there { &THERE } else { &ELSEWHERE }.fetch_add(1, SeqCst);
+        true
+    }
+
+    fn send_and_wait(thread: i32, place: Place) {
+        let seen = || THERE.load(SeqCst) + ELSEWHERE.load(SeqCst);
+        let before = seen();
+        assert!(send(thread, 0x5000, place));
+        while seen() == before {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_place_travels_with_the_signal() {
+        assert!(install(Receives::Test, look));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let stop = &stop;
+            scope.spawn(move || {
+                tell.send(crate::threads::thread_id()).unwrap();
+                while !stop.load(SeqCst) {} // a place of very few instructions
+            });
+            let thread = told.recv().unwrap();
+            for _ in 0..100 {
+                send_and_wait(thread, Place { instruction: 1, stack: 1 });
+            }
+            assert_eq!(THERE.load(SeqCst), 0, "nobody is there");
+            for _ in 0..10_000 {
+                send_and_wait(thread, Place { instruction: INSTRUCTION.load(SeqCst), stack: STACK.load(SeqCst) });
+                if THERE.load(SeqCst) > 0 {
+                    break;
+                }
+            }
+            stop.store(true, SeqCst);
+        });
+        assert_eq!(THERE.load(SeqCst), 1);
     }
 }

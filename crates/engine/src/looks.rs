@@ -36,9 +36,18 @@ impl Looks {
 
     /// What this thread does now; a thread that runs is given a moment to come to rest.
     pub fn at(&mut self, thread: i32) -> Doing {
+        self.in_so_many(TRIES, thread)
+    }
+
+    /// What this thread does right now.
+    pub fn at_once(&mut self, thread: i32) -> Doing {
+        self.in_so_many(1, thread)
+    }
+
+    fn in_so_many(&mut self, tries: usize, thread: i32) -> Doing {
         let known = self.known.iter().position(|known| known.as_ref().is_some_and(|(id, _)| *id == thread));
         let mut index = known.unwrap_or_else(|| self.open(thread));
-        for _ in 0..TRIES {
+        for _ in 0..tries {
             let mut room = [0; 256];
             let Some((_, file)) = &self.known[index] else { return Doing::Other };
             match proc::read(file, &mut room) {

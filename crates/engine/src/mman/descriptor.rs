@@ -219,6 +219,12 @@ impl Descriptor {
         Noted::New
     }
 
+    /// Does the thread of this one wait for its page still?
+    #[must_use]
+    pub fn awaits(&self, waiting: &Waiting) -> bool {
+        self.state().waiters.knows(waiting)
+    }
+
     /// Those who wait in `range` and were read about: they are no longer waited for. False: there are none.
     pub fn forget_read(&self, range: &Range<usize>) -> bool {
         let mut state = self.state();

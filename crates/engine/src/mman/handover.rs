@@ -3,12 +3,15 @@
 //! waits, and takes the lock back. The touch that was interrupted then succeeds.
 //!
 //! If the page is taken away again before that, the touch asks once more, with the lock held: so whoever waits outside of its
-//! handler is sent the signal each time, and who waits inside is not. Every handler that runs therefore touches, with the lock
-//! or without: one that came back at once would be asked again at once, without end.
+//! handler is sent the signal each time, and who waits inside is not. Every handler that runs where its thread waited therefore
+//! touches, with the lock or without: one that came back at once would be asked again at once, without end.
+//!
+//! A thread that had gone on when the signal came is anywhere, in the middle of an allocation of the language's say, and must not
+//! give up the lock there.
 //!
 //! *Locks*: none. *Threads*: the pump sends; the handler runs in the thread that waits.
 
-use crate::directed::{self, Interrupted, Receives};
+use crate::directed::{self, Interrupted, Place, Receives};
 use crate::flagged::view::{self, Armed};
 use crate::language;
 use crate::nest;
@@ -35,12 +38,15 @@ pub fn install() {
     directed::install(Receives::Mman, receive);
 }
 
-/// Ask `thread`, which waits for the page of `address`, to give way.
-pub fn ask(thread: i32, address: usize) {
-    directed::send(thread, address);
+/// Ask `thread`, which waits at `place` for the page of `address`, to give way.
+pub fn ask(thread: i32, address: usize, place: Place) {
+    directed::send(thread, address, place);
 }
 
-fn receive(address: usize, _interrupted: &Interrupted) -> bool {
+fn receive(address: usize, is_there: bool, _interrupted: &Interrupted) -> bool {
+    if !is_there {
+        return true;
+    }
     if nest::is_running(thread_id()) && !is_descriptors(address) {
         return true;
     }

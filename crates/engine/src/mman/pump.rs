@@ -14,6 +14,7 @@ use crate::failure::{Failure, is_latched, record};
 use crate::flagged::gate;
 use crate::flagged::view::{self, Armed};
 use crate::interrupt;
+use crate::looks::{Doing, Looks};
 use crate::mapping::is_resident;
 use crate::mman::descriptor::{Descriptor, Noted, Phase};
 use crate::mman::events::{fork_of, news_of};
@@ -36,7 +37,15 @@ const BATCH: usize = 32;
 /// When no thread can be started.
 pub fn start(mman: &'static Mman) -> Result<(), Error> {
     mman.engine.root.spawn("userfault-pump", move || {
-        let mut pump = Pump { mman, deadline: None, refused: vec![], look: Instant::now(), place: Place::default() };
+        let mut pump = Pump {
+            mman,
+            deadline: None,
+            refused: vec![],
+            look: Instant::now(),
+            place: Place::default(),
+            looks: Looks::default(),
+            running: vec![],
+        };
         loop {
             pump.round();
         }
@@ -53,10 +62,17 @@ struct Pump {
     look: Instant,
     /// On the CPU of whoever faults: waking a thread on another costs ten times as much.
     place: Place,
+    /// What threads do.
+    looks: Looks,
+    /// Threads that wait and that were seen to run: on their way to sleep, or spinning in a system call. To be looked at again.
+    running: Vec<(Arc<Descriptor>, Waiting)>,
 }
 
 /// Not a descriptor: a child came.
 pub const KICK: u64 = u64::MAX;
+
+/// A thread whose system call is interrupted by a signal spins, and sends messages, until its page is there.
+const SPINS: u32 = 8;
 
 /// How often that is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -76,6 +92,7 @@ impl Pump {
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
             self.expire();
         }
+        self.ask_who_ran();
         self.refuse();
         self.mman.note_news_if_free();
     }
@@ -153,7 +170,7 @@ impl Pump {
         match descriptor.note(waiting) {
             Noted::New => {
                 self.deadline = self.deadline.into_iter().chain(descriptor.next_deadline()).min();
-                ask_to_give_way(descriptor, &waiting);
+                self.ask_to_give_way(descriptor, &waiting);
                 let _ = self.place.follow(fault.tid); // last: it is for the next fault
             }
             Noted::Answered => {
@@ -164,8 +181,33 @@ impl Pump {
                     descriptor.forget(&(page..page + uffd::page_size()));
                     self.refused.push((descriptor.clone(), waiting, cause));
                 } else {
-                    ask_to_give_way(descriptor, &known); // it may have had its page, and lost it before it went on
+                    self.ask_to_give_way(descriptor, &known); // it may have had its page, and lost it before it went on
                 }
+            }
+        }
+    }
+
+    /// Unless it does so already: who waits with the language's lock is to give it up. A system call must not be interrupted.
+    fn ask_to_give_way(&mut self, descriptor: &Arc<Descriptor>, waiting: &Waiting) {
+        if handover::is_giving_way(waiting.thread) {
+            return;
+        }
+        let spins = waiting.repeats > SPINS;
+        match if spins { self.looks.at_once(waiting.thread) } else { self.looks.at(waiting.thread) } {
+            Doing::Waits(place) => handover::ask(waiting.thread, waiting.address, place),
+            Doing::Other => {}
+            Doing::Runs => {
+                self.running.retain(|(_, known)| known.thread != waiting.thread);
+                self.running.push((descriptor.clone(), *waiting));
+                self.deadline = Some(Instant::now());
+            }
+        }
+    }
+
+    fn ask_who_ran(&mut self) {
+        for (descriptor, waiting) in std::mem::take(&mut self.running) {
+            if descriptor.awaits(&waiting) {
+                self.ask_to_give_way(&descriptor, &waiting);
             }
         }
     }
@@ -199,7 +241,7 @@ impl Pump {
             return;
         };
         let late = self.refused.iter().filter(|(.., cause)| *cause == Cause::Timeout);
-        late.for_each(|(descriptor, waiting, _)| note_late(self.mman, descriptor, waiting));
+        late.for_each(|(descriptor, waiting, _)| note_late(self.mman, &mut self.looks, descriptor, waiting));
         // Before the answer: who gets it may be the one who tells, and would have gone on.
         self.mman.tell_late();
         for (descriptor, waiting, cause) in self.refused.drain(..) {
@@ -222,11 +264,11 @@ fn entry_of(descriptor: &Descriptor, waiting: &Waiting) -> Option<view::Entry> {
 }
 
 /// Remember a fault that is about to end by the timeout, for people. Not if its page came, or it is another's by now.
-fn note_late(mman: &Mman, descriptor: &Descriptor, waiting: &Waiting) {
+fn note_late(mman: &Mman, looks: &mut Looks, descriptor: &Descriptor, waiting: &Waiting) {
     if entry_of(descriptor, waiting).is_some() && !is_resident(page_of(waiting)) {
         let now = Instant::now();
         let timeout = descriptor.timeout.unwrap_or_default();
-        let late = TimedOut::of(waiting, now, timeout, place_of(descriptor, waiting, now));
+        let late = TimedOut::of(waiting, now, timeout, place_of(descriptor, looks, waiting, now));
         descriptor.keep_late(late);
         mman.note_late(late);
     }
@@ -260,42 +302,14 @@ fn wants_out(thread: i32, interrupts: u32) -> Option<Cause> {
 }
 
 /// What a late thread does. Looked at while it waits: afterwards the call is over and the lock free.
-fn place_of(descriptor: &Descriptor, waiting: &Waiting, now: Instant) -> Where {
-    if descriptor.user_mode_only || is_in_user_code(waiting.thread) {
+fn place_of(descriptor: &Descriptor, looks: &mut Looks, waiting: &Waiting, now: Instant) -> Where {
+    if descriptor.user_mode_only || !matches!(looks.at(waiting.thread), Doing::Other) {
         Where::UserCode
     } else if late::is_lock_kept(waiting, now) {
         Where::SystemCallWithLock
     } else {
         Where::SystemCall
     }
-}
-
-/// A thread whose system call is interrupted by a signal spins, and sends messages, until its page is there.
-const SPINS: u32 = 8;
-
-/// Unless it does so already: who waits with the language's lock is to give it up.
-fn ask_to_give_way(descriptor: &Descriptor, waiting: &Waiting) {
-    let user_code = |at_once| descriptor.user_mode_only || in_user_code(waiting.thread, at_once).unwrap_or(!at_once);
-    if !handover::is_giving_way(waiting.thread) && user_code(waiting.repeats > SPINS) {
-        handover::ask(waiting.thread, waiting.address);
-    }
-}
-
-/// Does the thread wait in user code? A system call must not be interrupted.
-fn is_in_user_code(thread: i32) -> bool {
-    in_user_code(thread, false).unwrap_or(true)
-}
-
-/// The same, from one look or a few; `None`: it runs, so it is on its way to sleep, or spins in the kernel.
-fn in_user_code(thread: i32, at_once: bool) -> Option<bool> {
-    for _ in 0..if at_once { 1 } else { 200 } {
-        let text = std::fs::read(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
-        match text.first() {
-            Some(b'r') => std::thread::yield_now(),
-            first => return Some(first == Some(&b'-')),
-        }
-    }
-    None
 }
 
 impl Mman {

@@ -60,6 +60,12 @@ impl Waiters {
         Some(*known)
     }
 
+    /// Does the thread of this one wait for its page still?
+    #[must_use]
+    pub fn knows(&self, waiting: &Waiting) -> bool {
+        self.unread.iter().chain(&self.read).any(|known| known.is_same(waiting))
+    }
+
     /// One more.
     pub fn add(&mut self, waiting: Waiting) {
         self.unread.push(waiting);
