@@ -23,29 +23,31 @@ def storm():
     from support.lazy import check_endings, in_threads
 
     import userfault as uf
+    from userfault.testing import ChaosSource
 
     delivery, seconds = sys.argv[1], float(sys.argv[2])
 
-    class Failing(Known):
+    class Dawdling(Known):
         def __init__(self, seed):
             super().__init__(1 << 20, seed)
             self.dice = random.Random(seed)
-            self.failures = 0
 
         def read_into(self, offset, buffer):
             fate = self.dice.random()
-            if fate < 0.01:
-                self.failures += 1
-                raise OSError(5, "on purpose")
-            if fate < 0.03:
+            if fate < 0.02:
                 time.sleep(0.002)
-            if fate < 0.04:
+            if fate < 0.03:
                 gc.collect()
             super().read_into(offset, buffer)
 
-    sources = [Failing(seed) for seed in range(3)]
+    sources = [Dawdling(seed) for seed in range(3)]
+    chaos = [
+        ChaosSource(sources[0], fail=[range(300_000, 320_000)]),
+        ChaosSource(sources[1], fail=[range(1 << 20)], failures=300, how="short"),
+        ChaosSource(sources[2], fail=[range(500_000, 500_001)], delay="100us"),
+    ]
     options = [{}, {"resident": "128KiB"}, {"unit": "16KiB"}]
-    regions = [uf.map(source, delivery=delivery, **kind) for source, kind in zip(sources, options, strict=True)]
+    regions = [uf.map(source, delivery=delivery, **kind) for source, kind in zip(chaos, options, strict=True)]
     end = time.monotonic() + seconds
     touches = wrong = errors = 0
     count = threading.Lock()
@@ -83,10 +85,11 @@ def storm():
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert wrong == 0, (wrong, touches)
     assert touches > 100, touches
-    assert errors > 0
+    assert errors > 10, errors
+    assert all(region.statistics().source_errors > 0 for region in regions)
     for region in regions:
         check_endings(region)
-    print(touches, errors, sum(source.failures for source in sources))
+    print(touches, errors)
 
 
 @DELIVERIES

@@ -55,6 +55,28 @@ assert memoryview(uf.map(Known(4096), delivery="process"))[0] == known(0, 8)[0]
     child(code).check()
 
 
+def test_regions_that_are_over_leave_nothing_in_the_memory_file(child):
+    """What owner and pager share of a region: its counters, its units, its poison."""
+    code = f"""{PROLOGUE}
+def pages():
+    numbers = [int(name) for name in os.listdir(f"/proc/{{pid}}/fd")]
+    links = [f"/proc/{{pid}}/fd/{{number}}" for number in numbers]
+    return sum(os.stat(link).st_blocks for link in links if os.readlink(link).startswith("/memfd:userfault")) // 8
+
+kept = uf.map(Known(1 << 20), delivery="process")
+pid = kept.pager.pid
+def rounds(count):
+    for _ in range(count):
+        with uf.map(Known(1 << 20), delivery="process") as region:
+            assert memoryview(region)[5] == known(0, 8)[5]
+    return pages()
+before = rounds(3)
+assert 0 < before < 100 and rounds(50) <= before + 2, (before, pages())
+assert memoryview(kept)[7] == known(0, 8)[7]
+"""
+    child(code, timeout=60).check()
+
+
 def test_a_pager_that_nobody_has_any_more_ends_with_its_last_region(child):
     """No reference to it but its region's."""
     code = f"""{PROLOGUE}

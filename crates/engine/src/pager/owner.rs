@@ -152,14 +152,13 @@ impl Pager {
         on_death: OnDeath,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
-        let units = region.states.len();
         let this = self.clone();
         let accepted = self.engine.root.run(move || {
             let mut state = this.state();
             if state.lost.is_some() || state.closing {
                 return false;
             }
-            state.regions.push(Entry { attach, source, on_death, answer: Answer::Pending, detaching: false, units });
+            state.regions.push(Entry { attach, source, on_death, answer: Answer::Pending, detaching: false });
             state.post(attach.frame());
             true
         });

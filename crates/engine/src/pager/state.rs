@@ -47,7 +47,6 @@ pub(super) struct Entry {
     pub on_death: OnDeath,
     pub answer: Answer,
     pub detaching: bool,
-    pub units: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

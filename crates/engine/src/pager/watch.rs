@@ -12,7 +12,7 @@ use super::owner::Pager;
 use super::policy::OnDeath;
 use super::sealed;
 use super::spawn;
-use super::state::{Answer, Entry, Running, Ticket};
+use super::state::{Answer, Running, Ticket};
 use super::wire::{self, Frame, Kind};
 use super::{forget, remember};
 use crate::cause::{Cause, SourceError};
@@ -25,9 +25,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use uffd::Errno;
-
-/// Pages that an ended region may leave to be punched out of the file at once: there is no hurry.
-const PUNCH: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// Until the pager is closed.
 pub fn watch(pager: &Arc<Pager>) {
@@ -165,24 +162,12 @@ fn ready(pager: &Pager, region: u64, failed: Option<Cause>) {
 pub(super) fn detached(pager: &Pager, region: u64) {
     let mut state = pager.state();
     let Some(at) = state.regions.iter().position(|entry| entry.attach.region == region) else { return };
-    let entry = state.regions.swap_remove(at);
+    state.regions.swap_remove(at);
     let (over, kept) = std::mem::take(&mut state.tickets).into_iter().partition(|ticket| ticket.frame.region == region);
     state.tickets = kept;
     drop(state);
     let over: Vec<Ticket> = over;
     over.iter().for_each(|ticket| ticket.bulk.leave());
-    punch(pager, &entry);
-}
-
-/// Give the memory back that the file has for a region. Its counters are read until it is closed: only the rest goes.
-fn punch(pager: &Pager, entry: &Entry) {
-    let page = uffd::page_size() as u64;
-    let part = crate::shared::part_bytes(entry.units, (entry.attach.mapped / page) as usize) as u64;
-    let (at, bytes) = (entry.attach.part_at + page, part.saturating_sub(page));
-    if bytes > 0 {
-        // SAFETY: a hole in a file of ours, where nothing is looked for any more.
-        unsafe { libc::fallocate(pager.kept.file, PUNCH, at as libc::off_t, bytes as libc::off_t) };
-    }
 }
 
 fn done(pager: &Pager, number: u64, failed: Option<SourceError>) {

@@ -32,6 +32,12 @@ impl Away {
     }
 }
 
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.part.give_back();
+    }
+}
+
 /// Those of the part that is shared, or ones of its own.
 pub(super) fn counters_and_states(away: Option<&Away>, units: usize) -> (Counted, UnitStates) {
     match away {

@@ -91,6 +91,12 @@ impl MappedPart {
         self.noted.take(self.noted_pages(), visit);
     }
 
+    /// Owner, at the end of the region: the file need not keep it. Locked memory stays until the file goes.
+    pub fn give_back(&self) {
+        // SAFETY: pages of our file that nobody reads any more; a pager that still writes a counter gets a page of zeros.
+        unsafe { libc::madvise(self.mapping.address as *mut libc::c_void, self.mapping.bytes, libc::MADV_REMOVE) };
+    }
+
     /// A byte a unit, as `states` has them.
     #[must_use]
     pub fn states(&self) -> &[AtomicU8] {
