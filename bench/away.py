@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +42,33 @@ def called(given: Any) -> Callable[[], dict[str, Any]]:
     rival, _, _ = handler.serve(length, PAGE, fetch)
     ours = uf.map(uf.Function(read_into, length, unit=PAGE), delivery="process")
     return in_turn(given, ours, (memory_address(rival), lambda: rival.madvise(mmap.MADV_DONTNEED)), PAGE)
+
+
+def start(given: Any) -> Callable[[], dict[str, Any]]:
+    """From nothing to the first byte of a region of a pager of its own; and an interpreter that does nothing."""
+    text = numbered_bytes(PAGE)
+    source = uf.Bytes(text)
+
+    def ours() -> None:
+        with uf.pager.Pager() as pager, uf.map(source, delivery="process", pager=pager) as region:
+            if region.read(0, 8) != text[:8]:
+                raise SystemExit("another byte than that of the source")
+
+    def empty() -> None:
+        subprocess.run([sys.executable, "-I", "-c", ""], check=True)
+
+    def play() -> dict[str, Any]:
+        return {"ns_per_call": timed(ours, given.count), "floor": timed(empty, given.count)}
+
+    return play
+
+
+def timed(work: Callable[[], None], times: int) -> float:
+    """Nanoseconds of one call."""
+    began = time.perf_counter_ns()
+    for _ in range(times):
+        work()
+    return (time.perf_counter_ns() - began) / times
 
 
 def away(given: Any) -> Callable[[], dict[str, Any]]:
@@ -80,4 +109,4 @@ def memory_address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-CASES = {"away_called": called, "away": away}
+CASES = {"away_called": called, "away": away, "away_start": start}

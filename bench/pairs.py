@@ -272,6 +272,7 @@ PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
         single=True,
     ),
     Pair("called-4KiB-process", "away_called", 2048, (), ("unpinned",), (Against("ctypes handler"),), limit=40_000, single=True),
+    Pair("pager-start", "away_start", 4, (), ("unpinned",), (Against("empty interpreter"),), least=1, limit=150e6, single=True),
     *(away(unit) for unit in (4 * KIB, 64 * KIB, 256 * KIB, 2 * MIB)),
     KernelCalls("signal", 2048, "touch_signal"),
     # Every sixteenth fault the reader looks where its toucher runs; the C program was told.

@@ -101,7 +101,8 @@ def compared_pair(row: Row, pair: Pair) -> list[Compared]:
         compared.append(Compared(against.label, samples, *line))
     median = statistics.median(row.ours)
     if pair.limit is not None:
-        compared.append(Compared("", [], "", f"<= {pair.limit:g} {pair.unit}", median <= pair.limit))
+        scale, unit = scaled(pair.limit, pair.unit)
+        compared.append(Compared("", [], "", f"<= {pair.limit / scale:g} {unit}", median <= pair.limit))
     if pair.least_gbps is not None:
         speed = pair.bytes_each / median
         compared.append(Compared("", [], f"{speed:.1f}", f">= {pair.least_gbps:g} GB/s", speed >= pair.least_gbps))
@@ -171,12 +172,17 @@ def spread(samples: list[float], unit: str = "ns", bytes_each: int = 0) -> str:
     if bytes_each:
         samples, unit = [bytes_each / one for one in samples], "GB/s"
     low, middle, high = quartiles(samples)
-    scale = 1.0
-    if unit == "ns":
-        scale, unit = (1e6, "ms") if middle >= 1e6 else (1e3, "us") if middle >= 1e3 else (1, "ns")
+    scale, unit = scaled(middle, unit)
     digits = 1 if scale > 1 or unit == "ns" else 2
     low, middle, high = (f"{one / scale:.{digits}f}" for one in (low, middle, high))
     return f"{middle} {unit} ({low}-{high})"
+
+
+def scaled(value: float, unit: str) -> tuple[float, str]:
+    """By what to divide nanoseconds for people, and what that is; other units stay."""
+    if unit != "ns":
+        return 1.0, unit
+    return (1e6, "ms") if value >= 1e6 else (1e3, "us") if value >= 1e3 else (1.0, "ns")
 
 
 def describe_moment() -> dict[str, Any]:
