@@ -184,3 +184,39 @@ def test_a_slow_read_keeps_nobody_else_waiting(child):
         assert time.monotonic() - began < 1.9, time.monotonic() - began
     """
     child(code).check()
+
+
+def test_an_owner_that_drops_or_unmaps_pages_itself_gets_the_bytes_of_what_is_left(child):
+    """By calls of C that nobody is told of, beside touches and a populate: dropped pages come again, unmapped ones are nobody's."""
+    code = f"""{PROLOGUE}
+libc = ctypes.CDLL(None, use_errno=True)
+libc.madvise.argtypes, libc.munmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int], [ctypes.c_size_t] * 2
+done = []
+def drop():
+    while not done:
+        assert libc.madvise(region.address, LENGTH, mmap.MADV_DONTNEED) == 0
+def look():
+    try:
+        for at in np.random.default_rng(1).integers(0, LENGTH - 5000, 3000).tolist():
+            assert bytes(view[at : at + 5000]) == want[at : at + 5000], at
+    finally:
+        done.append(1)
+in_threads(drop, look, seconds=40)
+half = LENGTH // 2
+region.prefetch()
+assert libc.munmap(region.address, half) == 0
+assert bytes(view[half:]) == want[half:]
+assert libc.madvise(region.address + half, half, mmap.MADV_DONTNEED) == 0
+assert region.read(half + 100, 90_000) == want[half + 100 : half + 90_100]
+try:
+    region.populate(slice(0, half))  # into nothing
+except (uf.PageError, OSError) as error:
+    print(error)
+assert bytes(view[half:]) == want[half:]
+check_endings(region)
+view.release()
+region.close()
+again = uf.map(Known(LENGTH, seed=3), delivery="process")
+assert again.read(5000, 90_000) == known(5000, 90_000, 3).tobytes()
+"""
+    child(code, timeout=50).check()
