@@ -187,7 +187,7 @@ def test_a_slow_read_keeps_nobody_else_waiting(child):
 
 
 def test_an_owner_that_drops_or_unmaps_pages_itself_gets_the_bytes_of_what_is_left(child):
-    """By calls of C that nobody is told of, beside touches and a populate: dropped pages come again, unmapped ones are nobody's."""
+    """By calls of C that nobody is told of, beside touches: what was dropped comes again, what was unmapped is gone."""
     code = f"""{PROLOGUE}
 libc = ctypes.CDLL(None, use_errno=True)
 libc.madvise.argtypes, libc.munmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int], [ctypes.c_size_t] * 2
