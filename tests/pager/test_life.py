@@ -69,6 +69,7 @@ def rounds(count):
     for _ in range(count):
         with uf.map(Known(1 << 20), delivery="process") as region:
             assert memoryview(region)[5] == known(0, 8)[5]
+            time.sleep(0.02)  # it counts a touch a moment after it was answered
     return pages()
 before = rounds(3)
 assert 0 < before < 100 and rounds(50) <= before + 2, (before, pages())

@@ -6,7 +6,7 @@
 use crate::{gil, kept};
 use engine::cause::Remote;
 use engine::error::Error;
-use engine::pager::watch::How;
+use engine::pager::spawn::How;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;

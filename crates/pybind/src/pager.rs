@@ -11,8 +11,8 @@ use engine::pager::opening::Served;
 use engine::pager::owner::Pager;
 use engine::pager::policy::{Limit, OnDeath};
 use engine::pager::serve::{Language, Server};
-use engine::pager::spawn::Program;
-use engine::pager::watch::How;
+use engine::pager::spawn::{How, Program};
+use engine::pager::watch;
 use engine::pager::wire::Attach;
 use engine::source::Cause;
 use pyo3::prelude::*;
@@ -55,7 +55,7 @@ impl NativePager {
             None => Start::Program(Program { arguments: c_strings(arguments)?, environment: c_strings(environment)? }),
         };
         let limit = Limit { restarts, within: seconds(within_seconds) };
-        let started = py.detach(|| Pager::start(engine::open::engine()?, start, settings, limit));
+        let started = py.detach(|| watch::start(engine::open::engine()?, start, settings, limit));
         let pager = started.map_err(|error| engine_error(py, error))?;
         Ok(Self { pager, generation: engine::fork::generation() })
     }

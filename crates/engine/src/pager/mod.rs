@@ -15,8 +15,8 @@
 //! state    what changes
 //! owner    regions of a pager come and go
 //! hang     does it still answer?
-//! watch    the watcher: frames, death
 //! mourn    every fault is answered by an error: there is no pager any more
+//! watch    the watcher: start, frames, death
 //! serve    the pager itself
 //! ```
 

@@ -4,7 +4,6 @@
 //! *Threads*: the watcher. *Blocks on*: poll(2) on the userfaultfd, which does not block by itself any more.
 
 use super::owner::Pager;
-use super::watch::is_later;
 use super::wire;
 use crate::cause::{Cause, SourceError};
 use crate::counters::Ending;
@@ -30,7 +29,7 @@ pub fn mourn(pager: &Arc<Pager>) -> bool {
         let how = state.lost.unwrap_or(0);
         drop(state);
         if !leaving.is_empty() {
-            leaving.into_iter().for_each(|region| super::watch::detached(pager, region));
+            leaving.into_iter().for_each(|region| pager.detached(region));
             pager.news.ring_all();
             continue;
         }
@@ -42,7 +41,7 @@ pub fn mourn(pager: &Arc<Pager>) -> bool {
             Ok(count) => {
                 messages[..count].iter().filter_map(UffdMsg::fault).for_each(|fault| answer(pager, &fault, how))
             }
-            Err(errno) if is_later(errno) => {}
+            Err(errno) if wire::is_later(errno) => {}
             Err(errno) => abort_with(format_args!(
                 "userfault: reading faults of a lost pager failed ({}): stopping, because the alternative is a hang or zeros\n",
                 errno.0

@@ -5,9 +5,10 @@
 
 use super::connect::Start;
 use super::policy::{Limit, OnDeath};
+use super::remember;
+use super::spawn::How;
 use super::state::{Answer, Entry, State, Ticket};
 use super::wire::{Attach, Frame, Kind};
-use super::{remember, watch};
 use crate::cause::{Cause, SourceError};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -67,11 +68,11 @@ const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 pub const DETACH_LIMIT: Duration = Duration::from_secs(2);
 
 impl Pager {
-    /// Start one; it is not waited for.
+    /// Put one together; nothing is started yet.
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::Os`]; [`Error::Invalid`]: there are too many.
-    pub fn start(engine: &'static Engine, start: Start, settings: Vec<u8>, limit: Limit) -> Result<Arc<Self>, Error> {
+    pub(super) fn new(engine: &'static Engine, start: Start, settings: Vec<u8>, limit: Limit) -> Result<Self, Error> {
         let user_mode_only = !engine.abilities.kernel_faults;
         let (kept, bell) = engine.root.run(move || {
             let spare = take_spare();
@@ -79,7 +80,8 @@ impl Pager {
             let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
             spare.map_or_else(|| keep(user_mode_only), Ok).map(|kept| (kept, bell))
         })?;
-        let pager = Self {
+        let state = Mutex::new(State { end: kept.end, ..State::default() });
+        Ok(Self {
             engine,
             start,
             limit,
@@ -87,13 +89,9 @@ impl Pager {
             settings,
             bell,
             news: Bell::new(),
-            state: Mutex::new(State { end: kept.end, ..State::default() }),
+            state,
             next_ticket: AtomicU64::new(1),
-        };
-        let pager = Arc::new(pager);
-        let watched = pager.clone();
-        engine.root.spawn("userfault-watch", move || watch::watch(&watched))?;
-        Ok(pager)
+        })
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -189,7 +187,7 @@ impl Pager {
 
     fn gone(&self) -> Error {
         match self.state().lost {
-            Some(how) => Error::Closed(format!("this pager is gone ({}); another one can be made", watch::How(how))),
+            Some(how) => Error::Closed(format!("this pager is gone ({}); another one can be made", How(how))),
             None => Error::Closed("this pager was closed, or did not answer; another one can be made".into()),
         }
     }
@@ -208,6 +206,18 @@ impl Pager {
         self.ring();
         // One that is still opening the source hears of this only afterwards.
         self.wait_detached(region, if busy { Duration::ZERO } else { DETACH_LIMIT })
+    }
+
+    /// Nobody puts a page into it any more.
+    pub(super) fn detached(&self, region: u64) {
+        let mut state = self.state();
+        let Some(at) = state.regions.iter().position(|entry| entry.attach.region == region) else { return };
+        state.regions.swap_remove(at);
+        let of_it = |ticket: &Ticket| ticket.frame.region == region;
+        let (over, kept): (Vec<_>, _) = std::mem::take(&mut state.tickets).into_iter().partition(of_it);
+        state.tickets = kept;
+        drop(state);
+        over.iter().for_each(|ticket| ticket.bulk.leave());
     }
 
     /// Wait for what [`Pager::detach`] asked for.

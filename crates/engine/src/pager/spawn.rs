@@ -136,3 +136,20 @@ impl Child {
 
 /// The end of a process that somebody else waits for.
 pub const UNKNOWN: i32 = 1 << 16;
+
+/// What stands for a wait status where there was no process; plus an errno.
+pub const NOT_STARTED: i32 = 1 << 17;
+
+/// A wait status in words.
+pub struct How(pub i32);
+
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            UNKNOWN => write!(f, "its status is not ours to know"),
+            errno if errno >= NOT_STARTED => write!(f, "it could not be started: {}", Errno(errno - NOT_STARTED)),
+            signal if signal < 0 => write!(f, "signal {}", -signal),
+            status => write!(f, "exit status {status}"),
+        }
+    }
+}

@@ -5,17 +5,19 @@
 //!
 //! *Locks*: the pager's state. *Threads*: one engine thread for each pager. *Blocks on*: poll(2), at most a second.
 
-use super::connect;
+use super::connect::{self, Start};
 use super::hang::{Suspicion, hangs, look_every};
 use super::mourn;
 use super::owner::Pager;
-use super::policy::OnDeath;
+use super::policy::{Limit, OnDeath};
 use super::sealed;
-use super::spawn;
-use super::state::{Answer, Running, Ticket};
+use super::spawn::{How, NOT_STARTED};
+use super::state::{Answer, Running};
 use super::wire::{self, Frame, Kind};
 use super::{forget, remember};
 use crate::cause::{Cause, SourceError};
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::region::{NOT_LOST, Region};
 use crate::shared::decode;
 use crate::table::Pin;
@@ -24,10 +26,20 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use uffd::Errno;
+
+/// Start a pager, and who watches it; it is not waited for.
+///
+/// # Errors
+/// [`Error::Refused`], [`Error::Os`]; [`Error::Invalid`]: there are too many.
+pub fn start(engine: &'static Engine, start: Start, settings: Vec<u8>, limit: Limit) -> Result<Arc<Pager>, Error> {
+    let pager = Arc::new(Pager::new(engine, start, settings, limit)?);
+    let watched = pager.clone();
+    engine.root.spawn("userfault-watch", move || watch(&watched))?;
+    Ok(pager)
+}
 
 /// Until the pager is closed.
-pub fn watch(pager: &Arc<Pager>) {
+fn watch(pager: &Arc<Pager>) {
     let mut seen = Suspicion::default();
     pager.kept.header.alive_ns.store(0, Ordering::SeqCst);
     loop {
@@ -70,15 +82,12 @@ fn ensure_running(pager: &Arc<Pager>) -> bool {
     drop(state);
     let Err(error) = launch(pager) else { return true };
     crate::threads::say(format_args!("userfault: no pager can be started: {error}\n"));
-    let errno = if let crate::error::Error::Os { errno, .. } = error { errno.0 } else { libc::EINVAL };
+    let errno = if let Error::Os { errno, .. } = error { errno.0 } else { libc::EINVAL };
     died(pager, NOT_STARTED + errno);
     false
 }
 
-/// What stands for a wait status where there was no process; plus an errno.
-const NOT_STARTED: i32 = 1 << 17;
-
-fn launch(pager: &Arc<Pager>) -> Result<(), crate::error::Error> {
+fn launch(pager: &Arc<Pager>) -> Result<(), Error> {
     let hello = Frame::new(Kind::Hello, 0, &[]);
     let settings = sealed::seal(&pager.settings)?;
     let descriptors = [pager.kept.file, pager.kept.handle.as_raw_fd(), settings.as_raw_fd()];
@@ -133,7 +142,7 @@ fn heard(pager: &Pager, frame: &Frame) {
             }
         }
         Some(Kind::Ready) => ready(pager, frame.region, (frame.words[0] != 0).then(|| cause(1))),
-        Some(Kind::Detached) => detached(pager, frame.region),
+        Some(Kind::Detached) => pager.detached(frame.region),
         Some(Kind::Done) => {
             let failed = (frame.words[1] != 0).then(|| SourceError::new(frame.words[2], cause(3)));
             done(pager, frame.words[0], failed);
@@ -156,18 +165,6 @@ fn ready(pager: &Pager, region: u64, failed: Option<Cause>) {
     drop(state);
     // Whoever asked a pager that is dead, or this one before it knew the region, asks again.
     let _ = pager.kept.handle.wake(base, mapped);
-}
-
-/// Nobody puts a page into it any more.
-pub(super) fn detached(pager: &Pager, region: u64) {
-    let mut state = pager.state();
-    let Some(at) = state.regions.iter().position(|entry| entry.attach.region == region) else { return };
-    state.regions.swap_remove(at);
-    let (over, kept) = std::mem::take(&mut state.tickets).into_iter().partition(|ticket| ticket.frame.region == region);
-    state.tickets = kept;
-    drop(state);
-    let over: Vec<Ticket> = over;
-    over.iter().for_each(|ticket| ticket.bulk.leave());
 }
 
 fn done(pager: &Pager, number: u64, failed: Option<SourceError>) {
@@ -219,7 +216,7 @@ fn died(pager: &Arc<Pager>, how: i32) {
     for (id, base, detaching) in &regions {
         requeue(pager, *id, *base);
         if *detaching {
-            detached(pager, *id);
+            pager.detached(*id);
         }
     }
     pager.news.ring_all();
@@ -285,20 +282,6 @@ fn lose(pager: &Pager, id: u64, base: usize, how: i32) {
     }
 }
 
-/// A wait status in words.
-pub struct How(pub i32);
-
-impl std::fmt::Display for How {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            spawn::UNKNOWN => write!(f, "its status is not ours to know"),
-            errno if errno >= NOT_STARTED => write!(f, "it could not be started: {}", Errno(errno - NOT_STARTED)),
-            signal if signal < 0 => write!(f, "signal {}", -signal),
-            status => write!(f, "exit status {status}"),
-        }
-    }
-}
-
 /// Nobody needs it: it sees its socket closed, and goes.
 fn close(pager: &Pager) {
     let mut state = pager.state();
@@ -313,9 +296,4 @@ fn close(pager: &Pager) {
         wire::wait_readable([child.pidfd.as_raw_fd()], None);
     }
     let _: Option<i32> = child.ended();
-}
-
-/// Errors of a read that mean «later».
-pub(super) fn is_later(errno: Errno) -> bool {
-    matches!(errno, Errno(libc::EINTR | libc::EAGAIN))
 }

@@ -223,6 +223,11 @@ pub fn wait_readable<const N: usize>(descriptors: [RawFd; N], limit: Option<std:
     polled.map(|one| one.revents != 0)
 }
 
+/// Errors of a read that mean «later».
+pub fn is_later(errno: Errno) -> bool {
+    matches!(errno, Errno(libc::EINTR | libc::EAGAIN))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@
 use super::fill::{Bench, Fill};
 use super::flight::Overdue;
 use super::table::Served;
-use super::{Server, clock};
+use super::{Server, alarm};
 use crate::cause::{Cause, SourceError};
 use crate::counters::add;
 use crate::fill::Stop;
@@ -88,7 +88,7 @@ pub fn begin(server: &Server, frame: &Frame) {
     };
     server.bulks.list().push_back(Arc::new(bulk));
     server.work.ring();
-    clock::wake(server);
+    alarm::wake(server);
 }
 
 /// There is no source, and the owner hears why, in words where there are some.

@@ -2,37 +2,23 @@
 //!
 //! *Threads*: one. *Blocks on*: time.
 
+use super::alarm::{TICK, give_up};
 use super::{Server, bulk, lead};
 use crate::cause::Cause;
 use crate::counters::add;
 use crate::error::Error;
-use crate::futex::Bell;
 use crate::futex::now_ns;
-use crate::threads::say;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use uffd::Errno;
 
-/// How often it looks while somebody waits.
-pub const TICK: Duration = Duration::from_millis(5);
 /// A leader that is busy for longer has lost the lead.
 const AWAY_NS: u64 = 2_000_000;
 /// Servers at most. Reads of slow sources that run at once.
 const MOST_SERVERS: usize = 128;
-/// How a pager ends that cannot go on: another one can.
-const STUCK: libc::c_int = 75;
 /// The shortest time that the language's lock may be out of reach, once a read has not come back in its time.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
-
-/// Its state.
-#[derive(Default)]
-pub struct Clock {
-    asleep: AtomicBool,
-    bell: Bell,
-    probing: AtomicBool,
-    only_reads: AtomicBool,
-}
 
 /// Start it, and what looks after the owner's end.
 ///
@@ -64,14 +50,6 @@ fn leave_with_owner(socket: i32) {
             // SAFETY: ends the process, without waiting for anybody.
             unsafe { libc::_exit(0) };
         }
-    }
-}
-
-/// Somebody waits: called for each message, so it costs a load where the clock ticks already.
-pub fn wake(server: &Server) {
-    if server.clock.asleep.load(Ordering::SeqCst) {
-        server.header.alive_ns.store(now_ns(), Ordering::SeqCst);
-        server.clock.bell.ring();
     }
 }
 
@@ -162,11 +140,4 @@ fn probe(server: &Arc<Server>) {
         asking.clock.probing.store(false, Ordering::SeqCst);
     });
     drop((asked, waiting)); // where no thread is to be had nothing is found out
-}
-
-/// End; the owner starts another pager.
-pub fn give_up(why: std::fmt::Arguments<'_>) -> ! {
-    say(why);
-    // SAFETY: ends the process, without waiting for anybody.
-    unsafe { libc::_exit(STUCK) }
 }

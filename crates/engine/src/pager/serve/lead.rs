@@ -6,7 +6,7 @@
 
 use super::answer::{Job, admit, run};
 use super::fill::Bench;
-use super::{Server, bulk, clock};
+use super::{Server, alarm, bulk};
 use crate::futex::Bell;
 use crate::futex::now_ns;
 use crate::thread::Place;
@@ -143,7 +143,7 @@ fn lead(server: &Arc<Server>, mine: u64, bench: &mut Bench, place: &mut Placed) 
         let Some(count) = read(server, &mut messages) else { continue };
         // Even if the lead is another's by now: what was read is ours to answer.
         server.lead.away_since.store(now_ns(), Ordering::SeqCst);
-        clock::wake(server);
+        alarm::wake(server);
         let mut jobs = messages[..count].iter().filter_map(UffdMsg::fault).filter_map(|fault| {
             place.0.follow(fault.tid);
             admit(server, &fault)
@@ -172,7 +172,7 @@ fn read(server: &Server, messages: &mut [UffdMsg]) -> Option<usize> {
         }
         Err(Errno(libc::EINTR | libc::EAGAIN)) => None,
         // The owner sees that we are gone.
-        Err(errno) => clock::give_up(format_args!("userfault pager: reading faults failed ({})\n", errno.0)),
+        Err(errno) => alarm::give_up(format_args!("userfault pager: reading faults failed ({})\n", errno.0)),
     }
 }
 
@@ -182,14 +182,14 @@ pub fn only_read(server: &Arc<Server>) {
     loop {
         let mine = if server.work.idle.load(Ordering::SeqCst) == 0 { server.lead.take() } else { None };
         let Some(mine) = mine else {
-            std::thread::sleep(clock::TICK);
+            std::thread::sleep(alarm::TICK);
             continue;
         };
         while server.lead.is(mine) {
             if let Some(count) = read(server, &mut messages) {
                 let faults = messages[..count].iter().filter_map(UffdMsg::fault);
                 server.work.push(faults.filter_map(|fault| admit(server, &fault)));
-                clock::wake(server);
+                alarm::wake(server);
             }
             if server.work.idle.load(Ordering::SeqCst) > 0 {
                 server.lead.vacate(mine);

@@ -5,6 +5,7 @@
 //! table    which region an address is of
 //! flight   units being filled, and who waits for them
 //! fill     from source to the other process's page
+//! alarm    what wakes the clock
 //! answer   one fault, from message to ending
 //! bulk     prefetch and populate
 //! lead     one thread reads messages at a time
@@ -14,6 +15,7 @@
 //! *Threads*: servers, some of them of the language above; the clock; the one that hears the owner. *Blocks on*: read(2) on the
 //! userfaultfd, the socket, sources.
 
+mod alarm;
 mod answer;
 mod bulk;
 mod clock;
@@ -58,7 +60,7 @@ pub struct Server {
     lead: lead::Lead,
     work: lead::Work,
     bulks: bulk::Bulks,
-    clock: clock::Clock,
+    clock: alarm::Alarm,
     /// A source is being opened: that may take long, and is no reason to be taken for dead.
     opening: AtomicBool,
 }
@@ -104,7 +106,7 @@ impl Server {
             lead: lead::Lead::default(),
             work: lead::Work::default(),
             bulks: bulk::Bulks::default(),
-            clock: clock::Clock::default(),
+            clock: alarm::Alarm::default(),
             opening: AtomicBool::new(false),
         });
         clock::start(&server)?;
@@ -139,7 +141,7 @@ impl Server {
                         continue;
                     }
                     self.opening.store(true, Ordering::SeqCst);
-                    clock::wake(self);
+                    alarm::wake(self);
                     match told.into_iter().next().map(sealed::read) {
                         Some(Ok(bytes)) => return Some((attach, bytes)),
                         _ => self.refuse(&attach, "OSError\0no memory, or no descriptor, for what the source is\0"),
