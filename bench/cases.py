@@ -191,8 +191,8 @@ def scan(given: Given) -> Round:
     """All words of an image, a quarter of which may be there."""
     (frame,) = given.numbers
     length = given.count * frame
-    huge = frame == HUGE_PAGE
-    region = uf.map(given.path, unit=frame, huge=huge, resident=length // 4)
+    unit = {"unit": frame} if "frames" in given.words else {"huge": True}
+    region = uf.map(given.path, resident=length // 4, **unit)
     touch, total = given.loop("timed_all"), ctypes.c_uint64()
 
     def play() -> dict[str, Any]:
