@@ -14,6 +14,7 @@
 //! shared     memory that an owner shares with its pager
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
+//! cpus       which CPUs a thread may run on
 //! interrupt  Ctrl-C while a page is awaited
 //! language   the language above and its lock
 //! threads    engine threads and their own descriptor table
@@ -63,6 +64,7 @@ pub mod error;
 pub mod shared;
 pub mod scratch;
 pub mod proc;
+pub mod cpus;
 pub mod interrupt;
 pub mod language;
 pub mod threads;

@@ -129,7 +129,7 @@ pub enum Job {
     Look(Look),
     /// A share of a bulk.
     Bulk(Arc<Bulk>),
-    /// Units from this address on, ahead of a sequential toucher.
+    /// Reading ahead of a sequential toucher: the region at this address, for this stream of its.
     Ahead(usize, usize),
     /// A lane whose touchers take turns wants a reader on each CPU.
     Readers(usize),
@@ -220,15 +220,16 @@ impl Queue {
         shares.saturating_sub(self.idle.load(Ordering::SeqCst)).min(room)
     }
 
-    /// Ask for `units` units from `address` on (page-aligned). Callable from a signal handler; dropped when too much is
-    /// under way.
-    pub fn push_ahead(&self, address: usize, units: usize) {
-        let word = address as u64 | units.min(uffd::page_size() - 1) as u64;
+    /// Ask that the region at `base` (page-aligned) be read ahead for one of its streams. Callable from a signal handler; false:
+    /// too much is under way.
+    pub fn push_ahead(&self, base: usize, stream: usize) -> bool {
+        let word = (base | stream) as u64;
         let free =
             self.ahead.iter().find(|slot| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         if free.is_some() {
             self.bell.ring();
         }
+        free.is_some()
     }
 
     /// Have a worker start more readers for a lane (below 64). Takes no lock.

@@ -1,6 +1,7 @@
 //! One fault, from message to ending: what readers and workers have in common. Engine threads only.
 
 use crate::counters::{Ending, add};
+use crate::cpus;
 use crate::engine::Engine;
 use crate::evict;
 use crate::failure::{Failure, record};
@@ -49,17 +50,20 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
     }
 }
 
-/// A demand fault on `unit` is about to be served: have others begin what a scan will want next, while this thread fills.
+/// A fault on `unit`: have others begin what a scan will want next, while this thread fills.
 pub fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
-    if let Some(units) = region.readahead.note(unit, region.states.len()) {
-        add(&region.counters.readaheads, 1);
-        engine.queue.push_ahead(region.base + units.start * region.unit, units.len());
+    region.readahead.set_cpu(cpus::this());
+    let Some(stream) = region.readahead.note(unit, region.states.len()) else { return };
+    add(&region.counters.readaheads, 1);
+    if !engine.queue.push_ahead(region.base, stream) {
+        region.readahead.leave(stream);
     }
 }
 
 /// Somebody else fills `unit`, which was read ahead: fill one behind it meanwhile. A scan then has as many threads decoding
 /// as there are; one that only waited would gain nothing by reading ahead. False: there is none.
-pub fn help(region: &Region, unit: usize, who: Who) -> bool {
+pub fn help(engine: &Engine, region: &Region, unit: usize, who: Who) -> bool {
+    read_ahead(engine, region, unit);
     let free = |unit: &usize| region.states.get(*unit) == State::Absent && region.states.claim(*unit, State::Absent);
     let Some(unit) = region.readahead.behind(unit).find(free) else { return false };
     let outcome = fill_unit(region, unit, None, who);

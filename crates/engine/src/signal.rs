@@ -259,7 +259,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
     loop {
         let state = region.states.get(unit);
         if state == State::Filling {
-            if help(region, unit, IN_HANDLER) {
+            if help(engine, region, unit, IN_HANDLER) {
                 continue;
             }
             let began = *started.get_or_insert_with(Instant::now);

@@ -8,6 +8,7 @@
 
 use crate::called::{self, Answers};
 use crate::counters::Ending;
+use crate::cpus;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::failure::is_latched;
@@ -55,7 +56,7 @@ fn read_faults(engine: &'static Engine, index: usize, cpu: Option<usize>) -> ! {
     let mut place = Place::default();
     let mut looks = Looks::default();
     // One that serves a CPU takes one fault at a time: the next may be another CPU's.
-    let batch = if cpu.is_some_and(pin_to) { 1 } else { BATCH };
+    let batch = if cpu.is_some_and(cpus::pin_to) { 1 } else { BATCH };
     loop {
         lane.spread.wait_for(if cpu.is_some() { Mode::PerCpu } else { Mode::Follow });
         match lane.handle.read_messages(&mut messages[..batch]) {
@@ -93,7 +94,7 @@ fn change_readers(engine: &'static Engine, index: usize, mode: Mode) {
 /// Start a reader on each CPU and let them read: where there are several CPUs, and threads to be had. Workers.
 pub fn spread_out(engine: &'static Engine, index: usize) {
     let lane = &engine.lanes[index];
-    let cpus = cpus();
+    let cpus = cpus::of_process(MOST_READERS);
     if cpus.len() < 2 || lane.has_many.load(Ordering::Acquire) {
         return;
     }
@@ -101,18 +102,6 @@ pub fn spread_out(engine: &'static Engine, index: usize) {
     if cpus.into_iter().filter(|cpu| start(*cpu)).count() > 0 {
         lane.has_many.store(true, Ordering::Release);
         lane.spread.change(Mode::PerCpu);
-    }
-}
-
-/// Those that the process's first thread may run on.
-fn cpus() -> Vec<usize> {
-    // SAFETY: the kernel fills our set, which is as long as said; CPU_ISSET reads inside it.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
-            return vec![];
-        }
-        (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).take(MOST_READERS).collect()
     }
 }
 
@@ -154,7 +143,7 @@ pub fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> O
             State::Filling => match wait_for_other(region, page, unit, fault.tid) {
                 Some(ending) => {
                     if region.source.latency() == Latency::Fast {
-                        help(region, unit, engine_thread(Patience::NoWait));
+                        help(engine, region, unit, engine_thread(Patience::NoWait));
                     }
                     return Some(ending);
                 }
@@ -290,7 +279,7 @@ impl Place {
             return None;
         }
         let cpu = self.stat.as_ref().and_then(cpu_of)?;
-        if self.cpu == Some(cpu) || !pin_to(cpu) {
+        if self.cpu == Some(cpu) || !cpus::pin_to(cpu) {
             return None;
         }
         self.cpu = Some(cpu);
@@ -305,16 +294,4 @@ fn cpu_of(stat: &OwnedFd) -> Option<usize> {
     let rest = text.get(text.iter().rposition(|byte| *byte == b')')? + 2..)?;
     let field = rest.split(|byte| *byte == b' ').nth(39 - 3)?;
     std::str::from_utf8(field).ok()?.parse().ok()
-}
-
-fn pin_to(cpu: usize) -> bool {
-    // SAFETY: the set is ours; CPU_SET writes inside it for cpu < CPU_SETSIZE.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if cpu >= libc::CPU_SETSIZE as usize {
-            return false;
-        }
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) == 0
-    }
 }

@@ -5,6 +5,7 @@
 
 use crate::called;
 use crate::counters::{Ending, add};
+use crate::cpus::Elsewhere;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evict;
@@ -43,7 +44,7 @@ fn work(engine: &'static Engine) -> ! {
             Job::Fault(job) => fault(engine, job),
             Job::Look(look) => look_again(engine, &look),
             Job::Bulk(bulk) => share(engine, &bulk),
-            Job::Ahead(address, units) => ahead(engine, address, units),
+            Job::Ahead(base, stream) => ahead(engine, base, stream),
             Job::Readers(lane) => thread::spread_out(engine, lane),
         }
     }
@@ -90,15 +91,21 @@ fn share(engine: &'static Engine, bulk: &Bulk) {
     bulk.leave();
 }
 
-fn ahead(engine: &'static Engine, address: usize, units: usize) {
-    let Some(region) = engine.table.pin(address).filter(|region| region.contains(address)) else { return };
-    let first = (address - region.base) / region.unit;
-    for unit in first..(first + units).min(region.states.len()) {
+/// Away from the CPU of whoever scans: the kernel likes to run who is woken where its waker runs.
+fn ahead(engine: &'static Engine, base: usize, stream: usize) {
+    let Some(region) = engine.table.pin(base).filter(|region| region.contains(base)) else { return };
+    let (mut avoided, mut elsewhere) = (usize::MAX, None);
+    while let Some(unit) = region.readahead.next(stream) {
+        if region.readahead.cpu() != avoided {
+            drop(elsewhere.take());
+            avoided = region.readahead.cpu();
+            elsewhere = Some(Elsewhere::than(avoided));
+        }
         while let Some(job) = engine.queue.next_fault() {
             fault(engine, job);
         }
         if region.is_closing() || fill_ahead(&region, unit, false).is_err() {
-            return;
+            return region.readahead.leave(stream);
         }
     }
 }
