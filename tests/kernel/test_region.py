@@ -321,3 +321,46 @@ for unit in rng.permutation(128)[:40]:
 assert other.statistics().readaheads <= 1, other.statistics()
 """,
     )
+
+
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_scans_side_by_side_are_read_ahead_while_units_leave_and_regions_close(child, delivery):
+    """More scans of one region than are told apart, some left in the middle, beside evictions and a budget: every byte right."""
+    run(
+        child,
+        f"""
+from userfault.image import pack
+from support.lazy import check_endings, in_threads
+raw, image = os.path.join(folder, "raw"), os.path.join(folder, "img")
+want = rng.integers(1, 64, 4 << 20, dtype="u1")
+with open(raw, "wb") as file:
+    file.write(want.tobytes())
+pack(raw, image, frame="16KiB")
+def scan(region, seed):
+    dice, array = np.random.default_rng(seed), region.numpy("u1")
+    for _ in range(6):
+        at = int(dice.integers(0, 200)) << 14
+        end = min(at + int(dice.integers(1, 128) << 14), len(want))
+        for place in range(at, end, 16384):
+            assert (array[place : place + 16384] == want[place : place + 16384]).all(), place
+def rounds():
+    for number in range(4):
+        region = uf.map(image, delivery="{delivery}", **([{{}}, {{"resident": "512KiB"}}][number % 2]))
+        done = []
+        def leave():
+            while not done:
+                region.evict()
+                time.sleep(0.003)
+        def scans():
+            try:
+                in_threads(*(lambda seed=seed: scan(region, 10 * number + seed) for seed in range(6)), seconds=40)
+            finally:
+                done.append(1)
+        in_threads(leave, scans, seconds=45)
+        s = region.statistics()
+        assert s.readaheads > 0 and s.prefetched_units > 0 and s.poisoned == 0, s
+        check_endings(region)
+        region.close()  # somebody may be reading ahead
+rounds()
+""",
+    )
