@@ -188,11 +188,10 @@ def prefetch(given: Given) -> Round:
 
 
 def scan(given: Given) -> Round:
-    """All words of an image, a quarter of which may be there."""
+    """All words of an image, a quarter of which may be there; in huge pages, as the docs say for scans."""
     (frame,) = given.numbers
     length = given.count * frame
-    unit = {"unit": frame} if "frames" in given.words else {"huge": True}
-    region = uf.map(given.path, resident=length // 4, **unit)
+    region = uf.map(given.path, huge=True, resident=length // 4)
     touch, total = given.loop("timed_all"), ctypes.c_uint64()
 
     def play() -> dict[str, Any]:
