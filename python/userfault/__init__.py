@@ -34,23 +34,7 @@ from userfault.errors import (
 )
 from userfault.mapping import load, map
 from userfault.region import Options, Region, Statistics
-from userfault.sources import (
-    Blob,
-    Bytes,
-    Cached,
-    Checksum,
-    Computed,
-    Deadline,
-    File,
-    Fsspec,
-    Function,
-    Image,
-    Redis,
-    Retry,
-    Source,
-    Zero,
-)
-from userfault.volatile import VolatileBuffer, VolatileCache, volatile_cache
+from userfault.sources import Bytes, Checksum, Deadline, File, Function, Image, Retry, Source, Zero
 
 if TYPE_CHECKING:
     from userfault import image as image
@@ -58,8 +42,17 @@ if TYPE_CHECKING:
     from userfault import mman as mman
     from userfault import pager as pager
     from userfault import testing as testing
+    from userfault import volatile as volatile
     from userfault.kernel import Capabilities as Capabilities
     from userfault.kernel import capabilities as capabilities
+    from userfault.sources import Blob as Blob
+    from userfault.sources import Cached as Cached
+    from userfault.sources import Computed as Computed
+    from userfault.sources import Fsspec as Fsspec
+    from userfault.sources import Redis as Redis
+    from userfault.volatile import VolatileBuffer as VolatileBuffer
+    from userfault.volatile import VolatileCache as VolatileCache
+    from userfault.volatile import volatile_cache as volatile_cache
 
 __all__ = [
     "Blob",
@@ -112,16 +105,23 @@ __version__ = "0.1.0"
 _core.set_exceptions(threading.main_thread().ident or 0, PageError, PagePurged, UserFault)
 atexit.register(_core.stop_helper)
 
-_LAZY = {"Capabilities": "kernel", "capabilities": "kernel"}
+_ROOMS = ("image", "kernel", "mman", "pager", "testing", "volatile")
+_LAZY = {
+    "Capabilities": "kernel",
+    "capabilities": "kernel",
+    **dict.fromkeys(("Blob", "Cached", "Computed", "Fsspec", "Redis"), "sources"),
+    **dict.fromkeys(("VolatileBuffer", "VolatileCache", "volatile_cache"), "volatile"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Rooms that not everybody enters are loaded when they are named."""
-    if name in _LAZY:
-        return getattr(import_module(f"userfault.{_LAZY[name]}"), name)
-    if name in ("image", "kernel", "mman", "pager", "testing"):
+    if name in _ROOMS:
         return import_module(f"userfault.{name}")
-    raise AttributeError(f"module 'userfault' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'userfault' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"userfault.{_LAZY[name]}"), name)
+    return found
 
 
 def __dir__() -> list[str]:

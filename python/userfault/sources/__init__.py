@@ -5,16 +5,23 @@ A source is a small picklable description. `userfault.map` opens it; nothing is 
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from userfault.sources.base import Source, native
-from userfault.sources.caching import Cached, CacheStatistics
-from userfault.sources.computed import Computed
-from userfault.sources.fsspec import Fsspec
 from userfault.sources.function import Function
 from userfault.sources.local import Bytes, Checksum, Deadline, File, Image, Retry, Zero
 from userfault.sources.naming import remote_of, source_of
-from userfault.sources.objects import Blob
-from userfault.sources.redis import Redis
-from userfault.sources.remote import RemoteSource, Version
+
+if TYPE_CHECKING:
+    from userfault.sources.caching import Cached as Cached
+    from userfault.sources.caching import CacheStatistics as CacheStatistics
+    from userfault.sources.computed import Computed as Computed
+    from userfault.sources.fsspec import Fsspec as Fsspec
+    from userfault.sources.objects import Blob as Blob
+    from userfault.sources.redis import Redis as Redis
+    from userfault.sources.remote import RemoteSource as RemoteSource
+    from userfault.sources.remote import Version as Version
 
 __all__ = [
     "Blob",
@@ -38,3 +45,26 @@ __all__ = [
     "remote_of",
     "source_of",
 ]
+
+#: Far from here, so loaded when they are named.
+_LAZY = {
+    "Blob": "objects",
+    "CacheStatistics": "caching",
+    "Cached": "caching",
+    "Computed": "computed",
+    "Fsspec": "fsspec",
+    "Redis": "redis",
+    "RemoteSource": "remote",
+    "Version": "remote",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'userfault.sources' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"userfault.sources.{_LAZY[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

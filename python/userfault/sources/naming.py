@@ -7,15 +7,14 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from userfault.sources import objects, redis
 from userfault.sources.base import Source
-from userfault.sources.caching import Cached
-from userfault.sources.fsspec import Fsspec
 from userfault.sources.local import Bytes, File, Image
-from userfault.sources.remote import RemoteSource
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from userfault.sources.caching import Cached
+    from userfault.sources.remote import RemoteSource
 
 __all__ = ["remote_of", "source_of"]
 
@@ -43,6 +42,8 @@ def source_of(what: Source | str | os.PathLike[str] | Buffer) -> Source:
     if isinstance(what, str) and _URL.match(what):
         if what.lower().startswith("file://"):
             return source_of(unquote(urlsplit(what).path) or "/")
+        from userfault.sources.caching import Cached  # of no use to those who have no URL
+
         cached = Cached(remote_of(what))
         return Image(cached) if _is_image(_first_bytes(cached)) else cached
     if isinstance(what, (str, os.PathLike)):
@@ -65,6 +66,9 @@ def remote_of(url: str) -> RemoteSource:
     Raises:
         OptionError: It names nothing; the library for it is not installed.
     """
+    from userfault.sources import objects, redis
+    from userfault.sources.fsspec import Fsspec
+
     parts = urlsplit(url)
     if parts.scheme in redis.SCHEMES:
         return redis.Redis(url)
