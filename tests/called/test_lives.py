@@ -288,3 +288,79 @@ def test_readers_are_to_be_had_after_a_thread_could_not_be_started(child):
         assert uf.map(source, timeout="2s").read() == source.bytes
 
     child(code).check()
+
+
+def test_a_slow_source_is_read_ahead_by_several_threads_in_the_pieces_it_likes(child):
+    """Reads that wait do so together: a scan takes a fraction of the time of its reads."""
+
+    def code():
+        import threading
+        import time
+        from collections import Counter
+
+        from support.lazy import check_endings
+
+        import userfault as uf
+
+        sizes, lock, inside, most = Counter(), threading.Lock(), 0, 0
+
+        class Slow(uf.Source):
+            length, unit, preferred_size, readahead = 128 << 16, "64KiB", "256KiB", True
+
+            def read_into(self, offset, buffer):
+                nonlocal inside, most
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                    sizes[len(buffer)] += 1
+                time.sleep(0.01)
+                buffer[:] = (
+                    bytes([1 + (offset >> 16) % 200]) * 65536
+                    if len(buffer) == 65536
+                    else b"".join(bytes([1 + unit % 200]) * 65536 for unit in range(offset >> 16, (offset + len(buffer)) >> 16))
+                )
+                with lock:
+                    inside -= 1
+
+        region = uf.map(Slow())
+        view = memoryview(region)
+        assert [view[unit << 16] for unit in range(128)] == [1 + unit % 200 for unit in range(128)]
+        assert most > 1, most
+        assert max(sizes) == 256 << 10, sizes
+        assert sum(sizes.values()) < 100, sizes
+        found = region.statistics()
+        assert found.prefetched_units > 64, found
+        check_endings(region)
+
+    child(code, timeout=40).check()
+
+
+def test_a_source_that_fails_is_not_asked_ahead_again_and_again(child):
+    """Each bad unit is read when it is touched; reading ahead gives up after a few."""
+
+    def code():
+        from support.lazy import raised
+
+        import userfault as uf
+
+        asked = []
+
+        class Bad(uf.Source):
+            length, unit, readahead = 100 << 12, "4KiB", True
+
+            def read_into(self, offset, buffer):
+                asked.append(offset)
+                raise OSError(5, "on purpose")
+
+        region = uf.map(Bad())
+        view = memoryview(region)
+
+        def touch(page):
+            with uf.checked(region):
+                return view[page << 12]
+
+        for page in range(100):
+            raised(uf.PageError, lambda page=page: touch(page))
+        assert 100 <= len(asked) < 125, len(asked)
+
+    child(code, timeout=40).check()

@@ -364,3 +364,27 @@ def rounds():
 rounds()
 """,
     )
+
+
+@pytest.mark.parametrize("delivery", ["thread", "signal"])
+def test_records_in_random_order_pay_little_for_reading_ahead(child, delivery):
+    """Runs of a few units look like the beginning of a scan: what is read for nothing is bounded, and single units never are."""
+    run(
+        child,
+        f"""
+from userfault.image import pack
+raw, image = os.path.join(folder, "raw"), os.path.join(folder, "img")
+with open(raw, "wb") as file:
+    file.write(rng.integers(0, 64, 32 << 20, dtype="u1").tobytes())
+pack(raw, image, frame="16KiB")
+for length in (1, 2, 4, 7, 8, 12, 20):
+    region = uf.map(image, delivery="{delivery}")
+    view, places = memoryview(region), rng.permutation(2048 // length)[: 1200 // length]
+    for place in places.tolist():
+        for unit in range(place * length, (place + 1) * length):
+            view[unit << 14]
+    s = region.statistics()
+    touched, filled = len(places) * length, s.demand_units + s.prefetched_units + s.helped_units
+    assert filled <= touched * (1.03 if length < 3 else 1.2), (length, touched, s)
+""",
+    )

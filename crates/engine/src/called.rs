@@ -21,6 +21,7 @@ use crate::looks::{self, Doing, Looks, blocks_signal};
 use crate::nest;
 use crate::queue::FaultJob;
 use crate::region::{Delivery, Region};
+use crate::serve::read_ahead;
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::table::Pin;
@@ -284,6 +285,7 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
             }
             continue;
         }
+        read_ahead(engine, region, unit);
         // Who fills it may need the lock that this thread holds.
         let state = language::without_lock(|| region.states.wait_while_filling(unit, SLICE));
         if state != State::Filling {
@@ -306,7 +308,7 @@ fn was_interrupted(interrupts: u32) -> bool {
 }
 
 fn fill(engine: &'static Engine, region: &Region, page: usize, unit: usize) -> Result<Ending, SourceError> {
-    crate::serve::read_ahead(engine, region, unit);
+    read_ahead(engine, region, unit);
     let outcome = fill_unit(region, unit, Some(page), HERE);
     region.settle_from(Table::Application, unit, if outcome == Ok(true) { State::Present } else { State::Absent });
     match outcome {

@@ -50,28 +50,38 @@ pub fn this() -> usize {
 }
 
 /// While it lives the calling thread stays away from one CPU, if it may run on others.
-pub struct Elsewhere(Option<libc::cpu_set_t>);
+pub struct Elsewhere {
+    /// Which.
+    pub cpu: usize,
+    before_and_since: Option<[libc::cpu_set_t; 2]>,
+}
 
 impl Elsewhere {
     /// Away from `cpu`.
     #[must_use]
     pub fn than(cpu: usize) -> Self {
-        let Some(before) = allowed(0) else { return Self(None) };
-        let mut others = before;
-        // SAFETY: the set is ours; CPU_CLR writes inside it for cpu < CPU_SETSIZE.
-        unsafe {
-            if cpu >= libc::CPU_SETSIZE as usize || !libc::CPU_ISSET(cpu, &others) {
-                return Self(None);
-            }
-            libc::CPU_CLR(cpu, &mut others);
-        }
-        Self((numbers(&others).next().is_some() && allow(&others)).then_some(before))
+        let before_and_since = allowed(0).and_then(|before| Some([before, without(before, cpu)?]));
+        Self { cpu, before_and_since: before_and_since.filter(|[_, since]| allow(since)) }
     }
+}
+
+fn without(mut set: libc::cpu_set_t, cpu: usize) -> Option<libc::cpu_set_t> {
+    // SAFETY: the set is ours; both write and read inside it for cpu < CPU_SETSIZE.
+    unsafe {
+        if cpu >= libc::CPU_SETSIZE as usize || !libc::CPU_ISSET(cpu, &set) {
+            return None;
+        }
+        libc::CPU_CLR(cpu, &mut set);
+    }
+    numbers(&set).next().is_some().then_some(set)
 }
 
 impl Drop for Elsewhere {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
+        // Somebody else may have moved the thread meanwhile: that stays.
+        if let Some([before, since]) = &self.before_and_since
+            && allowed(0).is_some_and(|now| numbers(&now).eq(numbers(since)))
+        {
             allow(before);
         }
     }

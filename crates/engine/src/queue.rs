@@ -4,6 +4,7 @@
 //! signal handlers write it. *Threads*: any. *Blocks on*: [`Queue::next`] sleeps until there is work.
 
 use crate::futex::Bell;
+use crate::readahead::STREAMS;
 use crate::region::Region;
 use crate::source::SourceError;
 use crate::table::Pin;
@@ -129,11 +130,47 @@ pub enum Job {
     Look(Look),
     /// A share of a bulk.
     Bulk(Arc<Bulk>),
-    /// Reading ahead of a sequential toucher: the region at this address, for this stream of its.
-    Ahead(usize, usize),
+    /// Reading ahead of a sequential toucher.
+    Ahead(Ahead),
     /// A lane whose touchers take turns wants a reader on each CPU.
     Readers(usize),
 }
+
+/// For which region, and for which stream of its. In one word: a signal handler puts it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Where the region is, or was: a multiple of 4 KiB.
+    pub base: usize,
+    tag: usize,
+    /// Of the region's streams.
+    pub stream: usize,
+}
+
+impl Ahead {
+    const STREAM_BITS: u32 = STREAMS.ilog2();
+    const TAG_BITS: u32 = 12 - Self::STREAM_BITS;
+
+    fn tag_of(region: &Region) -> usize {
+        region.id as usize & ((1 << Self::TAG_BITS) - 1)
+    }
+
+    /// Is it this one that is meant, and not one that was mapped there before?
+    #[must_use]
+    pub fn is_of(&self, region: &Region) -> bool {
+        region.base == self.base && Self::tag_of(region) == self.tag
+    }
+
+    fn word(self) -> u64 {
+        (self.base | self.tag << Self::STREAM_BITS | self.stream) as u64
+    }
+
+    fn of(word: u64) -> Self {
+        let (word, low) = (word as usize, word as usize & 0xFFF);
+        Self { base: word - low, tag: low >> Self::STREAM_BITS, stream: low & (STREAMS - 1) }
+    }
+}
+
+const _: () = assert!(STREAMS.is_power_of_two());
 
 #[derive(Default)]
 struct Lists {
@@ -220,16 +257,21 @@ impl Queue {
         shares.saturating_sub(self.idle.load(Ordering::SeqCst)).min(room)
     }
 
-    /// Ask that the region at `base` (page-aligned) be read ahead for one of its streams. Callable from a signal handler; false:
-    /// too much is under way.
-    pub fn push_ahead(&self, base: usize, stream: usize) -> bool {
-        let word = (base | stream) as u64;
+    /// Ask that a region be read ahead for one of its streams. Callable from a signal handler; false: too much is under way.
+    pub fn push_ahead(&self, region: &Region, stream: usize) -> bool {
+        let word = Ahead { base: region.base, tag: Ahead::tag_of(region), stream }.word();
         let free =
             self.ahead.iter().find(|slot| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         if free.is_some() {
             self.bell.ring();
         }
         free.is_some()
+    }
+
+    /// Is somebody to read ahead, and nobody free to?
+    #[must_use]
+    pub fn lacks_for_ahead(&self) -> bool {
+        self.idle.load(Ordering::SeqCst) == 0 && self.ahead.iter().any(|slot| slot.load(Ordering::Relaxed) != 0)
     }
 
     /// Have a worker start more readers for a lane (below 64). Takes no lock.
@@ -246,12 +288,11 @@ impl Queue {
     }
 
     fn pop_ahead(&self) -> Option<Job> {
-        let page = uffd::page_size();
         let word = self.ahead.iter().find_map(|slot| match slot.load(Ordering::Relaxed) {
             0 => None,
             _ => Some(slot.swap(0, Ordering::AcqRel)).filter(|word| *word != 0),
-        })? as usize;
-        Some(Job::Ahead(word / page * page, word % page))
+        })?;
+        Some(Job::Ahead(Ahead::of(word)))
     }
 
     /// The next demand fault, without waiting: looked at between the units of anything else.

@@ -1,7 +1,6 @@
 //! One fault, from message to ending: what readers and workers have in common. Engine threads only.
 
 use crate::counters::{Ending, add};
-use crate::cpus;
 use crate::engine::Engine;
 use crate::evict;
 use crate::failure::{Failure, record};
@@ -52,18 +51,22 @@ pub fn demand(region: &Region, page: usize, who: Who) -> Result<Ending, Stop> {
 
 /// A fault on `unit`: have others begin what a scan will want next, while this thread fills.
 pub fn read_ahead(engine: &Engine, region: &Region, unit: usize) {
-    region.readahead.set_cpu(cpus::this());
     let Some(stream) = region.readahead.note(unit, region.states.len()) else { return };
     add(&region.counters.readaheads, 1);
-    if !engine.queue.push_ahead(region.base, stream) {
-        region.readahead.leave(stream);
+    if !engine.queue.push_ahead(region, stream) {
+        region.readahead.part(stream);
     }
 }
 
+/// A unit that is filled out of turn, bytes at most.
+const MOST_HELP: usize = 2 << 20;
+
 /// Somebody else fills `unit`, which was read ahead: fill one behind it meanwhile. A scan then has as many threads decoding
 /// as there are; one that only waited would gain nothing by reading ahead. False: there is none.
-pub fn help(engine: &Engine, region: &Region, unit: usize, who: Who) -> bool {
-    read_ahead(engine, region, unit);
+pub fn help(region: &Region, unit: usize, who: Who) -> bool {
+    if region.unit > MOST_HELP {
+        return false; // whoever reads faults here is not to keep others waiting for long
+    }
     let free = |unit: &usize| region.states.get(*unit) == State::Absent && region.states.claim(*unit, State::Absent);
     let Some(unit) = region.readahead.behind(unit).find(free) else { return false };
     let outcome = fill_unit(region, unit, None, who);

@@ -259,7 +259,8 @@ fn resolve(engine: &'static Engine, region: &Region, page: usize) -> Result<Endi
     loop {
         let state = region.states.get(unit);
         if state == State::Filling {
-            if help(engine, region, unit, IN_HANDLER) {
+            read_ahead(engine, region, unit);
+            if help(region, unit, IN_HANDLER) {
                 continue;
             }
             let began = *started.get_or_insert_with(Instant::now);

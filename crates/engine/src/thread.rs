@@ -142,8 +142,9 @@ pub fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> O
         match state {
             State::Filling => match wait_for_other(region, page, unit, fault.tid) {
                 Some(ending) => {
+                    read_ahead(engine, region, unit);
                     if region.source.latency() == Latency::Fast {
-                        help(engine, region, unit, engine_thread(Patience::NoWait));
+                        help(region, unit, engine_thread(Patience::NoWait));
                     }
                     return Some(ending);
                 }

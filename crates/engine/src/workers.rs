@@ -5,15 +5,15 @@
 
 use crate::called;
 use crate::counters::{Ending, add};
-use crate::cpus::Elsewhere;
+use crate::cpus::{self, Elsewhere};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evict;
 use crate::fill::{Stop, fill_unit, fill_units};
-use crate::queue::{Bulk, FaultJob, Job, Look};
+use crate::queue::{Ahead, Bulk, FaultJob, Job, Look, MOST_WORKERS};
 use crate::region::Region;
 use crate::serve::{demand, dispatch, engine_thread};
-use crate::source::{Cause, Patience, SourceError, Table};
+use crate::source::{Cause, Latency, Patience, SourceError, Table};
 use crate::states::State;
 use crate::thread;
 use std::ops::Range;
@@ -44,7 +44,7 @@ fn work(engine: &'static Engine) -> ! {
             Job::Fault(job) => fault(engine, job),
             Job::Look(look) => look_again(engine, &look),
             Job::Bulk(bulk) => share(engine, &bulk),
-            Job::Ahead(base, stream) => ahead(engine, base, stream),
+            Job::Ahead(job) => ahead(engine, job),
             Job::Readers(lane) => thread::spread_out(engine, lane),
         }
     }
@@ -92,21 +92,37 @@ fn share(engine: &'static Engine, bulk: &Bulk) {
 }
 
 /// Away from the CPU of whoever scans: the kernel likes to run who is woken where its waker runs.
-fn ahead(engine: &'static Engine, base: usize, stream: usize) {
-    let Some(region) = engine.table.pin(base).filter(|region| region.contains(base)) else { return };
-    let (mut avoided, mut elsewhere) = (usize::MAX, None);
-    while let Some(unit) = region.readahead.next(stream) {
-        if region.readahead.cpu() != avoided {
-            drop(elsewhere.take());
-            avoided = region.readahead.cpu();
-            elsewhere = Some(Elsewhere::than(avoided));
+fn ahead(engine: &'static Engine, job: Ahead) {
+    let Some(region) = engine.table.pin(job.base).filter(|region| job.is_of(region)) else { return };
+    let (ahead, stream) = (&region.readahead, job.stream);
+    let mut elsewhere = Elsewhere::than(ahead.cpu(stream));
+    while let Some(units) = ahead.next(stream) {
+        have_others_read(engine, &region, stream);
+        if elsewhere.cpu != ahead.cpu(stream) {
+            drop(elsewhere);
+            elsewhere = Elsewhere::than(ahead.cpu(stream));
         }
         while let Some(job) = engine.queue.next_fault() {
             fault(engine, job);
         }
-        if region.is_closing() || fill_ahead(&region, unit, false).is_err() {
-            return region.readahead.leave(stream);
+        if region.is_closing() {
+            return ahead.part(stream);
         }
+        if fill_all_ahead(&region, units, false).is_err() {
+            return ahead.failed(stream);
+        }
+    }
+}
+
+/// Several read a slow source at once; and another stream is not to wait until this one has been read.
+fn have_others_read(engine: &'static Engine, region: &Region, stream: usize) {
+    if region.readahead.wants_another(stream) && !engine.queue.push_ahead(region, stream) {
+        region.readahead.part(stream);
+    }
+    let slow = region.source.latency() == Latency::MayBlock;
+    let most = || if slow { MOST_WORKERS } else { cpus::of_process(MOST_WORKERS).len() };
+    if engine.queue.lacks_for_ahead() && engine.queue.workers.load(Ordering::SeqCst) < most() {
+        start_another(engine);
     }
 }
 

@@ -18,6 +18,7 @@ use crate::counters::Counted;
 use crate::exposures::Exposures;
 use crate::mapping;
 use crate::policy::{Choice, Policy};
+use crate::readahead::{Readahead, Shape};
 use crate::residence::Residence;
 use crate::scratch::ScratchPool;
 use crate::source::volatile::Offers;
@@ -89,7 +90,7 @@ pub struct Region {
     /// Fills that turn such a page into a hole just now.
     pub hiding: AtomicU32,
     /// Sequential detection.
-    pub readahead: crate::readahead::Readahead,
+    pub readahead: Readahead,
     /// Of a region that a pager serves.
     pub away: Option<Away>,
 }
@@ -173,10 +174,16 @@ impl Region {
         let resident = parts.options.resident;
         let residence = (1..mapped).contains(&resident).then(|| Residence::new(resident, parts.unit));
         let kept = residence.as_ref().map_or(usize::MAX, Residence::units);
+        let slow = parts.source.latency() == Latency::MayBlock;
         // Alone on one CPU, a source that never waits is not read any sooner by somebody else.
-        let may_gain = parts.source.latency() == Latency::MayBlock
-            || std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
-        let readahead = crate::readahead::Readahead::new(may_gain && parts.source.readahead_helps(), parts.unit, kept);
+        let may_gain = slow || std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+        let readahead = Readahead::new(&Shape {
+            helps: may_gain && parts.source.readahead_helps(),
+            slow,
+            unit: parts.unit,
+            piece: parts.source.piece() / parts.unit,
+            kept,
+        });
         let policy = Policy::new(&Choice {
             unit: parts.unit,
             huge: parts.options.huge,
