@@ -188,10 +188,10 @@ def prefetch(given: Given) -> Round:
 
 
 def scan(given: Given) -> Round:
-    """All words of an image, a quarter of which may be there; in huge pages, as the docs say for scans."""
+    """All words of an image, a quarter of which may be there; in huge pages, as the docs say for scans, or not."""
     (frame,) = given.numbers
     length = given.count * frame
-    region = uf.map(given.path, huge=True, resident=length // 4)
+    region = uf.map(given.path, huge="units" not in given.words, resident=length // 4)
     touch, total = given.loop("timed_all"), ctypes.c_uint64()
 
     def play() -> dict[str, Any]:

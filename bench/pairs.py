@@ -176,9 +176,8 @@ def recycling(unit: str, delivery: str) -> Pair:
 
 def together(unit_bytes: int, count: int, delivery: str) -> Pair:
     """Two threads touch one region, units leaving: how much more than one does?"""
-    bar = 1.5 if delivery == "signal" else None
     against = (
-        Against("userfault", at_least=bar, numbers=(unit_bytes, 1)),
+        Against("userfault", at_least=1.5, numbers=(unit_bytes, 1)),
         Against("batched", numbers=(unit_bytes, 2)),
         Against("batched", numbers=(unit_bytes, 1)),
     )
@@ -186,11 +185,11 @@ def together(unit_bytes: int, count: int, delivery: str) -> Pair:
     return Pair(name, "together", count, (unit_bytes, 2), (delivery,), against, least=32, bytes_each=unit_bytes)
 
 
-def scan(frame: int, count: int, *, one_cpu: bool) -> Pair:
-    """Add up what an image holds."""
+def scan(frame: int, *words: str) -> Pair:
+    """Add up what an image holds: "one-cpu"; "units" of a frame, where huge pages are the rule."""
+    one_cpu, count = "one-cpu" in words, 64 * MIB // frame
     against = (Against("decode_scan", at_least=0.90 if one_cpu else 1.4),)
-    name = f"scan-{frame // KIB}KiB-{'one-cpu' if one_cpu else 'ahead'}"
-    words = ("one-cpu",) if one_cpu else ()
+    name = f"scan-{frame // KIB}KiB{'-units' if 'units' in words else ''}-{'one-cpu' if one_cpu else 'ahead'}"
     data = f"wave-{frame}.zst"
     # A quarter of it is the smallest budget of huge pages: there is no shorter form.
     return Pair(name, "scan", count, (frame,), words, against, least=count, data=data, needs="zstd", bytes_each=frame)
@@ -255,7 +254,8 @@ PAIRS: tuple[Pair | KernelCalls | WheelSize, ...] = (
         data="numbered.bin",
         bytes_each=2 * MIB,
     ),
-    *(scan(frame, 64 * MIB // frame, one_cpu=one_cpu) for frame in (256 * KIB, 2 * MIB) for one_cpu in (True, False)),
+    *(scan(frame, *words) for frame in (256 * KIB, 2 * MIB) for words in (("one-cpu",), ())),
+    *(scan(256 * KIB, "units", *words) for words in (("one-cpu",), ())),
     *(image_touch(delivery) for delivery in DELIVERIES),
     *(zeros(delivery) for delivery in DELIVERIES),
     Pair("idle-10000", "idle", MANY_REGIONS, (2000,), short=(50,), unit="% CPU", limit=0.05),

@@ -191,7 +191,9 @@ def describe_moment() -> dict[str, Any]:
 
 
 def describe_revision() -> str:
-    """The commit, with a mark if something is not committed."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """The commit, with a mark if something is not committed: a new file too."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False).stdout.strip()
+
+    return (git("describe", "--always") + ("-dirty" if git("status", "--porcelain") else "")) or "unknown"

@@ -2,7 +2,8 @@
 //!
 //! It may come late: the page came from elsewhere, and the thread is anywhere by now, inside an allocator say. So the signal
 //! carries the instruction and the stack at which the kernel said that the thread waits, and its receiver is told whether the
-//! thread is there: at an instruction that touches lazy memory, which is never inside an allocator or a lock of an interpreter.
+//! thread is there: at an instruction that touches lazy memory, with the stack that it had there. An allocator or a lock of an
+//! interpreter has no such instruction, unless by the very copy that waited, called again from the same depth.
 //!
 //! *Locks*: one, to install. *Threads*: engine threads send; a receiver runs in the thread that was sent to, with this signal
 //! blocked and no other.
