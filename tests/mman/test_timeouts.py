@@ -262,3 +262,38 @@ assert (late.place, late.timeout) == ("a system call", 1), late
 os._exit(0)
 """
     )
+
+
+def test_touch_that_is_woken_without_its_page_again_and_again_ends_by_the_timeout(act):
+    """A server that only wakes: the time counts from the first fault. One whose pages come and go is not timed out for it."""
+    act(
+        """
+memory = flagged(4)
+it = mman.userfaultfd(timeout="1s")
+it.register(memory)
+bring = []
+def serve():
+    while True:
+        try:
+            address = it.read_fault()
+        except (OSError, ValueError):
+            return
+        if bring:
+            errno_of(table, 7, (address - at(memory)) // PAGE, memory)
+        errno_of(it.wake, address // PAGE * PAGE)
+threading.Thread(target=serve, daemon=True).start()
+began = time.monotonic()
+raised(UserFault, lambda: touch(at(memory, 1)))
+assert 0.9 < time.monotonic() - began < 4, time.monotonic() - began
+late = it.timed_out()
+assert [one.place for one in late] == ["user code"] and late[0].seconds < 4, late
+bring.append(1)
+began = time.monotonic()
+while time.monotonic() - began < 2:  # twice its timeout
+    assert touch(at(memory, 2)) == 7
+    mman.madvise(memory, mman.MADV_DONTNEED)
+it.close()
+os._exit(0)
+""",
+        timeout=30,
+    )

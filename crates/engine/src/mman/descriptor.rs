@@ -228,7 +228,8 @@ impl Descriptor {
     /// Those who wait in `range` and were read about: they are no longer waited for. False: there are none.
     pub fn forget_read(&self, range: &Range<usize>) -> bool {
         let mut state = self.state();
-        let any = state.waiters.forget_read(range);
+        let came = |waiting: &Waiting| is_resident(waiting.address / uffd::page_size() * uffd::page_size());
+        let any = state.waiters.forget_read(range, Instant::now(), came);
         state.show(Table::Application);
         any
     }

@@ -40,7 +40,14 @@ impl Waiting {
 pub struct Waiters {
     unread: Vec<Waiting>,
     read: Vec<Waiting>,
+    /// Woken without their page, and when: a server that only wakes would keep them for ever otherwise.
+    in_vain: Vec<(Waiting, Instant)>,
 }
+
+/// Who was woken in vain asks again in this time.
+const ASKS_AGAIN: Duration = Duration::from_millis(100);
+/// More than this are not remembered: they may wait for longer than they were to.
+const MOST_IN_VAIN: usize = 256;
 
 impl Waiters {
     fn all(&mut self) -> impl Iterator<Item = &mut Waiting> {
@@ -66,8 +73,12 @@ impl Waiters {
         self.unread.iter().chain(&self.read).any(|known| known.is_same(waiting))
     }
 
-    /// One more.
-    pub fn add(&mut self, waiting: Waiting) {
+    /// One more. If it was woken just now, in vain, it has waited for longer than this.
+    pub fn add(&mut self, mut waiting: Waiting) {
+        let same = |(known, at): &(Waiting, Instant)| known.is_same(&waiting) && waiting.since - *at < ASKS_AGAIN;
+        if let Some(index) = self.in_vain.iter().position(same) {
+            waiting.since = self.in_vain.swap_remove(index).0.since;
+        }
         self.unread.push(waiting);
     }
 
@@ -78,11 +89,15 @@ impl Waiters {
         Some(newest)
     }
 
-    /// Those who were read about in `range` wait no more. False: there are none.
-    pub fn forget_read(&mut self, range: &Range<usize>) -> bool {
-        let before = self.read.len();
-        self.read.retain(|waiting| !range.contains(&waiting.address));
-        self.read.len() < before
+    /// Those who were read about in `range` wait no more. Of those whose page did not come (`came`) it is remembered since when they
+    /// waited: they ask again. False: there are none.
+    pub fn forget_read(&mut self, range: &Range<usize>, now: Instant, came: impl Fn(&Waiting) -> bool) -> bool {
+        let (woken, read): (Vec<_>, _) = self.read.iter().partition(|waiting| range.contains(&waiting.address));
+        self.read = read;
+        self.in_vain.retain(|(_, at)| now.duration_since(*at) < ASKS_AGAIN);
+        let room = MOST_IN_VAIN.saturating_sub(self.in_vain.len());
+        self.in_vain.extend(woken.iter().filter(|waiting| !came(waiting)).take(room).map(|waiting| (*waiting, now)));
+        !woken.is_empty()
     }
 
     /// Nobody waits in `range` any more.
@@ -132,6 +147,23 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn who_is_woken_in_vain_has_waited_since_the_first_time() {
+        let (mut all, began) = (Waiters::default(), Instant::now());
+        let mut since = |after: Duration, came: bool, again: Duration| {
+            all.add(Waiting::new(4096, 1, began + after, 0));
+            let waiting = all.read().unwrap();
+            assert!(all.forget_read(&(4096..8192), began + again, |_| came));
+            waiting.since - began
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(since(ms(0), false, ms(10)), ms(0));
+        assert_eq!(since(ms(11), false, ms(50)), ms(0));
+        assert_eq!(since(ms(51), true, ms(60)), ms(0));
+        assert_eq!(since(ms(61), false, ms(70)), ms(61), "it had its page meanwhile");
+        assert_eq!(since(ms(300), true, ms(301)), ms(300), "it did something else meanwhile");
+    }
 
     #[test]
     fn the_lock_is_asked_for_once_and_then_the_limit_counts() {
