@@ -140,3 +140,118 @@ def test_an_asynchronous_source_that_hangs_ends_by_the_timeout(child, delivery):
         assert cancelled.wait(5)
 
     child(code, args=[delivery]).check()
+
+
+@DELIVERIES
+@pytest.mark.parametrize("end", ["stop", "callback", "task"])
+def test_the_loop_outlives_a_source_that_ends_it(child, delivery, end):
+    """It is shared: stop(), and an exit where nobody catches it, are nothing to the other sources."""
+
+    def code():
+        import asyncio
+        import sys
+
+        import userfault as uf
+
+        async def leave():
+            sys.exit(4)
+
+        async def ends(offset, buffer):
+            loop = asyncio.get_running_loop()
+            if sys.argv[2] == "stop":
+                loop.stop()
+            elif sys.argv[2] == "callback":
+                loop.call_soon(sys.exit)
+            else:
+                ends.task = loop.create_task(leave())
+            await asyncio.sleep(0.01)
+            buffer[:] = b"\x08" * len(buffer)
+
+        async def seven(offset, buffer):
+            await asyncio.sleep(0)
+            buffer[:] = b"\x07" * len(buffer)
+
+        def first(source):
+            return memoryview(uf.map(uf.Function(source, "64KiB"), delivery=sys.argv[1], unit="4KiB", timeout="2s"))[0]
+
+        assert [first(seven), first(ends), first(seven), first(seven)] == [7, 8, 7, 7]
+        if sys.argv[2] == "task":
+            assert ends.task.exception().code == 4
+
+    child(code, args=[delivery, end]).check()
+
+
+@DELIVERIES
+def test_a_loop_whose_thread_ended_is_replaced(child, delivery):
+    """The read in the middle of which it ended is an error at once, and the next one has a new loop, also of an open region."""
+
+    def code():
+        import asyncio
+        import sys
+        import time
+
+        from support.lazy import raised
+
+        import userfault as uf
+
+        async def ends(offset, buffer):
+            if offset == 4096:
+                loop = asyncio.get_running_loop()
+                loop.run_forever = loop.close  # what its thread does next
+                loop.stop()
+            await asyncio.sleep(0.2)
+            buffer[:] = b"\x07" * len(buffer)
+
+        region = uf.map(uf.Function(ends, "64KiB", unit="4KiB"), delivery=sys.argv[1], timeout="10s")
+        view = memoryview(region)
+        assert view[0] == 7
+        began = time.monotonic()
+        error = raised(uf.PageError, lambda: bytes(view[4096:4100]))
+        assert "loop" in str(error.__cause__), error
+        assert time.monotonic() - began < 5
+        assert view[8192] == 7
+
+    child(code, args=[delivery]).check()
+
+
+@DELIVERIES
+def test_what_comes_after_the_timeout_is_quiet(child, delivery):
+    """The caller has left, and with it the buffer: an error of the coroutine is nobody's any more."""
+
+    def code():
+        import asyncio
+        import gc
+        import logging
+        import sys
+        import threading
+        import time
+
+        from support.lazy import raised
+
+        import userfault as uf
+
+        failed = threading.Event()
+
+        async def late(offset, buffer):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(0.1)
+                try:
+                    buffer[:] = b"\x07" * len(buffer)
+                except ValueError:
+                    failed.set()
+                    raise
+
+        said = []
+        logging.getLogger("asyncio").addHandler(logging.Handler())
+        logging.getLogger("asyncio").handlers[0].emit = said.append
+        region = uf.map(uf.Function(late, "64KiB", unit="4KiB"), delivery=sys.argv[1], timeout="300ms")
+        raised(uf.PageError, lambda: bytes(memoryview(region)[:10]))
+        assert failed.wait(5)
+        for _ in range(10):
+            time.sleep(0.02)
+            gc.collect()
+        assert not said, [str(one.exc_info or one.msg) for one in said]
+
+    child(code, args=[delivery]).check()

@@ -5,6 +5,7 @@ Never in other bytes, and never in zeros.
 
 import os
 import random
+from urllib.parse import urlsplit
 
 import pytest
 from support.servers import s3_options
@@ -32,13 +33,15 @@ FOREVER = [*PASSING, Fault("whole"), Fault("status", status=403), Fault("status"
 FOREVER_NAMES = [f"{fault.kind} {fault.keep or fault.status}" for fault in FOREVER]
 
 
-@pytest.fixture(params=["web", "s3"])
+@pytest.fixture(params=["web", "s3", "signed"])
 def blob(request, data):
-    """``blob(**options) -> (source, proxy)`` of the same bytes behind nginx, and behind a server of S3."""
+    """``blob(**options) -> (source, proxy)`` of the same bytes behind nginx, behind a server of S3, and by a URL with a query."""
     obstore = pytest.importorskip("obstore")
-    proxy = request.getfixturevalue(f"{request.param}_proxy")
+    if request.param == "signed":
+        pytest.importorskip("aiohttp")
+    proxy = request.getfixturevalue("s3_proxy" if request.param == "s3" else "web_proxy")
     name = f"faults-{random.randrange(1 << 40)}"
-    if request.param == "web":
+    if request.param != "s3":
         (request.getfixturevalue("web_server").root / name).write_bytes(data)
     else:
         store = obstore.store.S3Store("bucket", **s3_options(request.getfixturevalue("s3_server").port))
@@ -48,6 +51,8 @@ def blob(request, data):
         options = {"deadline": 4, **options}
         if request.param == "web":
             return uf.Blob(f"http://127.0.0.1:{proxy.port}/{name}", **options), proxy
+        if request.param == "signed":
+            return uf.Fsspec(f"http://127.0.0.1:{proxy.port}/{name}?signature=abc", **options), proxy
         return uf.Blob(f"s3://bucket/{name}", **s3_options(proxy.port), **options), proxy
 
     return make
@@ -117,7 +122,7 @@ def replace(request, source, new):
     import obstore
 
     if source.url.startswith("http"):
-        path = request.getfixturevalue("web_server").root / source.path
+        path = request.getfixturevalue("web_server").root / urlsplit(source.path).path.lstrip("/")
         path.unlink()
         if new is not None:
             path.write_bytes(new)

@@ -90,6 +90,16 @@ def test_no_bytes_are_bytes(url):
     assert native(uf.Redis.put(url, b"")).length == 0
 
 
+def test_an_array_with_gaps_is_stored_row_by_row(url):
+    """As numpy would save it; also one of numbers that views of memory do not know."""
+    numpy = pytest.importorskip("numpy")
+    numbers = numpy.arange(600, dtype="i4").reshape(20, 30)
+    for array in (numbers[::2], numbers.T, numbers[:, 3:5], numbers.astype(">i4"), numbers[:0]):
+        opened = native(uf.Redis.put(url, array, chunk=100))
+        assert opened.length == array.nbytes
+        assert read(opened, 0, array.nbytes) == array.tobytes()
+
+
 def test_a_key_that_is_not_there_is_missing(url):
     """FileNotFoundError, as for a file."""
     with pytest.raises(FileNotFoundError, match="there is no key"):

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError, StoreError, StoreMissing
+from userfault.sources import web
 from userfault.sources.remote import RemoteSource, Version, needed
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Fsspec(RemoteSource):
     """One file by any URL of fsspec: "sftp://…", "hf://…", "memory://…", "zip://member::s3://…", and those of its plugins.
 
     Use `Blob` for the stores that it knows: a store checks the version itself with each read of a Blob, while here it is asked
-    for again after each read, which costs one more request.
+    for again after each read, which costs one more request. Web servers ("https://…?signature") say it with the bytes, as
+    they say which range they send, and both are compared.
 
     Args:
         url: The file.
@@ -76,19 +78,35 @@ class Fsspec(RemoteSource):
             raise self._meaning(error) from error
         if about.get("type") == "directory" or about.get("size") is None:
             raise StoreError(self.url, "it is a directory, or the store does not tell its length")
-        telling = [f"{name}={about[name]}" for name in _TELLING if about.get(name) is not None]
-        return Version(about["size"], " ".join(telling))
+        return Version(about["size"], " ".join(_telling(about)))
 
     def get(self, version: Version, start: int, stop: int) -> Buffer:
         """See `RemoteSource.get`."""
+        about: dict[str, Any] = {}
         try:
-            got: bytes = self.filesystem.cat_file(self.path, start, stop)
+            if web.is_web(self.filesystem) and start < stop:
+                got, about = web.range_of(self.filesystem, self.path, self.url, start, stop)
+            else:
+                got = self.filesystem.cat_file(self.path, start, stop)
         except Exception as error:
+            if getattr(error, "status", None) == 416:
+                self._compare(version, {})  # no such range: it may be shorter now
             raise self._meaning(error) from error
-        now = self.look()
+        self._compare(version, about)
+        return got
+
+    def _compare(self, version: Version, about: dict[str, Any]) -> None:
+        """StoreChanged if the file is another now: by what an answer says of itself, or by asking where it does not say all."""
+        told = _telling(about)
+        known = f"{version.tag} "
+        now = Version(about.get("size", version.length), " ".join(told))
+        denied = any(f"{part.partition('=')[0]}=" in known and f"{part} " not in known for part in told)
+        if "size" in about and now == version:
+            return
+        if now.length == version.length and not denied:
+            now = self.look()
         if now != version:
             raise self.changed(version, f"{now.tag} with {now.length} bytes")
-        return got
 
     def place(self) -> str:
         """See `RemoteSource.place`."""
@@ -101,7 +119,8 @@ class Fsspec(RemoteSource):
     def _opened(self) -> tuple[Any, str]:
         fsspec = needed("fsspec", "fsspec")
         try:
-            filesystem, path = fsspec.core.url_to_fs(self._address, **self.options)
+            options = web.patient(self._address, self.deadline, self.options)
+            filesystem, path = fsspec.core.url_to_fs(self._address, **options)
         except ImportError as missing:
             raise OptionError(f"{self.url!r}: {missing}") from None
         except ValueError as error:
@@ -109,9 +128,14 @@ class Fsspec(RemoteSource):
         return filesystem, path
 
     def _meaning(self, error: Exception) -> StoreError:
-        reason = (str(error) or type(error).__name__).replace(self._address, self.url)
         if isinstance(error, StoreError):
             return error
+        if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and web.is_web(self.filesystem):
+            error = error.__cause__  # `info` calls everything that goes wrong a missing file
+        status = web.of_status(self.url, error)
+        if status is not None:
+            return status
+        reason = (str(error) or type(error).__name__).replace(self._address, self.url)
         if isinstance(error, FileNotFoundError):
             return StoreMissing(self.url, reason)
         passing = isinstance(error, OSError) and not isinstance(error, PermissionError | IsADirectoryError)
@@ -122,3 +146,7 @@ class Fsspec(RemoteSource):
         self.filesystem, self.path = self._opened()
 
     _KEPT_HERE = frozenset({"_lock", "filesystem", "path"})
+
+
+def _telling(about: dict[str, Any]) -> list[str]:
+    return [f"{name}={about[name]}" for name in _TELLING if about.get(name) is not None]

@@ -63,7 +63,7 @@ class Redis(RemoteSource):
 
         Args:
             url: As `Redis`.
-            data: Any contiguous buffer.
+            data: Any buffer. One with gaps, such as `array[::2]`, is copied first, row by row.
             chunk: Bytes in a value, or a string such as "256KiB".
             expire: Seconds after which the server drops them all; None: never.
             **options: As `Redis`.
@@ -79,9 +79,9 @@ class Redis(RemoteSource):
         if not size:
             raise OptionError("chunk=0: a value needs at least one byte")
         source = cls(url, **options)
-        bytes_of = memoryview(data).cast("B")
+        view = _bytes_of(data)
         try:
-            source._store(bytes_of, size, expire)
+            source._store(view, size, expire)
         except Exception as error:
             raise source._meaning(error) from error
         return source
@@ -174,6 +174,15 @@ class Redis(RemoteSource):
         self._client = self._connected()
 
     _KEPT_HERE = frozenset({"_lock", "_client"})
+
+
+def _bytes_of(data: Buffer) -> memoryview:
+    """The bytes of a buffer: itself where they lie next to each other, a copy where not."""
+    view = memoryview(data)
+    try:
+        return view.cast("B")
+    except (TypeError, ValueError):  # it has gaps, no elements, or elements of a kind that views do not know
+        return memoryview(view.tobytes())
 
 
 def _manifest(found: dict[bytes, bytes]) -> tuple[str, int, int, str]:

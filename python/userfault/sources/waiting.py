@@ -36,16 +36,33 @@ def event_loop() -> asyncio.AbstractEventLoop:
     Returns:
         A running loop; use `asyncio.run_coroutine_threadsafe` to have something run there.
     """
+    return _running()[0]
+
+
+def _running() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """The loop and its thread: others if that thread has ended, whatever ended it."""
     import asyncio  # a tenth of a second that most never need
 
     global _LOOP
+    found = _LOOP
+    if found is not None and found[1].is_alive():
+        return found
     with _STARTING:
-        if _LOOP is None:
+        if _LOOP is None or not _LOOP[1].is_alive():
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="userfault-loop", daemon=True)
+            thread = threading.Thread(target=_run, args=(loop,), name="userfault-loop", daemon=True)
             thread.start()
             _LOOP = (loop, thread)
-        return _LOOP[0]
+        return _LOOP
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Go on whatever a source did to the loop that it shares with others: stop() it, or exit in a callback or task of its own."""
+    while not loop.is_closed():
+        try:
+            loop.run_forever()
+        except (KeyboardInterrupt, SystemExit):
+            continue
 
 
 def waited_for(
@@ -62,28 +79,36 @@ def waited_for(
     import asyncio
     from concurrent.futures import CancelledError
 
-    loop = event_loop()
-    turns = asyncio.Semaphore(MOST_IN_FLIGHT)
+    turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
-    async def in_turn(offset: int, buffer: memoryview) -> int | BaseException | None:
-        async with turns:
+    async def in_turn(turn: asyncio.Semaphore, offset: int, buffer: memoryview) -> tuple[int | None, BaseException | None]:
+        async with turn:
             try:
-                return await read_into(offset, buffer)
-            except (KeyboardInterrupt, SystemExit) as stop:
-                return stop  # raised here it would end the loop, and with it all sources
+                return await read_into(offset, buffer), None
+            except asyncio.CancelledError:
+                raise
+            # As an answer. Raised here SystemExit would end the loop, and what comes after the caller has left would be logged.
+            except BaseException as error:
+                return None, error
 
     def wait(offset: int, buffer: memoryview) -> int | None:
-        if _LOOP is not None and threading.current_thread() is _LOOP[1]:
+        nonlocal turns
+        loop, thread = _running()
+        if threading.current_thread() is thread:
             raise RuntimeError("an asynchronous source was touched on its own event loop, which would wait for itself")
-        future = asyncio.run_coroutine_threadsafe(in_turn(offset, buffer), loop)
+        mine = turns
+        if mine is None or mine[0] is not loop:
+            mine = turns = (loop, asyncio.Semaphore(MOST_IN_FLIGHT))
+        future = asyncio.run_coroutine_threadsafe(in_turn(mine[1], offset, buffer), loop)
         pending = threading.Lock()
         pending.acquire()
         future.add_done_callback(lambda _: pending.release())
         try:
             # In slices: the TimeoutError of a touch that takes too long is raised between two of them.
             while not pending.acquire(timeout=_SLICE_SECONDS):
-                pass
-            answer = future.result()
+                if not thread.is_alive():
+                    raise RuntimeError("the event loop of asynchronous sources ended in the middle of the read")
+            answer, error = future.result()
         except CancelledError:
             raise TimeoutError("the read was cancelled") from None
         except BaseException:
@@ -91,8 +116,11 @@ def waited_for(
             raise
         finally:
             del future  # it and its exception, whose traceback holds this frame, would keep each other alive
-        if isinstance(answer, BaseException):
-            raise answer
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # likewise
         return answer
 
     return wait

@@ -1,0 +1,173 @@
+"""Files of web servers through fsspec: what an answer says of itself is compared with what was asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import userfault as uf
+from userfault.sources import native
+
+pytest.importorskip("aiohttp")
+PAGE = 4096
+HEADERS = {"ETag": '"one"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ranges of `data`; `answer` are the headers of a GET beside Content-Length, where None takes one away."""
+
+    daemon_threads = True
+
+    def __init__(self, data):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.data = data
+        self.answer = {}
+        self.head = {}
+        self.status = None
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.seen = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/file?signature=secret"
+
+    def handle_error(self, request, address):
+        """Clients hang up here on purpose."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer(200, len(self.server.data), {**HEADERS, **self.server.head})
+
+    def do_GET(self):
+        self.server.goes_on.wait(30)
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        body = self.server.data[int(first) : int(last) + 1]
+        said = {"Content-Range": f"bytes {first}-{last}/{len(self.server.data)}", **HEADERS, **self.server.answer}
+        self.answer(self.server.status or 206, len(body), said)
+        self.wfile.write(body)
+
+    def answer(self, status, length, headers):
+        self.server.seen.append((self.command, dict(self.headers)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(data):
+    with Server(data) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def read(source, start, stop):
+    room = bytearray(b"\xa5" * (stop - start))
+    source.read_into(start, room)
+    return bytes(room)
+
+
+def failure(source):
+    with pytest.raises(uf.PageError) as caught:
+        read(source, PAGE, 2 * PAGE)
+    return caught.value.cause
+
+
+def test_an_answer_that_says_all_costs_one_request(server, data):
+    """Range, length, ETag and date came with the bytes: nobody has to ask again."""
+    opened = native(uf.Fsspec(server.url))
+    assert read(opened, PAGE, 2 * PAGE) == data[PAGE : 2 * PAGE]
+    assert [method for method, _ in server.seen] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"ETag": None}, {"Last-Modified": None}, {"Content-Range": f"bytes {PAGE}-{2 * PAGE - 1}/*"}],
+    ids=["ETag", "date", "length"],
+)
+def test_what_an_answer_does_not_say_is_asked_for(server, data, answer):
+    """And found to be the same, or another."""
+    opened = native(uf.Fsspec(server.url))
+    server.answer = answer
+    assert read(opened, PAGE, 2 * PAGE) == data[PAGE : 2 * PAGE]
+    assert [method for method, _ in server.seen] == ["HEAD", "GET", "HEAD"]
+    server.head = {"ETag": '"two"'}
+    assert isinstance(failure(opened), uf.StoreChanged)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ETag": '"two"'},
+        {"Last-Modified": "Thu, 22 Oct 2015 07:28:00 GMT"},
+        {"Content-Range": f"bytes {PAGE}-{2 * PAGE - 1}/9999"},
+    ],
+    ids=["ETag", "date", "length"],
+)
+def test_an_answer_of_another_version_is_none(server, answer):
+    """Whatever the server says when it is asked again: it may be two servers."""
+    opened = native(uf.Fsspec(server.url))
+    server.answer = answer
+    assert isinstance(failure(opened), uf.StoreChanged)
+    assert [method for method, _ in server.seen] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    "said", [f"bytes {PAGE + 1}-{2 * PAGE}/300001", "pages 1-2/3", None], ids=["another range", "other units", "nothing"]
+)
+def test_an_answer_of_another_range_is_none(server, said):
+    """Though it has the right length; it may pass."""
+    opened = native(uf.Fsspec(server.url, attempts=2))
+    server.answer = {"Content-Range": said}
+    cause = failure(opened)
+    assert f"bytes {PAGE} to {2 * PAGE} were asked for" in str(cause)
+    assert cause.transient
+    assert [method for method, _ in server.seen] == ["HEAD", "GET", "GET"]
+
+
+def test_a_file_that_is_shorter_now_has_changed(server):
+    """The server says only that there is no such range."""
+    opened = native(uf.Fsspec(server.url))
+    server.data, server.status = server.data[:PAGE], 416
+    assert isinstance(failure(opened), uf.StoreChanged)
+
+
+def test_a_server_that_fails_altogether_is_not_a_missing_file(server, monkeypatch):
+    """When it is opened: fsspec says of every failure that there is no file."""
+    monkeypatch.setattr(Handler, "do_HEAD", lambda self: self.answer(503, 0, {}))
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.answer(503, 0, {}))
+    with pytest.raises(uf.StoreError, match="503") as caught:
+        native(uf.Fsspec(server.url, attempts=2))
+    assert not isinstance(caught.value, uf.StoreMissing)
+    assert caught.value.transient
+    assert "secret" not in str(caught.value)
+
+
+def test_what_the_caller_gave_to_fsspec_holds_for_ranges(server, data):
+    """Headers of the filesystem and of its session, and its timeout rather than that of the deadline."""
+    import aiohttp
+
+    session = {"headers": {"Authorization": "Bearer of it"}, "timeout": aiohttp.ClientTimeout(sock_read=0.2)}
+    source = uf.Fsspec(server.url, headers={"X-Mine": "1"}, client_kwargs=session, attempts=1)
+    opened = native(source)
+    assert read(opened, PAGE, 2 * PAGE) == data[PAGE : 2 * PAGE]
+    for _, headers in server.seen:
+        assert headers["X-Mine"] == "1"
+        assert headers["Authorization"] == "Bearer of it"
+    server.goes_on.clear()
+    began = time.monotonic()
+    assert failure(opened).transient
+    assert time.monotonic() - began < 4
+    server.goes_on.set()
