@@ -73,7 +73,7 @@ class PageError(UserfaultError, OSError):
         where = f" at byte {self.offset}" if self.offset >= 0 else ""
         super().__init__(f"{self.source}{where}: {_described(self.cause)}")
         if isinstance(self.cause, BaseException):
-            self.errno = getattr(self.cause, "errno", None)
+            self.errno = _errno_of(self.cause)
             self.__cause__ = self.cause
 
     def __str__(self) -> str:
@@ -134,11 +134,31 @@ def _cause(noted: _Taken) -> BaseException | str:
 
 def _described(cause: BaseException | str) -> str:
     """A sentence; of an exception that says nothing, its name."""
-    return (
-        str(cause) or type(cause).__name__
-        if isinstance(cause, OSError | RemoteError | str)
-        else f"{type(cause).__name__}: {cause}"
-    )
+    name, text = type(cause).__name__, cause if isinstance(cause, str) else shown(cause)
+    return text or name if isinstance(cause, OSError | RemoteError | str) else f"{name}: {text}"
+
+
+def shown(error: BaseException) -> str:
+    """What an exception says. One that cannot say anything must not replace the exception that it is the cause of.
+
+    Args:
+        error: Of anybody's class.
+
+    Returns:
+        Its `str`, or words where that raises.
+    """
+    try:
+        return str(error)
+    except Exception:
+        return "(it cannot be shown)"
+
+
+def _errno_of(error: BaseException) -> Any:
+    """As it has it; of some it is a property, which may raise."""
+    try:
+        return getattr(error, "errno", None)
+    except Exception:
+        return None
 
 
 def noted_failure() -> BaseException:

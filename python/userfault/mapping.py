@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from userfault.errors import OptionError
 from userfault.region import OPENERS, Options, Region, open_region
 from userfault.sources import Source, source_of
+from userfault.sources.called import name_of
 from userfault.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def load(path: Source | str | os.PathLike[str], **options: Any) -> np.ndarray[An
         OSError: As `map`.
     """
     region = map(path, **options)
-    name = repr(path) if isinstance(path, Source) else os.fspath(path)
+    name = name_of(path) if isinstance(path, Source) else os.fspath(path)
     shape, fortran, dtype, start = _npy_header(region, name)
     if dtype.hasobject:
         raise OptionError(f"{name} holds pickled Python objects; they are never loaded")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from userfault import _core
 from userfault.errors import OptionError, RefusedError, UnsupportedError
 from userfault.sources import Source, native
+from userfault.sources.called import name_of
 from userfault.units import format_bytes, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class Region(_core.NativeRegion):
                 facts.append(f"filled by {self.filling()[0]}")
             if not self.kernel_faults:
                 facts.append("system calls on absent pages get EFAULT")
-        return f"<Region of {self.source!r}: {', '.join(facts)}, {self.state}>"
+        return f"<Region of {name_of(self.source)}: {', '.join(facts)}, {self.state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_region, (self.source, self.options)

@@ -52,6 +52,55 @@ def test_what_the_source_raised_is_the_cause_with_its_traceback(child, delivery)
     child(code, args=[delivery]).check()
 
 
+@DELIVERIES
+def test_an_exception_that_cannot_be_shown_is_the_cause_all_the_same(child, delivery):
+    """Where its `__str__` or its `errno` raises: PageError with it as the cause, at a touch and before one."""
+
+    def code():
+        import pickle
+        import sys
+
+        from support.lazy import raised
+
+        import userfault as uf
+
+        class Silent(Exception):
+            def __str__(self):
+                raise RuntimeError("str raises")
+
+        class Secret(Exception):
+            @property
+            def errno(self):
+                raise RuntimeError("errno raises")
+
+        class Both(OSError):
+            errno = Secret.errno
+
+            def __str__(self):
+                raise RuntimeError("str raises")
+
+        for kind, said in ((Silent, "Silent: (it cannot be shown)"), (Secret, "Secret: x"), (Both, "(it cannot be shown)")):
+
+            def read_into(offset, buffer, kind=kind):
+                raise kind("x")
+
+            region = uf.map(uf.Function(read_into, "64KiB", unit="4KiB"), delivery=sys.argv[1])
+            view = memoryview(region)
+
+            def in_block(view=view):
+                with uf.checked():
+                    bytes(view[:4])
+
+            for way in (lambda view=view: bytes(view[:4]), in_block, lambda region=region: region.read(0, 4), region.populate):
+                error = raised(uf.PageError, way)
+                assert type(error.__cause__) is kind, repr(error.__cause__)
+                assert error.errno is None
+                assert str(error).endswith(said), str(error)
+            assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+    child(code, args=[delivery]).check()
+
+
 def test_populate_read_and_system_calls_say_what_the_source_raised(child):
     """The same where a thread of the library's reads: PageError before a byte is seen, EFAULT in a system call."""
 

@@ -241,6 +241,28 @@ def test_a_thread_that_blocks_signals_is_served_or_told(child, delivery):
     child(code, args=[delivery]).check()
 
 
+def test_the_timeout_counts_from_the_fault_where_a_thread_blocks_signals_later(child):
+    """A thread that has served itself before is not taken for one that is on its way: others look for it a whole timeout."""
+
+    def code():
+        import signal
+        import time
+
+        from support.called import mapped
+        from support.lazy import raised
+
+        import userfault as uf
+
+        source, _, view, _ = mapped(delivery="thread", timeout="2s")
+        assert bytes(view[:10]) == source.bytes[:10]
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.valid_signals()) - {signal.SIGBUS})
+        began = time.monotonic()
+        raised(uf.PageError, lambda: bytes(view[200_000:200_010]))
+        assert 1.9 < time.monotonic() - began < 2.9
+
+    child(code).check()
+
+
 @pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])
 def test_touches_go_on_after_all_signals_were_reset(child, action):
     """A daemon resets every signal that there is: the next touch takes one back instead of ending the process."""

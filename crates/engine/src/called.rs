@@ -200,8 +200,11 @@ fn unit_memory(region: &Region, unit: usize) -> Range<usize> {
 static WATCHED: AtomicBool = AtomicBool::new(false);
 /// A thread that has not come to its handler by then does not get there: it blocks the signal.
 const LOST: Duration = Duration::from_secs(1);
+/// How often they are looked after: one that is known to block the signal is not waited for until then, for whoever serves it
+/// takes the whole timeout again.
+const LOOK: Duration = Duration::from_millis(200);
 
-/// The keeper's: hand threads that never came to their handler to workers; when to look again.
+/// The keeper's: hand threads that do not come to their handler to workers; when to look again.
 pub fn look_for_lost(engine: &'static Engine) -> Option<Instant> {
     if !WATCHED.load(Ordering::SeqCst) {
         return None;
@@ -209,11 +212,12 @@ pub fn look_for_lost(engine: &'static Engine) -> Option<Instant> {
     let now = now_ns();
     let mut waiting = false;
     for told in TOLD.iter().filter(|told| told.state.load(Ordering::Acquire) == SENT) {
-        let age = now.saturating_sub(told.since_ns.load(Ordering::Relaxed));
-        if age < LOST.as_nanos() as u64 {
+        let age = Duration::from_nanos(now.saturating_sub(told.since_ns.load(Ordering::Relaxed)));
+        let thread = told.thread.load(Ordering::Relaxed);
+        if age < LOST && (age < LOOK || !blocks_signal(thread)) {
             waiting = true;
         } else if told.moves(SENT, FREE) {
-            hand_to_worker(engine, told.address.load(Ordering::Relaxed), told.thread.load(Ordering::Relaxed));
+            hand_to_worker(engine, told.address.load(Ordering::Relaxed), thread);
         }
     }
     if !waiting {
@@ -222,7 +226,7 @@ pub fn look_for_lost(engine: &'static Engine) -> Option<Instant> {
         waiting = TOLD.iter().any(|told| told.state.load(Ordering::SeqCst) == SENT);
         WATCHED.fetch_or(waiting, Ordering::SeqCst);
     }
-    waiting.then(|| Instant::now() + LOST)
+    waiting.then(|| Instant::now() + LOOK)
 }
 
 fn hand_to_worker(engine: &'static Engine, address: usize, thread: i32) {

@@ -1,6 +1,7 @@
 //! Everything there is one of in a process: descriptors, the table of regions, the queue, shared working memory.
 //!
-//! *Locks*: `stocks`, `pools`, `lanes_started`: only while a region is opened. *Threads*: shared by all.
+//! *Locks*: `stocks`, `pools`, `lanes_started`: only while a region is opened; `names`: a moment, as one that failed is closed.
+//! *Threads*: shared by all.
 
 use crate::counters::Counters;
 use crate::error::Error;
@@ -11,6 +12,7 @@ use crate::spread::Spread;
 use crate::stock::Stock;
 use crate::table::AddressTable;
 use crate::threads::Root;
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -71,6 +73,8 @@ pub struct Engine {
     pub previous: *const Engine,
     /// Starts one more worker. A pointer, because workers live above this floor.
     pub start_worker: fn(&'static Engine),
+    /// Of the last closed regions that failed.
+    names: Mutex<VecDeque<(u64, String)>>,
     next_region: AtomicU64,
     next_lane: AtomicU64,
     stocks: Mutex<Vec<Weak<Stock>>>,
@@ -88,6 +92,9 @@ static DEAD: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Lanes that regions of called sources use.
 const CALLED_LANES: u64 = 4;
+
+/// So many closed regions are known by name: as many as threads may have an exception on their way.
+const NAMES: usize = crate::shared::LATCHES;
 
 /// Scratches in a pool of large units and small ones.
 const SCRATCHES: usize = 8;
@@ -143,6 +150,7 @@ impl Engine {
             closed: Counters::default(),
             previous: DEAD.load(Ordering::Acquire),
             start_worker,
+            names: Mutex::default(),
             next_region: AtomicU64::new(1),
             next_lane: AtomicU64::new(0),
             stocks: Mutex::default(),
@@ -154,6 +162,25 @@ impl Engine {
     #[must_use]
     pub fn next_region(&self) -> u64 {
         self.next_region.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A region is about to go: an exception that is still on its way names its source.
+    pub fn keep_name(&self, region: &Region) {
+        if region.exposures.count() == 0 {
+            return; // no page of it failed
+        }
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= NAMES {
+            names.pop_front();
+        }
+        names.push_back((region.id, region.source_name.clone()));
+    }
+
+    /// The name of the source of the region with this number, if that was closed a while ago.
+    #[must_use]
+    pub fn name_of_closed(&self, number: u64) -> Option<String> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().find(|(region, _)| *region == number).map(|(_, name)| name.clone())
     }
 
     /// Lanes in turn.

@@ -288,6 +288,7 @@ impl Owned {
         let Some(pin) = self.pin.take() else { return };
         pin.closing.store(true, Ordering::Release);
         let engine = self.engine;
+        engine.keep_name(&pin);
         if let Some(pager) = self.pager.take()
             && !pager.detach(&pin)
         {

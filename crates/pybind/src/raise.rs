@@ -332,7 +332,7 @@ fn rearm(number: u64) -> Option<String> {
     if !failed.is_empty() {
         engine.root.run(move || failed.iter().for_each(|region| engine::keeper::rearm_all(region)));
     }
-    name
+    name.or_else(|| engine.name_of_closed(number))
 }
 
 /// The exception that a resolver raised in this thread, and nothing is kept of it.

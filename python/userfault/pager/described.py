@@ -8,6 +8,7 @@ from userfault.errors import OptionError
 from userfault.pager.pinned import seen
 from userfault.pager.protocol import Description, FileDescription, ImageDescription, ZeroDescription
 from userfault.sources import File, Image, Source, Zero
+from userfault.sources.called import name_of
 from userfault.sources.local import Seen
 from userfault.units import parse_bytes
 
@@ -21,7 +22,7 @@ def describe(source: Source) -> Description:
         source: A File, an Image of a file, or a Zero.
 
     Raises:
-        OptionError: It is something else.
+        OptionError: It is something else, or its name is no UTF-8.
     """
     if type(source) is File:
         length = None if source.length is None else parse_bytes(source.length, "length")
@@ -31,7 +32,7 @@ def describe(source: Source) -> Description:
     if type(source) is Zero:
         return ZeroDescription(parse_bytes(source.length, "length"))
     raise OptionError(
-        f"a pager at a path takes data, not code: File, Image or Zero, and {source!r} is of type {type(source).__name__}"
+        f"a pager at a path takes data, not code: File, Image or Zero, and {name_of(source)} is of type {type(source).__name__}"
     )
 
 
@@ -57,4 +58,9 @@ def _pinned(source: File | Image, known: Seen | None) -> Source:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(os.fspath(path))
+    absolute = os.path.abspath(os.fspath(path))
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"a pager at a path takes names of files that are UTF-8, and {absolute!r} is none") from None
+    return absolute

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 
+from userfault.errors import shown
+
 __all__ = ["described"]
 
 
@@ -18,9 +20,7 @@ def described(error: BaseException) -> str:
     """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "(it cannot be shown)"
+    message = shown(error)
     trace = "".join(traceback.format_exception(error, limit=-8))
-    return "\0".join(part.replace("\0", "") for part in (name[:200], message[:800], trace[-2800:]))
+    text = "\0".join(part.replace("\0", "") for part in (name[:200], message[:800], trace[-2800:]))
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates have no UTF-8 form

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from userfault import _core
-from userfault.errors import OptionError
+from userfault.errors import OptionError, shown
 from userfault.pager.described import describe
 from userfault.pager.pinned import dumps
 from userfault.pager.process import Pager, default_pager
 from userfault.pager.protocol import VERSION, SourceMessage, encode
 from userfault.region import Options, Region
 from userfault.sources import Source, native
-from userfault.sources.called import facts
+from userfault.sources.called import facts, name_of
 
 __all__ = ["open_in_pager"]
 
@@ -50,7 +50,7 @@ def _pickled(source: Source) -> bytes:
         return dumps(source)
     except Exception as error:
         raise OptionError(
-            f"delivery='process': {source!r} cannot be sent to another process: {type(error).__name__}: {error}; "
+            f"delivery='process': {name_of(source)} cannot be sent to another process: {type(error).__name__}: {shown(error)}; "
             "open what cannot be pickled in read_into, not before"
         ) from error
 

@@ -18,7 +18,7 @@ from userfault.units import parse_bytes
 if TYPE_CHECKING:
     from userfault.sources.base import Source
 
-__all__ = ["Opened", "close_all", "facts", "is_async"]
+__all__ = ["Opened", "close_all", "facts", "is_async", "name_of"]
 
 ReadInto = Callable[[int, memoryview], Any]
 
@@ -72,7 +72,7 @@ class Opened:
             prefetch_hint=source.prefetch_hint if hints else None,
             close=lambda: _closed(source),
             length=_length(source),
-            name=repr(source),
+            name=name_of(source),
             unit=_wish(source, "unit"),
             piece=_wish(source, "preferred_size"),
             readahead=bool(source.readahead),
@@ -145,7 +145,23 @@ def facts(source: Source) -> tuple[int, str, int]:
     Raises:
         OptionError: `length` is missing or no number of bytes; a wish is none.
     """
-    return _length(source), repr(source), _wish(source, "unit")
+    return _length(source), name_of(source), _wish(source, "unit")
+
+
+def name_of(source: Source) -> str:
+    """The repr of a source, as text that has a UTF-8 form (names of files may have none).
+
+    Args:
+        source: Any.
+
+    Returns:
+        The name; of a source whose `__repr__` fails, its class.
+    """
+    try:
+        name = repr(source)
+    except Exception:
+        name = f"a {type(source).__name__}"
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _length(source: Source) -> int:
