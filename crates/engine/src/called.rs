@@ -184,11 +184,20 @@ pub fn look_again(fault: &Fault) -> Found {
     Found { in_user_code, has_asked_again: !undisturbed }
 }
 
-/// Does the thread wait for what its own source is there to fill?
+/// Does a message say that its thread waits for what its own source is there to fill?
 #[must_use]
 pub fn is_own(region: &Region, fault: &Fault) -> bool {
-    let unit = region.unit_of_page(region.page_of(fault.address));
-    region.source.is_called() && nest::resolves(fault.tid, unit_memory(region, unit).start)
+    region.source.is_called() && nest::resolves(fault.tid, unit_of(region, fault))
+}
+
+/// Does it really, or is the message an old one ([`nest::asks_itself`])?
+#[must_use]
+pub fn waits_for_itself(region: &Region, fault: &Fault) -> bool {
+    nest::asks_itself(fault.tid, unit_of(region, fault))
+}
+
+fn unit_of(region: &Region, fault: &Fault) -> usize {
+    unit_memory(region, region.unit_of_page(region.page_of(fault.address))).start
 }
 
 fn unit_memory(region: &Region, unit: usize) -> Range<usize> {

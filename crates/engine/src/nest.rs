@@ -14,9 +14,14 @@ const THREADS: usize = 4096;
 /// Resolvers within resolvers.
 const DEPTH: usize = 8;
 
+/// More than there are readers of a lane, each of which may hold one.
+const OLD_MESSAGES: usize = 16;
+
 struct Stack {
     thread: AtomicI32,
     depth: AtomicUsize,
+    /// Messages since the last one began that say the thread waits for what it resolves itself.
+    asked: AtomicUsize,
     /// Addresses of first pages; with [`CAME`] once the page has come.
     pages: [AtomicUsize; DEPTH],
     /// Where their memory ends.
@@ -27,6 +32,7 @@ static STACKS: [Stack; THREADS] = [const {
     Stack {
         thread: AtomicI32::new(0),
         depth: AtomicUsize::new(0),
+        asked: AtomicUsize::new(0),
         pages: [const { AtomicUsize::new(0) }; DEPTH],
         ends: [const { AtomicUsize::new(0) }; DEPTH],
     }
@@ -71,6 +77,7 @@ pub fn begin(thread: i32, memory: &Range<usize>) -> Option<Nested> {
     }
     stack.pages[depth].store(memory.start, Ordering::Relaxed);
     stack.ends[depth].store(memory.end, Ordering::Relaxed);
+    stack.asked.store(0, Ordering::Relaxed);
     stack.depth.store(depth + 1, Ordering::Release);
     Some(Nested(stack))
 }
@@ -101,6 +108,14 @@ pub fn is_running(thread: i32) -> bool {
 #[must_use]
 pub fn resolves(thread: i32, page: usize) -> bool {
     find(thread).is_some_and(|stack| stack.holds(page))
+}
+
+/// A message says that this thread waits for a page which it resolves. The first few may be old: read late, of the touch that it
+/// is resolving just now. Whoever really waits asks again each time it is woken. True: it does.
+#[must_use]
+pub fn asks_itself(thread: i32, page: usize) -> bool {
+    let asked = |stack: &Stack| stack.asked.fetch_add(1, Ordering::Relaxed);
+    find(thread).filter(|stack| stack.holds(page)).is_some_and(|stack| asked(stack) >= OLD_MESSAGES)
 }
 
 impl Stack {
@@ -150,6 +165,8 @@ mod tests {
         assert!(begin(800_001, &page(1)).is_none());
         drop(nested);
         let _nested = begin(800_001, &(4096..3 * 4096)).unwrap();
+        assert!((0..OLD_MESSAGES).all(|_| !asks_itself(800_001, 8192) && !asks_itself(800_001, 0)));
+        assert!(asks_itself(800_001, 8192) && !asks_itself(800_003, 8192));
         assert_eq!([0, 1, 2, 3].map(|number| resolves(800_001, number * 4096)), [false, true, true, false]);
     }
 }

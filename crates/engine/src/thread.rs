@@ -135,6 +135,10 @@ pub fn answer(engine: &'static Engine, region: &Pin<Region>, fault: &Fault) -> O
         return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::Latched)));
     }
     if called::is_own(region, fault) {
+        if !called::waits_for_itself(region, fault) {
+            let _ = region.handles.engine.wake(region.page_address(page), uffd::page_size());
+            return Some(Ending::Coalesced);
+        }
         return Some(refuse(region, page, SourceError::new((page * uffd::page_size()) as u64, Cause::OwnRegion)));
     }
     loop {
