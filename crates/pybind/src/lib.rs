@@ -12,6 +12,7 @@ mod kept;
 mod late;
 mod mman;
 mod overdue;
+mod own;
 mod pager;
 mod raise;
 mod raised;
