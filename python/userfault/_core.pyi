@@ -435,10 +435,10 @@ def stop_helper() -> None:
 def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException], BaseException | None] | None:
     """Return and clear what was noted for this thread: source, offset, errno, text, address, class, what a source raised."""
 
-def serve_read(start_another: Callable[[], object]) -> bool:
+def serve_read(start_another: Callable[[int], object]) -> bool:
     """Wait for a read of a Python source that an engine thread wants, and do it; False when the interpreter is about to end.
 
-    `start_another` is called when more reads wait and no thread has time for them.
+    `start_another` is called with the number of threads that read when none has time for what comes next.
     """
 
 def take_resolver_error() -> BaseException | None:

@@ -175,6 +175,44 @@ def test_a_region_of_a_python_source_pickles_as_its_source(child):
     child(code).check()
 
 
+def test_a_sub_interpreter_cannot_import_the_package(child):
+    """It says what to do, and the exceptions of the main interpreter stay what they are, also when the other one is gone."""
+
+    def code():
+        from support.lazy import raised
+
+        import userfault as uf
+
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+
+        def read_into(offset, buffer):
+            raise LookupError("nothing there")
+
+        def touch():
+            assert isinstance(raised(uf.PageError, lambda: bytes(view[:4])).__cause__, LookupError)
+
+        view = memoryview(uf.map(uf.Function(read_into, 4096)))
+        other = interpreters.create()
+        script = """if True:
+            try:
+                import userfault
+            except ImportError as error:
+                assert "main interpreter" in str(error) or "subinterpreters" in str(error), error  # ours, or Python's own
+            else:
+                raise AssertionError("it was imported")
+            """
+        problem = interpreters.run_string(other, script)  # 3.11 and 3.12 raise
+        assert problem is None, problem
+        touch()
+        interpreters.destroy(other)
+        touch()
+
+    child(code, warnings=None).check()
+
+
 @pytest.mark.parametrize("state", ["idle", "reading", "touching"])
 def test_the_interpreter_ends_while_sources_are_at_work(child, state):
     """Exit status 0 and no word, whatever threads do at that moment."""

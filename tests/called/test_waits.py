@@ -203,6 +203,46 @@ def test_retry_keeps_to_the_timeout(child, delivery):
     child(code, args=[delivery], timeout=40).check()
 
 
+def test_a_read_does_not_wait_for_slow_ones(child):
+    """However many readers are busy for long, another one is started, also for what comes later; none are while one has time."""
+
+    def code():
+        import threading
+        import time
+
+        from support.lazy import in_threads
+
+        import userfault as uf
+
+        slow, go_on = threading.Semaphore(0), threading.Event()
+
+        def read_into(offset, buffer):
+            if offset < 8 * 4096:
+                slow.release()
+                go_on.wait()
+            buffer[:] = b"\x07" * len(buffer)
+
+        def readers():
+            return sum(thread.name.startswith("userfault-source") for thread in threading.enumerate())
+
+        region = uf.map(uf.Function(read_into, "1MiB", unit="4KiB"))
+        for unit in range(50, 100):
+            region.read(unit * 4096, 10)
+        assert readers() == 2
+        waiting = [threading.Thread(target=region.read, args=(unit * 4096, 10)) for unit in range(8)]
+        for thread in waiting:
+            thread.start()
+            assert slow.acquire(timeout=10)
+        began = time.monotonic()
+        assert region.read(40 * 4096, 3) == b"\x07" * 3
+        assert time.monotonic() - began < 2
+        assert readers() <= 10
+        go_on.set()
+        in_threads(*[thread.join for thread in waiting])
+
+    child(code).check()
+
+
 @DELIVERIES
 def test_a_sub_interpreter_ends_by_the_timeout(child, delivery):
     """It holds the lock where nobody can tell: its touch waits once for the timeout, and is an error afterwards."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
+from support.child import run_command
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(90)]
 
@@ -243,6 +245,40 @@ done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(region)
 assert done.stdout.decode().split() == [hashlib.sha256(known(0, 1 << 20).tobytes()).hexdigest(), "process"], done
 """
     child(code).check()
+
+
+SCRIPT = """
+import multiprocessing, sys
+import userfault as uf
+
+def pattern(offset, length):
+    return bytes([offset // 4096 + 1]) * length
+
+class Pages(uf.Source):
+    length, unit = 1 << 18, 4096
+
+    def read_into(self, offset, buffer):
+        buffer[:] = pattern(offset, len(buffer))
+
+def look(region):
+    import cloudpickle
+    here = uf.map(uf.Function(lambda offset, buffer: Pages().read_into(offset, buffer), 1 << 18, unit=4096), delivery="process")
+    data = [bytes(memoryview(one)[3 * 4096 - 1 :][:2]) for one in (region, here)]
+    return data, __name__, cloudpickle.list_registry_pickle_by_value()
+
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        answer = pool.apply(look, [uf.map(Pages(), delivery="process")])
+    assert answer == ([bytes([3, 4])] * 2, "__mp_main__", set()), answer
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_region_over_a_class_of_the_script_goes_to_a_process_of_multiprocessing(method, tmp_path):
+    """The script has another name there, by which the pager could not import it; other pickling there stays as it was."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = run_command([sys.executable, str(tmp_path / "script.py"), method], timeout=40)
+    assert result.returncode == 0, result.talk()
 
 
 def test_many_regions_come_and_go(child):

@@ -118,12 +118,21 @@ pub fn asks_itself(thread: i32, page: usize) -> bool {
     find(thread).filter(|stack| stack.holds(page)).is_some_and(|stack| asked(stack) >= OLD_MESSAGES)
 }
 
+/// Is this thread resolving pages of that memory? Any thread may ask.
+#[must_use]
+pub fn resolves_some_of(thread: i32, memory: &Range<usize>) -> bool {
+    find(thread).is_some_and(|stack| stack.open().any(|pages| memory.contains(&pages.start)))
+}
+
 impl Stack {
-    fn holds(&self, page: usize) -> bool {
+    fn open(&self) -> impl Iterator<Item = Range<usize>> {
         let depth = self.depth.load(Ordering::Acquire).min(DEPTH);
         let open = self.pages[..depth].iter().zip(&self.ends);
-        open.into_iter()
-            .any(|(first, end)| (first.load(Ordering::Relaxed) & !CAME..end.load(Ordering::Relaxed)).contains(&page))
+        open.map(|(first, end)| first.load(Ordering::Relaxed) & !CAME..end.load(Ordering::Relaxed))
+    }
+
+    fn holds(&self, page: usize) -> bool {
+        self.open().any(|pages| pages.contains(&page))
     }
 }
 
@@ -168,5 +177,7 @@ mod tests {
         assert!((0..OLD_MESSAGES).all(|_| !asks_itself(800_001, 8192) && !asks_itself(800_001, 0)));
         assert!(asks_itself(800_001, 8192) && !asks_itself(800_003, 8192));
         assert_eq!([0, 1, 2, 3].map(|number| resolves(800_001, number * 4096)), [false, true, true, false]);
+        assert!(resolves_some_of(800_001, &(0..5 * 4096)));
+        assert!(!resolves_some_of(800_001, &(3 * 4096..5 * 4096)) && !resolves_some_of(800_003, &(0..5 * 4096)));
     }
 }

@@ -78,7 +78,8 @@ pub fn itself(py: Python<'_>, value: &Py<PyAny>) -> Option<Py<PyAny>> {
     made.map(Bound::unbind).map_err(|problem| problem.write_unraisable(py, None)).ok()
 }
 
-fn raised(py: Python<'_>, name: &str, arguments: impl for<'py> pyo3::call::PyCallArgs<'py>) -> PyErr {
+/// The exception of `userfault.errors` with that name, made of these arguments.
+pub fn raised(py: Python<'_>, name: &str, arguments: impl for<'py> pyo3::call::PyCallArgs<'py>) -> PyErr {
     match class(py, name).and_then(|class| class.call1(arguments)) {
         Ok(error) => PyErr::from_value(error),
         Err(problem) => problem,

@@ -12,6 +12,7 @@ mod kept;
 mod late;
 mod mman;
 mod overdue;
+mod own;
 mod pager;
 mod raise;
 mod raised;
@@ -20,11 +21,14 @@ mod region;
 mod sources;
 mod volatile;
 
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 
 /// The native half of `userfault`; its documents are in `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    refuse_sub_interpreter()?;
     // Before any thread can be about to start the engine: a fork at that moment is looked after too.
     engine::fork::hook();
     descriptor::register(module)?;
@@ -38,4 +42,17 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sources::register(module)?;
     volatile::register(module)?;
     Ok(())
+}
+
+/// Signal handlers, the exceptions that they raise and the threads of the engine are one for the process: a second interpreter
+/// would take them from the first.
+fn refuse_sub_interpreter() -> PyResult<()> {
+    // SAFETY: the GIL is held.
+    match unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) } {
+        0 => Ok(()),
+        number => Err(PyImportError::new_err(format!(
+            "userfault works in the main interpreter of a process alone, and this is sub-interpreter {number}: import it in the main \
+             one (an embedding server may have a setting for that), or in a process of its own"
+        ))),
+    }
 }

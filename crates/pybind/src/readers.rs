@@ -32,6 +32,8 @@ struct Pool {
     bell: Bell,
     /// Readers that wait for work.
     idle: AtomicUsize,
+    /// Readers that do some.
+    busy: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -51,6 +53,7 @@ fn pool() -> &'static Pool {
             waiting: Mutex::default(),
             bell: Bell::new(),
             idle: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         }));
         if POOL.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Relaxed).is_err() {
@@ -97,16 +100,20 @@ pub fn call(offset: u64, limit: Duration, work: impl FnOnce(Python<'_>) -> Answe
     answer.unwrap_or_else(|| failed(Cause::Short))
 }
 
-/// Wait for work and do it; `start_another` is called first when there are more and nobody else has time. False: the
-/// interpreter is about to end.
+/// Wait for work and do it; where nobody waits for more, `start_another` is called first with the number of those who work: it may
+/// take long, and what comes meanwhile is not to wait for it. False: the interpreter is about to end.
 #[pyfunction]
 fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool> {
     let pool = pool();
-    let Some((work, is_last)) = py.detach(|| next(pool)) else { return Ok(false) };
-    if is_last && let Err(error) = start_another.call0() {
+    let Some(work) = py.detach(|| next(pool)) else { return Ok(false) };
+    let busy = pool.busy.fetch_add(1, Ordering::SeqCst) + 1;
+    if pool.idle.load(Ordering::SeqCst) == 0
+        && let Err(error) = start_another.call1((busy,))
+    {
         error.write_unraisable(py, None); // those there are do the work
     }
     work(py);
+    pool.busy.fetch_sub(1, Ordering::SeqCst);
     if engine::failure::pending().is_some() {
         // Of a finalizer or a `close` that touched lazy memory: it would end this thread, which others need.
         errors::take_pending(py).write_unraisable(py, None);
@@ -114,8 +121,7 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
     Ok(true)
 }
 
-/// Work, and whether more of it waits while nobody is idle.
-fn next(pool: &'static Pool) -> Option<(Work, bool)> {
+fn next(pool: &'static Pool) -> Option<Work> {
     loop {
         let rung = pool.bell.rung();
         if pool.stopped.load(Ordering::Acquire) {
@@ -123,7 +129,7 @@ fn next(pool: &'static Pool) -> Option<(Work, bool)> {
         }
         let mut waiting = pool.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(work) = waiting.pop_front() {
-            return Some((work, !waiting.is_empty() && pool.idle.load(Ordering::SeqCst) == 0));
+            return Some(work);
         }
         drop(waiting);
         pool.idle.fetch_add(1, Ordering::SeqCst);

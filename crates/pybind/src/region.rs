@@ -5,8 +5,8 @@
 
 use crate::errors::{choice, engine_error, page_error};
 use crate::pager::{NativePager, Raised};
-use crate::raise;
 use crate::sources::{NativeSource, seconds};
+use crate::{own, raise};
 use engine::cause::Kind;
 use engine::error::Error;
 use engine::mapping;
@@ -159,6 +159,11 @@ impl NativeRegion {
 
     /// Waits; Ctrl-C is seen every 50 ms.
     fn fill_now(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<()> {
+        if own::is_here(self.address, self.len)
+            && let Some(offset) = self.with_lazy(py, |owned| own::first_absent(owned, start..stop))?.flatten()
+        {
+            return Err(own::refused_read(py, &self.source_name, offset));
+        }
         let Some(bulk) = self.with_lazy(py, move |owned| owned.fill(start..stop, true))? else { return Ok(()) };
         loop {
             match py.detach(|| bulk.wait(Duration::from_millis(50))) {
@@ -239,6 +244,9 @@ impl NativeRegion {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if own::is_here(self.address, self.len) {
+            return Err(own::refused_close());
+        }
         let views = self.exports.load(Ordering::Acquire);
         if views > 0 && !self.is_foreign() {
             let text = format!("{views} view(s) of this Region are alive; drop them first, or leave its `with` block");

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -41,9 +45,39 @@ def dumps(source: Source) -> bytes:
     Raises:
         Exception: It cannot be pickled, and why.
     """
-    with io.BytesIO() as file:
+    with io.BytesIO() as file, _script_by_value():
         _Pickler(file).dump(source)
         return file.getvalue()
+
+
+#: What a script is called in a process that multiprocessing started by spawn or forkserver; cloudpickle knows `__main__` alone.
+_SCRIPT = "__mp_main__"
+# Reentrant: what is pickled may map something in turn.
+_LOCK = threading.RLock()
+
+
+def _forget() -> None:
+    """A forked child may find the lock taken for good."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def _script_by_value() -> Iterator[None]:
+    """No pager can import the script: what it defines goes there by value, as that of `__main__` does."""
+    script = sys.modules.get(_SCRIPT)
+    with _LOCK:
+        if script is None or _SCRIPT in cloudpickle.list_registry_pickle_by_value():
+            yield
+            return
+        cloudpickle.register_pickle_by_value(script)
+        try:
+            yield
+        finally:
+            cloudpickle.unregister_pickle_by_value(script)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -35,11 +35,14 @@ def ensure_readers() -> None:
         RuntimeError: No thread can be started.
     """
     while len(_numbers) < _FEWEST:
-        _start_another()
+        _start_another(MOST_READERS)
 
 
-def _start_another() -> None:
+def _start_another(busy: int) -> None:
+    """Start one more, if `busy` are all there are: one that was started a moment before has time."""
     with _LOCK:
+        if len(_numbers) > busy:
+            return
         number = next((number for number in range(MOST_READERS) if number not in _numbers), None)
         if number is None:
             return
