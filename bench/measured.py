@@ -33,7 +33,7 @@ def paragraph(results: Results) -> str:
 def with_paragraph(page: str, results: Results) -> str:
     """The page with what stands between the marks replaced."""
     before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
+    _, after = rest.split(END, 1)
     return before + BEGIN + "\n" + paragraph(results) + "\n" + END + after
 
 
