@@ -102,7 +102,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_core.set_exceptions(threading.main_thread().ident or 0, PageError, PagePurged, UserFault)
+_core.set_exceptions(threading.main_thread().ident or 0)
 atexit.register(_core.stop_helper)
 
 _ROOMS = ("image", "kernel", "mman", "pager", "testing", "volatile")

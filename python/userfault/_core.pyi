@@ -424,10 +424,8 @@ class Window:
 
 # raise
 
-def set_exceptions(
-    main_thread: int, page: type[BaseException], purged: type[BaseException], user_fault: type[BaseException]
-) -> None:
-    """Tell which exceptions failed pages raise, and who raises for threads that Python does not know; called at import."""
+def set_exceptions(main_thread: int) -> None:
+    """Look up the exceptions that failed pages raise, and note who raises for threads that Python does not know; at import."""
 
 def stop_helper() -> None:
     """End the helper thread before the interpreter goes."""

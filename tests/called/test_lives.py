@@ -1,4 +1,4 @@
-"""A Python source from opening to closing: large reads, forks, resets of signals, the end of the interpreter."""
+"""A Python source from opening to closing: large reads, forks, resets of signals."""
 
 from __future__ import annotations
 
@@ -211,41 +211,6 @@ def test_a_sub_interpreter_cannot_import_the_package(child):
         touch()
 
     child(code, warnings=None).check()
-
-
-@pytest.mark.parametrize("state", ["idle", "reading", "touching"])
-def test_the_interpreter_ends_while_sources_are_at_work(child, state):
-    """Exit status 0 and no word, whatever threads do at that moment."""
-
-    def code():
-        import sys
-        import threading
-        import time
-
-        import userfault as uf
-
-        entered = threading.Event()
-
-        def read_into(offset, buffer):
-            entered.set()
-            if offset:
-                time.sleep(30)
-            buffer[:] = b"\x07" * len(buffer)
-
-        region = uf.map(uf.Function(read_into, "1MiB", unit="64KiB"))
-        view = memoryview(region)
-        assert view[0] == 7
-        region.populate(slice(0, 100))
-        entered.clear()
-        if sys.argv[1] == "reading":
-            region.prefetch()
-            entered.wait()
-        if sys.argv[1] == "touching":
-            threading.Thread(target=lambda: view[200_000], daemon=True).start()
-            entered.wait()
-
-    result = child(code, args=[state]).check()
-    assert result.stderr == ""
 
 
 @DELIVERIES

@@ -2,6 +2,7 @@
 //!
 //! *Locks*: those of `buffers` and `raised`. *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
+use crate::enter::{self, enter};
 use crate::raised::{self, By};
 use crate::{buffers, kept, overdue, readers};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
@@ -11,7 +12,6 @@ use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What Python says of a source when it is opened.
 #[derive(FromPyObject)]
@@ -103,7 +103,7 @@ impl Source for PythonSource {
     }
 
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
-        if STOPPED.load(Ordering::Acquire) {
+        if enter::ends() {
             return Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN)));
         }
         if how.table == Table::Engine {
@@ -118,7 +118,7 @@ impl Source for PythonSource {
             out.copy_from_slice(&bytes);
             return Ok(());
         }
-        let read = Python::try_attach(|py| {
+        let read = enter(|py| {
             let watched = overdue::watch(how.limit);
             let read = self.0.read(py, offset, out, By::Toucher);
             match read {
@@ -167,7 +167,7 @@ impl Source for PythonSource {
 
     fn hint(&self, bytes: Range<u64>) {
         let Some(hint) = &self.0.called.prefetch_hint else { return };
-        Python::try_attach(|py| {
+        enter(|py| {
             // SAFETY: the GIL is held.
             let _pending = unsafe { Pending::set_aside() };
             if let Err(error) = hint.call1(py, (bytes.start, bytes.end - bytes.start)) {
@@ -179,10 +179,10 @@ impl Source for PythonSource {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if STOPPED.load(Ordering::Acquire) {
+        if enter::ends() {
             return; // the interpreter ends: what the source has, it loses anyway
         }
-        Python::try_attach(|py| {
+        enter(|py| {
             // An error of this thread that has not surfaced yet would surface in `close`, and be lost there.
             if engine::failure::is_this_latched() {
                 let callable = self.called.close.clone_ref(py);
@@ -225,11 +225,8 @@ impl Drop for Pending {
     }
 }
 
-/// The interpreter is about to end: no source is called any more.
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
 /// Before the interpreter is finalized (an atexit hook).
 pub fn stop(py: Python<'_>) {
-    STOPPED.store(true, Ordering::Release);
+    enter::end();
     readers::stop(py);
 }

@@ -2,6 +2,7 @@
 //!
 //! *GIL*: released in everything that waits.
 
+use crate::enter::enter;
 use crate::errors::{closed, engine_error, os_error};
 use crate::forked::{LOOK, NativeForkedUserfaultfd};
 use crate::kernel::place::Place;
@@ -202,7 +203,7 @@ impl Drop for NativeUserfaultfd2014 {
     fn drop(&mut self) {
         if let Some(mman) = mman::current().filter(|_| self.is_ours()) {
             let inner = self.inner.clone();
-            let done = Python::try_attach(|py| py.detach(|| mman.close(&inner)));
+            let done = enter(|py| py.detach(|| mman.close(&inner)));
             if done.is_none() {
                 mman.close(&inner); // the interpreter is going: nobody waits for it
             }

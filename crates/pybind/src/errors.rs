@@ -10,6 +10,7 @@ use engine::pager::spawn::How;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use std::borrow::Cow;
 use uffd::{Errno, OpenError};
 
@@ -46,6 +47,7 @@ pub fn closed() -> PyErr {
 
 /// Attaches a hint; an exception that cannot carry one stays as it is.
 pub fn with_hint(py: Python<'_>, error: PyErr, hint: &str) -> PyErr {
+    let error = made(py, error);
     let value = error.value(py);
     let noted = value.setattr("hint", hint).and_then(|()| value.call_method1("add_note", (format!("hint: {hint}"),)));
     if let Err(problem) = noted {
@@ -54,9 +56,21 @@ pub fn with_hint(py: Python<'_>, error: PyErr, hint: &str) -> PyErr {
     error
 }
 
-/// An exception class of `userfault.errors`, imported by name: exceptions over the stable ABI are Python classes.
+/// The exception object of `error`. While the interpreter ends, pyo3 makes none by itself: it takes it for ended.
+fn made(py: Python<'_>, error: PyErr) -> PyErr {
+    error.restore(py);
+    PyErr::fetch(py)
+}
+
+/// `userfault.errors`: kept, since nothing can be imported while the interpreter ends.
+pub fn module(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    Ok(MODULE.get_or_try_init(py, || py.import("userfault.errors").map(Bound::unbind))?.bind(py))
+}
+
+/// An exception class by its name: exceptions over the stable ABI are Python classes.
 fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    py.import("userfault.errors")?.getattr(name)
+    module(py)?.getattr(name)
 }
 
 /// The exception of what the engine noted for the calling thread, whose own has not surfaced.
@@ -120,7 +134,7 @@ pub fn page_error(py: Python<'_>, source: &str, error: &SourceError) -> PyErr {
     let offset = i64::try_from(error.offset).unwrap_or(-1);
     match error.cause {
         Cause::Os(errno) => {
-            let cause = PyOSError::new_err((errno, Errno(errno).to_string())).into_value(py);
+            let cause = made(py, PyOSError::new_err((errno, Errno(errno).to_string()))).into_value(py);
             raised(py, "PageError", (source, offset, cause))
         }
         Cause::Raised(ticket) => match kept::take(py, ticket) {

@@ -2,6 +2,7 @@
 //!
 //! *GIL*: released in everything that waits.
 
+use crate::enter::enter;
 use crate::errors::{closed, os_error};
 use engine::mman::{self, Mman, forked::Forked};
 use pyo3::exceptions::PyValueError;
@@ -104,7 +105,7 @@ impl Drop for NativeForkedUserfaultfd {
     fn drop(&mut self) {
         if let Ok(mman) = self.room() {
             let inner = &self.inner;
-            let done = Python::try_attach(|py| py.detach(|| mman.close_forked(inner)));
+            let done = enter(|py| py.detach(|| mman.close_forked(inner)));
             if done.is_none() {
                 mman.close_forked(inner);
             }

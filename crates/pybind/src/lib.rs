@@ -3,6 +3,7 @@
 mod buffers;
 mod called;
 mod descriptor;
+mod enter;
 mod errors;
 mod forked;
 mod gil;

@@ -2,6 +2,7 @@
 //!
 //! *GIL*: released in everything that waits; kept by small `remap_anon_pages`, which may run in the middle of a touch.
 
+use crate::enter::enter;
 use crate::errors::{engine_error, os_error};
 use crate::kernel::place::{Place, transfer_length};
 use crate::sources::NativeSource;
@@ -203,7 +204,7 @@ fn call_resolver(token: usize, address: usize) -> Called {
     if !gil::known_to_python() && !raise::gil_can_be_had(GIL_LIMIT) {
         return Called::TooLate;
     }
-    let called = Python::try_attach(|py| {
+    let called = enter(|py| {
         // SAFETY: the GIL is held; the exception that the interrupted code may be about to handle is put back below. The
         // token is a reference that `mman_on_sigbus` leaked and that lives as long as the resolver we were called for.
         unsafe {

@@ -5,10 +5,10 @@
 //! *Locks*: `CALLS`, for a few instructions, by callers with the GIL and by the helper with and without it.
 //! *GIL*: whoever ends a call, and whoever interrupts it, holds the GIL: an exception never hits what comes after the call.
 
+use crate::enter::enter;
 use crate::gil;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
-use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -98,7 +98,7 @@ pub fn look() {
     }
     drop(open);
     if due {
-        Python::try_attach(|py| {
+        enter(|py| {
             let class = py.get_type::<PyTimeoutError>();
             for call in calls().open.iter_mut().filter(|call| is_due(call)) {
                 call.interrupted = true;

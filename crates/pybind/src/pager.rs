@@ -2,6 +2,7 @@
 //!
 //! *GIL*: released in everything that waits; a server takes it to call a source, and no more.
 
+use crate::enter::enter;
 use crate::errors::{choice, engine_error, os_error};
 use crate::kept;
 use crate::sources::{NativeSource, seconds};
@@ -92,7 +93,7 @@ impl NativePager {
         let on_death = choice(py, "on_pager_death", on_death, &known)?;
         let raised = raised.clone();
         let interrupted = Box::new(move || {
-            let error = Python::try_attach(|py| py.check_signals().err()).flatten();
+            let error = enter(|py| py.check_signals().err()).flatten();
             let stop = error.is_some();
             if stop {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = error;
@@ -106,7 +107,7 @@ impl NativePager {
 impl Drop for NativePager {
     fn drop(&mut self) {
         // Its regions hold on to the pager itself.
-        if !self.is_foreign() && Python::try_attach(|py| py.detach(|| self.pager.let_go())).is_none() {
+        if !self.is_foreign() && enter(|py| py.detach(|| self.pager.let_go())).is_none() {
             self.pager.let_go();
         }
     }
@@ -125,7 +126,7 @@ struct PythonLanguage;
 impl Language for PythonLanguage {
     fn describe(&self, cause: Cause) -> String {
         let Cause::Raised(raised) = cause else { return String::new() };
-        let described = Python::try_attach(|py| {
+        let described = enter(|py| {
             let error = kept::take(py, raised)?;
             let described = py
                 .import("userfault.pager.remote")
@@ -136,7 +137,7 @@ impl Language for PythonLanguage {
     }
 
     fn run(&self) {
-        Python::try_attach(|_| ());
+        enter(|_| ());
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
-use crate::errors::{remote_error, said_of};
+use crate::enter::enter;
+use crate::errors::{self, remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
 use crate::{called, gil, kept, overdue, raised};
 use engine::cause::Kind;
@@ -59,16 +60,18 @@ static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Called once at import, with the ident of the main thread (whoever imports), and `PageError`, `PagePurged` and `UserFault` of `userfault.errors`.
+/// Called once at import, with the ident of the main thread (whoever imports).
 #[pyfunction]
-fn set_exceptions(main_thread: u64, page: Bound<'_, PyAny>, purged: Bound<'_, PyAny>, user_fault: Bound<'_, PyAny>) {
+fn set_exceptions(py: Python<'_>, main_thread: u64) -> PyResult<()> {
     gil::find_symbols();
     MAIN_THREAD.store(main_thread, Ordering::Release);
-    for (kind, class) in [(Kind::Page, page), (Kind::Purged, purged), (Kind::UserFault, user_fault)] {
+    for (kind, name) in [(Kind::Page, "PageError"), (Kind::Purged, "PagePurged"), (Kind::UserFault, "UserFault")] {
+        let class = errors::module(py)?.getattr(name)?;
         CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
     }
     engine::failure::set_raise(raise);
     engine::language::set_hooks(&GIL);
+    Ok(())
 }
 
 /// The exception that `kind` becomes.
@@ -194,7 +197,7 @@ fn take_gil_once() -> bool {
     let wanted = WANTED.load(Ordering::Acquire);
     let asked = HAD.load(Ordering::Acquire) < wanted;
     if asked {
-        Python::try_attach(|_| ());
+        enter(|_| ());
         HAD.store(wanted, Ordering::Release);
     }
     asked
@@ -260,7 +263,7 @@ fn answer(request: &Request) -> bool {
     let thread = request.thread.load(Ordering::Relaxed);
     let class = request.class.load(Ordering::Relaxed);
     let latched = request.latched.load(Ordering::Relaxed);
-    Python::try_attach(|_| {
+    enter(|_| {
         if class.is_null() || !engine::failure::is_latched(latched) {
             return;
         }

@@ -2,6 +2,7 @@
 //!
 //! *Locks*: none. *GIL*: held by every caller but the helper.
 
+use crate::enter::enter;
 use crate::{errors, kept, readers};
 use engine::failure;
 use engine::source::{Cause, SourceError};
@@ -40,7 +41,7 @@ fn is_transient(py: Python<'_>, error: &PyErr) -> bool {
 /// The helper's look: what nobody has picked up goes, in a reader.
 pub fn look() {
     if kept::has_old() {
-        Python::try_attach(|py| {
+        enter(|py| {
             let old = kept::take_old(py);
             readers::leave(move |_| drop(old));
         });

@@ -4,7 +4,7 @@
 //! *Locks*: the list of a pool, for a few instructions without the GIL. *GIL*: released while a reader waits.
 //! *Blocks on*: an engine thread waits for its answer, but not beyond its limit: a source that hangs keeps a reader, no fault.
 
-use crate::errors;
+use crate::{enter, errors};
 use engine::futex::{self, Bell};
 use engine::source::{Cause, SourceError};
 use pyo3::prelude::*;
@@ -107,12 +107,14 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
     let pool = pool();
     let Some(work) = py.detach(|| next(pool)) else { return Ok(false) };
     let busy = pool.busy.fetch_add(1, Ordering::SeqCst) + 1;
-    if pool.idle.load(Ordering::SeqCst) == 0
-        && let Err(error) = start_another.call1((busy,))
-    {
-        error.write_unraisable(py, None); // those there are do the work
-    }
-    work(py);
+    enter::sheltered(|| {
+        if pool.idle.load(Ordering::SeqCst) == 0
+            && let Err(error) = start_another.call1((busy,))
+        {
+            error.write_unraisable(py, None); // those there are do the work
+        }
+        work(py);
+    });
     pool.busy.fetch_sub(1, Ordering::SeqCst);
     if engine::failure::pending().is_some() {
         // Of a finalizer or a `close` that touched lazy memory: it would end this thread, which others need.

@@ -3,6 +3,7 @@
 //! *Locks*: `memory`, taken only with the GIL released and held for a few instructions, or by `close`. *GIL*: released
 //! in everything that waits.
 
+use crate::enter::enter;
 use crate::errors::{choice, engine_error, page_error};
 use crate::pager::{NativePager, Raised};
 use crate::sources::{NativeSource, seconds};
@@ -426,7 +427,7 @@ impl NativeRegion {
 impl Drop for NativeRegion {
     fn drop(&mut self) {
         // Deallocation happens with the GIL held; what waits for the engine must not.
-        if Python::try_attach(|py| py.detach(|| self.shut())).is_none() {
+        if enter(|py| py.detach(|| self.shut())).is_none() {
             self.shut();
         }
     }
