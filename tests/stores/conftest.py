@@ -71,12 +71,6 @@ def web_proxy(web_server):
 
 
 @pytest.fixture
-def s3_proxy(s3_server):
-    with FaultyProxy("127.0.0.1", s3_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def redis_proxy(redis_server):
     with FaultyProxy("127.0.0.1", redis_server.port, raw=True) as proxy:
         yield proxy

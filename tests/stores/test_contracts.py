@@ -2,19 +2,12 @@
 
 import numpy as np
 import pytest
-from support.servers import s3_options
+from support.clouds import cloud_of
 
 import userfault as uf
 from userfault.testing import ChaosSource, SourceContract
 
 pytestmark = pytest.mark.kernel
-
-
-def put_in_s3(server, data, name):
-    import obstore
-    from obstore.store import S3Store
-
-    obstore.put(S3Store("bucket", **s3_options(server.port)), name, data)
 
 
 class Contract(SourceContract):
@@ -157,13 +150,24 @@ class TestBlobOnTheWeb(Contract):
 
 
 class TestBlobInS3(Contract):
+    kind = "s3"
+
     @pytest.fixture(autouse=True)
-    def server(self, s3_server, data):
-        put_in_s3(s3_server, data, "contract")
-        self.port = s3_server.port
+    def server(self, request, data):
+        pytest.importorskip("obstore")
+        self.cloud = cloud_of(request, self.kind)
+        self.name = self.cloud.put(data)
 
     def make_source(self):
-        return uf.Blob("s3://bucket/contract", **s3_options(self.port))
+        return self.cloud.blob(self.name)
+
+
+class TestBlobInGoogle(TestBlobInS3):
+    kind = "gs"
+
+
+class TestBlobInAzure(TestBlobInS3):
+    kind = "az"
 
 
 class TestFsspecOnTheWeb(TestBlobOnTheWeb):

@@ -8,17 +8,18 @@ import random
 from urllib.parse import urlsplit
 
 import pytest
-from support.servers import s3_options
+from support.clouds import KINDS, cloud_of
 
 import userfault as uf
 from userfault.sources import native
-from userfault.testing import Fault, TouchChild
+from userfault.testing import Fault, FaultyProxy, TouchChild
 
 PAGE = 4096
 PASSING = [
     Fault("status", status=500),
     Fault("status", status=503),
     Fault("status", status=502),
+    Fault("status", status=429),
     Fault("reset"),
     Fault("reset", keep=100),
     Fault("close", keep=100),
@@ -29,33 +30,37 @@ PASSING = [
     Fault("shifted"),
 ]
 NAMES = [f"{fault.kind} {fault.keep or fault.status}" for fault in PASSING]
-FOREVER = [*PASSING, Fault("whole"), Fault("status", status=403), Fault("status", status=416), Fault("status", status=404)]
+FOREVER = [*PASSING, Fault("whole"), *(Fault("status", status=status) for status in (401, 403, 404, 416))]
 FOREVER_NAMES = [f"{fault.kind} {fault.keep or fault.status}" for fault in FOREVER]
 
+WHERE = ["web", "signed", *KINDS]
+# Five seconds each; the delivery knows nothing of the kind of store.
+STORMS = [*((where, "thread") for where in WHERE), *((where, "signal") for where in ("web", "signed", "s3"))]
 
-@pytest.fixture(params=["web", "s3", "signed"])
+
+@pytest.fixture(params=WHERE)
 def blob(request, data):
-    """``blob(**options) -> (source, proxy)`` of the same bytes behind nginx, behind a server of S3, and by a URL with a query."""
-    obstore = pytest.importorskip("obstore")
+    """``blob(**options) -> (source, proxy)`` of the same bytes behind nginx, by a URL with a query, and in each kind of store."""
+    pytest.importorskip("obstore")
+    if request.param in KINDS:
+        cloud = cloud_of(request, request.param)
+        server, name = cloud, cloud.put(data)
+    else:
+        server, name = request.getfixturevalue("web_server"), f"faults-{random.randrange(1 << 40)}"
+        (server.root / name).write_bytes(data)
     if request.param == "signed":
         pytest.importorskip("aiohttp")
-    proxy = request.getfixturevalue("s3_proxy" if request.param == "s3" else "web_proxy")
-    name = f"faults-{random.randrange(1 << 40)}"
-    if request.param != "s3":
-        (request.getfixturevalue("web_server").root / name).write_bytes(data)
-    else:
-        store = obstore.store.S3Store("bucket", **s3_options(request.getfixturevalue("s3_server").port))
-        obstore.put(store, name, data)
 
-    def make(**options):
-        options = {"deadline": 4, **options}
-        if request.param == "web":
-            return uf.Blob(f"http://127.0.0.1:{proxy.port}/{name}", **options), proxy
-        if request.param == "signed":
-            return uf.Fsspec(f"http://127.0.0.1:{proxy.port}/{name}?signature=abc", **options), proxy
-        return uf.Blob(f"s3://bucket/{name}", **s3_options(proxy.port), **options), proxy
+    with FaultyProxy("127.0.0.1", server.port) as proxy:
 
-    return make
+        def make(**options):
+            options = {"deadline": 4, **options}
+            if request.param in KINDS:
+                return cloud.blob(name, port=proxy.port, **options), proxy
+            url = f"http://127.0.0.1:{proxy.port}/{name}"
+            return uf.Blob(url, **options) if request.param == "web" else uf.Fsspec(f"{url}?signature=abc", **options), proxy
+
+        yield make
 
 
 def read(source, start, stop):
@@ -119,8 +124,6 @@ def test_an_object_that_is_gone_is_missing(blob, request):
 
 def replace(request, source, new):
     """Put other bytes in its place, or none, without the proxy."""
-    import obstore
-
     if source.url.startswith("http"):
         path = request.getfixturevalue("web_server").root / urlsplit(source.path).path.lstrip("/")
         path.unlink()
@@ -128,12 +131,12 @@ def replace(request, source, new):
             path.write_bytes(new)
             os.utime(path, (1, random.randrange(1 << 31)))  # nginx's ETag is the second of the change, and the length
         return
-    store = obstore.store.S3Store("bucket", **s3_options(request.getfixturevalue("s3_server").port))
-    obstore.delete(store, source.path) if new is None else obstore.put(store, source.path, new)
+    cloud = cloud_of(request, source.url.partition(":")[0])
+    cloud.delete(source.path) if new is None else cloud.put(new, source.path)
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("delivery", ["thread", "signal"])
+@pytest.mark.parametrize(("blob", "delivery"), STORMS, indirect=["blob"])
 def test_a_touch_gets_the_right_bytes_or_an_error(blob, data, kernel, delivery):
     """A storm: a third of the answers is spoilt in one of all ways, and every byte that is shown is compared."""
     source, proxy = blob(deadline=1.5, attempts=3)

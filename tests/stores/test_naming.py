@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-from support.servers import KEYS, s3_options
 
 import userfault as uf
 from userfault.sources import Fsspec, remote_of, source_of
@@ -19,32 +18,6 @@ def image(tmp_path):
     (tmp_path / "plain").write_bytes(numbers.tobytes())
     uf.image.pack(tmp_path / "plain", tmp_path / "packed")
     return (tmp_path / "packed").read_bytes(), numbers
-
-
-@pytest.mark.kernel
-def test_a_url_of_s3_maps_with_the_environment_s_credentials(child, s3_server, data):
-    """As every other program of that store finds them."""
-    obstore = pytest.importorskip("obstore")
-    obstore.put(obstore.store.S3Store("bucket", **s3_options(s3_server.port)), "by-name", data)
-    environment = {
-        "AWS_ACCESS_KEY_ID": KEYS["access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": KEYS["secret_access_key"],
-        "AWS_REGION": KEYS["region"],
-        "AWS_ENDPOINT": f"http://127.0.0.1:{s3_server.port}",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    code = """
-        import sys, hashlib
-        import userfault as uf
-        region = uf.map("s3://bucket/by-name")
-        print(region)
-        print(hashlib.sha256(memoryview(region)).hexdigest())
-        """
-    import hashlib
-
-    said = child(code, env=environment).check().stdout
-    assert said.splitlines()[1] == hashlib.sha256(data).hexdigest()
-    assert "Cached(Blob('s3://bucket/by-name'))" in said
 
 
 @pytest.mark.kernel
