@@ -6,7 +6,7 @@ import http.client
 import json
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -110,11 +110,10 @@ class Cloud:
         return from_url(f"{self.kind}://{self.bucket}", **{"client_options": client, **self.options()})
 
     def _call(self, method: str, path: str, data: bytes | None = None) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request(method, path, data, {"Content-Type": "text/plain"})
-        answer = connection.getresponse()
-        assert answer.status in (200, 202, 204), answer.read()
-        connection.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            connection.request(method, path, data, {"Content-Type": "text/plain"})
+            answer = connection.getresponse()
+            assert answer.status in (200, 202, 204), answer.read()
 
 
 def cloud_of(request: pytest.FixtureRequest, kind: str) -> Cloud:
