@@ -1,4 +1,4 @@
-"""A stand-in for Azure's blob storage, of which no emulator could be had here: python azure.py PORT serves until it is killed.
+"""A stand-in for Azure's blob storage, whose emulator wants Node: python azure.py PORT serves until it is killed.
 
 Written after the REST reference, not after a client: it makes, reads, and deletes blobs of one container, in memory. What the
 tests are about is as strict as there: shared keys are computed anew, If-Match holds, ETags change with each write, a range
