@@ -1,10 +1,11 @@
 """Chunks of sources kept in a directory, bounded in bytes, for any number of processes at a time.
 
 A chunk is a file that is complete or not there: it is written under another name and renamed. It begins with a checksum of
-its name and bytes, and one that does not match is deleted and fetched again. A lock file is held while bytes are added to the
-count that all processes share, and while the files that were not used for longest are deleted; whoever does not get it in
-time goes on without keeping his chunk. A process that dies in between leaves a count that is too high, never too low,
-and that only brings the next look at the directory forward.
+its name and bytes, and one that does not match is deleted and fetched again. A lock file is held while a file is made, at its
+full length, and its bytes are added to the count that all processes share, and while the files that were not used for longest
+are deleted; whoever does not get it in time goes on without keeping his chunk. So whoever lists the directory finds what others
+are about to write. A process that dies in between leaves a count that is too high, never too low, and that only brings the next
+look at the directory forward.
 """
 
 from __future__ import annotations
@@ -101,8 +102,10 @@ class DiskChunks:
                 if not is_locked:
                     return
                 self._count(size)  # before the file is there: a process that dies has counted too much
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(part, "xb") as file:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(part, "xb") as file:
+                    file.truncate(size)
+            with open(part, "r+b") as file:
                 file.write(_MAGIC + _sum(name, chunk))
                 file.write(chunk)
             os.replace(part, path)
