@@ -31,7 +31,9 @@
 //! stock      staging pages, recycled
 //! region     one range we mapped
 //! nest       which thread fills what, in the middle of a touch
-//! failure    a page that cannot be had: record, latch, expose
+//! failure    what is known about pages that could not be had
+//! latch      threads with an error on its way
+//! expose     a page that cannot be had: the error pattern, and an exception
 //! fill       one unit, from source to page
 //! evict      units leave: on request, or under a resident budget
 //! queue      work for the worker pool
@@ -82,6 +84,8 @@ pub mod stock;
 pub mod region;
 pub mod nest;
 pub mod failure;
+pub mod latch;
+pub mod expose;
 pub mod fill;
 pub mod evict;
 pub mod queue;
