@@ -1,7 +1,7 @@
 //! Regions come and go; the engine starts with the first.
 //!
 //! *Locks*: `STARTING` while the engine starts. *Threads*: application threads, which must not hold the GIL here.
-//! *Blocks on*: the root thread; [`close`] up to two seconds for faults in flight.
+//! *Blocks on*: the root thread; [`Owned::close`] up to two seconds for faults in flight.
 
 use crate::choices::{self, DEFAULT_UNIT};
 use crate::counters::{Counters, Snapshot, add};

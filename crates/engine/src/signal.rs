@@ -318,14 +318,3 @@ fn interrupted() -> bool {
             && libc::sigismember(&raw const pending, libc::SIGINT) == 1
     }
 }
-
-/// Is our handler the one in front?
-#[must_use]
-pub fn is_front() -> bool {
-    // SAFETY: asks for the current action only.
-    unsafe {
-        let mut current: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut current) == 0
-            && current.sa_sigaction == handler as *const () as usize
-    }
-}

@@ -143,12 +143,6 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Is nothing marked?
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
-
     /// All of `range` in order, marked or not.
     #[must_use]
     pub fn pieces(&self, range: Range<usize>) -> Vec<(Range<usize>, Option<Marks>)> {

@@ -142,7 +142,7 @@ fn damage_says_where_and_why() {
     let (file, source) = open(&bytes);
     let source = source.unwrap();
     let mut scratch = Scratch::new(65_536, source.needs());
-    let frame = source.index().find(4 << 16).unwrap();
+    let frame = source.index.find(4 << 16).unwrap();
     let damage = |at: u64, byte: u8| std::os::unix::fs::FileExt::write_all_at(&file, &[byte], at).unwrap();
     damage(frame.offset, 0);
     let error = read(&source, &mut scratch, frame.decoded_offset + 9, 10).unwrap_err();

@@ -140,7 +140,7 @@ impl Server {
     }
 
     /// Answer a page by the error of its source.
-    pub(super) fn refuse_page_for(&self, served: &Served, page: usize, error: SourceError) -> Ending {
+    fn refuse_page_for(&self, served: &Served, page: usize, error: SourceError) -> Ending {
         let text = self.text_of(error.cause);
         self.poison(served, page, error, &text)
     }
