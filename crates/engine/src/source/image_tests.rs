@@ -27,28 +27,12 @@ pub(super) fn read(
     bytes: usize,
 ) -> Result<Vec<u8>, SourceError> {
     let mut out = vec![0xEE; bytes];
-    let mut how = Reading {
-        patience: Patience::Wait,
-        table: Table::Application,
-        limit: crate::source::NO_LIMIT,
-        own: crate::source::NOWHERE,
-        scratch,
-    };
+    let mut how = Reading::plain(scratch);
     source.read_into(offset, &mut out, &mut how).map(|()| out)
 }
 
 fn extent(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize) -> Extent {
-    source.extent(
-        offset,
-        bytes,
-        &mut Reading {
-            patience: Patience::Wait,
-            table: Table::Application,
-            limit: crate::source::NO_LIMIT,
-            own: crate::source::NOWHERE,
-            scratch,
-        },
-    )
+    source.extent(offset, bytes, &mut Reading::plain(scratch))
 }
 
 /// Frames of 64 KiB, a run of zeros over three of them, and a short end.
