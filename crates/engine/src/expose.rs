@@ -13,8 +13,8 @@ use crate::futex::ATTENTION;
 use crate::latch::{self, Why};
 use crate::region::{OnError, Region};
 use crate::reserve;
+use crate::say::{abort_with, say};
 use crate::source::{Cause, Table};
-use crate::threads::{abort_with, say};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use uffd::{CopyMode, Outcome};
 

@@ -14,6 +14,8 @@
 //! shared     memory that an owner shares with its pager
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
+//! say        one line on standard error, from anywhere
+//! identity   which file a descriptor's number means
 //! cpus       which CPUs a thread may run on
 //! interrupt  Ctrl-C while a page is awaited
 //! language   the language above and its lock
@@ -66,6 +68,8 @@ pub mod error;
 pub mod shared;
 pub mod scratch;
 pub mod proc;
+pub mod say;
+pub mod identity;
 pub mod cpus;
 pub mod interrupt;
 pub mod language;

@@ -13,7 +13,7 @@ use crate::mman::descriptor::Phase;
 use crate::mman::events::{fork_of, news_of};
 use crate::mman::forked::Forked;
 use crate::mman::{Mman, News};
-use crate::threads::{abort_with, say};
+use crate::say::{abort_with, say};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};

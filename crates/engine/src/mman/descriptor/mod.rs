@@ -15,6 +15,7 @@ mod poll_bits;
 mod timeouts;
 
 use crate::futex::Bell;
+use crate::identity::{Identity, identity};
 use crate::mapping::is_resident;
 use crate::mman::forked::Unaccepted;
 use crate::mman::late::TimedOut;
@@ -23,7 +24,6 @@ use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
 use crate::mman::waiting::{Waiters, Waiting};
 use crate::region::Handles;
 use crate::source::Table;
-use crate::threads::{Identity, identity};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
