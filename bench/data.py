@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-import userfault as uf
 from userfault import image
 
 HUGE_PAGE = 2 << 20
@@ -51,12 +50,6 @@ def forget(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def hot(path: str) -> uf.File:
-    """A file source whose bytes the page cache has."""
-    warm(path)
-    return uf.File(path)
 
 
 def warm(path: str) -> None:

@@ -38,7 +38,7 @@ need_servers() {
 }
 
 need_rust() {
-    command -v cargo >/dev/null || fail "cargo is missing" "install Rust 1.85 or newer: https://rustup.rs"
+    command -v cargo >/dev/null || fail "cargo is missing" "install Rust 1.87 or newer: https://rustup.rs"
     command -v cc >/dev/null || apt_install gcc libc6-dev || fail "cc is missing" "apt-get install gcc libc6-dev"
 }
 

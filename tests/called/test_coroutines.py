@@ -6,10 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
-
-@DELIVERIES
 def test_an_asynchronous_source_runs_on_the_librarys_loop(child, delivery):
     """Right bytes, its exception as the cause, one loop thread for all, reads of a populate at the same time."""
 
@@ -83,7 +80,6 @@ def test_an_asynchronous_source_touched_on_its_own_loop_is_refused(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_the_loop_outlives_a_source_that_exits(child, delivery):
     """sys.exit() in a coroutine ends who touched, not the loop; an object with an async __call__ is a source too."""
 
@@ -110,7 +106,6 @@ def test_the_loop_outlives_a_source_that_exits(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_an_asynchronous_source_that_hangs_ends_by_the_timeout(child, delivery):
     """The wait for a coroutine is Python's: it ends by the region's timeout, and the coroutine is cancelled."""
 
@@ -142,7 +137,6 @@ def test_an_asynchronous_source_that_hangs_ends_by_the_timeout(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 @pytest.mark.parametrize("end", ["stop", "callback", "task"])
 def test_the_loop_outlives_a_source_that_ends_it(child, delivery, end):
     """It is shared: stop(), and an exit where nobody catches it, are nothing to the other sources."""
@@ -181,7 +175,6 @@ def test_the_loop_outlives_a_source_that_ends_it(child, delivery, end):
     child(code, args=[delivery, end]).check()
 
 
-@DELIVERIES
 def test_a_loop_whose_thread_ended_is_replaced(child, delivery):
     """The read in the middle of which it ended is an error at once, and the next one has a new loop, also of an open region."""
 
@@ -214,7 +207,6 @@ def test_a_loop_whose_thread_ended_is_replaced(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_what_comes_after_the_timeout_is_quiet(child, delivery):
     """The caller has left, and with it the buffer: an error of the coroutine is nobody's any more."""
 

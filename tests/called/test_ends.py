@@ -6,7 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 # One that computes loses the GIL between two instructions, where it is ended in the middle of our frames.
 WORKS = pytest.mark.parametrize("work", ["sleeps", "computes"])
 
@@ -60,7 +59,6 @@ def ending():
         time.sleep(0.02)
 
 
-@DELIVERIES
 @WORKS
 @pytest.mark.parametrize("where", ["prefetching", "populating", "reading", "touching", "closing"])
 def test_the_interpreter_ends_while_sources_are_at_work(child, where, work, delivery):
@@ -76,7 +74,6 @@ def test_the_interpreter_ends_while_a_system_call_waits(child, work):
         assert child(ending, args=["in a system call", work, "thread"]).check().stderr == ""
 
 
-@DELIVERIES
 def test_the_interpreter_ends_while_nothing_is_at_work(child, delivery):
     """The same with an open region that nobody touches."""
     assert child(ending, args=["", "sleeps", delivery]).check().stderr == ""
@@ -113,7 +110,6 @@ def test_the_interpreter_ends_inside_a_resolver(child, work):
         assert child(code, args=[work]).check().stderr == ""
 
 
-@DELIVERIES
 def test_a_finalizer_of_the_last_moment_is_told(child, delivery):
     """Python has no imports any more then, and no source: what cannot be had is a PageError still, what is there is there."""
 

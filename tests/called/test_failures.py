@@ -6,10 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
-
-@DELIVERIES
 def test_what_the_source_raised_is_the_cause_with_its_traceback(child, delivery):
     """PageError at the touch, in any thread; the next touch asks again; the law of endings holds."""
 
@@ -52,7 +49,6 @@ def test_what_the_source_raised_is_the_cause_with_its_traceback(child, delivery)
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_an_exception_that_cannot_be_shown_is_the_cause_all_the_same(child, delivery):
     """Where its `__str__` or its `errno` raises: PageError with it as the cause, at a touch and before one."""
 
@@ -124,7 +120,6 @@ def test_populate_read_and_system_calls_say_what_the_source_raised(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_an_answer_that_is_none_is_a_page_error(child, delivery):
     """Too few bytes, too many, or something else than a number; a buffer left alone is 0xFF, never zeros or another page."""
 
@@ -154,7 +149,6 @@ def test_an_answer_that_is_none_is_a_page_error(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_a_kept_buffer_is_nobody_elses(child, delivery):
     """A view that the source keeps is released, and memory under a view of a view is never used for another page."""
 
@@ -188,7 +182,6 @@ def test_a_kept_buffer_is_nobody_elses(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_touching_its_own_region_is_refused(child, delivery):
     """A source that touches what it has to fill gets an error instead of waiting for itself."""
 
@@ -217,7 +210,6 @@ def test_touching_its_own_region_is_refused(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_transient_failures_are_read_again_without_the_lock(child, delivery):
     """Retry around a Python source: others run during its pauses; what is not transient is not repeated."""
 
@@ -320,7 +312,6 @@ def test_a_class_that_is_no_source_yet_says_what_is_missing(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_exceptions_of_the_interrupted_code_stay(child, delivery):
     """A touch while an exception is handled leaves it as it was, and what the source handles inside is its own."""
 

@@ -6,8 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
-
 
 def test_close_is_called_once_after_the_last_region(child):
     """One object in two regions: closed when both are gone, and it may be opened again."""
@@ -124,7 +122,6 @@ def test_a_sequential_reader_is_read_ahead_where_the_source_wants_it(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_a_forked_child_starts_afresh(child, delivery):
     """The child's regions are dead, as all are; new ones, and new readers, work there."""
 
@@ -213,7 +210,6 @@ def test_a_sub_interpreter_cannot_import_the_package(child):
     child(code, warnings=None).check()
 
 
-@DELIVERIES
 def test_a_thread_that_blocks_signals_is_served_or_told(child, delivery):
     """With the directed signal blocked nobody can call the source there: a PageError in time, never a hang."""
 

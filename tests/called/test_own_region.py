@@ -6,10 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
-
-@DELIVERIES
 def test_another_unit_of_its_own_is_served(child, delivery):
     """By a touch in the middle of the touch; `read` gives what is there."""
 
@@ -35,7 +32,6 @@ def test_another_unit_of_its_own_is_served(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 @pytest.mark.parametrize("reader", ["toucher", "library"])
 @pytest.mark.parametrize("call", ["read", "populate"])
 def test_read_and_populate_of_what_is_absent_are_refused_at_once(child, delivery, reader, call):
@@ -71,7 +67,6 @@ def test_read_and_populate_of_what_is_absent_are_refused_at_once(child, delivery
     child(code, args=[delivery, reader, call]).check()
 
 
-@DELIVERIES
 @pytest.mark.parametrize("reader", ["toucher", "library"])
 def test_close_is_refused_at_once(child, delivery, reader):
     """RuntimeError in the source; the region goes on, and can be closed afterwards."""

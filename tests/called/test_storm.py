@@ -6,8 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
-
 
 def storm():
     """Four threads touch random pages of three regions whose sources fail now and then, for some seconds."""
@@ -92,14 +90,12 @@ def storm():
     print(touches, errors)
 
 
-@DELIVERIES
 @pytest.mark.timeout(90)
 def test_a_storm_of_touches_finds_right_bytes_and_counted_failures(child, delivery):
     """The short form: no wrong byte, no hang, every fault ended."""
     child(storm, args=[delivery, "4"], timeout=60).check()
 
 
-@DELIVERIES
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_long_storm_of_touches_finds_right_bytes_and_counted_failures(child, delivery):

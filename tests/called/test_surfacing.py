@@ -6,10 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
-
-@DELIVERIES
 def test_an_inner_page_that_fails_is_never_data_of_the_outer_source(child, delivery):
     """The last statement of a source copies from a region that fails: a PageError every time, whoever reads."""
 
@@ -45,7 +42,6 @@ def test_an_inner_page_that_fails_is_never_data_of_the_outer_source(child, deliv
     child(code, args=[delivery], timeout=40).check()
 
 
-@DELIVERIES
 @pytest.mark.parametrize("handler", ["default", "ignored", "quiet"])
 def test_what_asks_the_process_to_end_is_no_page_error(child, delivery, handler):
     """KeyboardInterrupt and SystemExit of a source are raised at the touch as they are, whatever SIGINT does, in any thread."""
@@ -91,7 +87,6 @@ def test_what_asks_the_process_to_end_is_no_page_error(child, delivery, handler)
     assert child(code, args=[delivery, handler]).returncode == 3
 
 
-@DELIVERIES
 def test_an_error_keeps_nothing_alive(child, delivery):
     """Once its PageError is gone, so are the exception of the source and the frames that it passed."""
 
@@ -129,7 +124,6 @@ def test_an_error_keeps_nothing_alive(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_a_refill_that_reads_what_it_refills_is_refused(child, delivery):
     """pin() of a volatile buffer whose refill is a Python source over the buffer itself: an error, never the error pattern."""
 

@@ -6,7 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
 PREPARE = """
 import array, base64, binascii, ctypes, gc, hashlib, io, json, operator, os, pickle, re, struct, sys, zlib
@@ -61,7 +60,6 @@ TOUCHES = {
 }
 
 
-@DELIVERIES
 @pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
 def test_a_touch_gets_the_bytes_of_the_source(child, delivery, touch):
     """Right bytes, the law of endings, and again after an evict."""
@@ -69,7 +67,6 @@ def test_a_touch_gets_the_bytes_of_the_source(child, delivery, touch):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_a_touch_with_the_lock_runs_the_source_in_its_own_thread(child, delivery):
     """The reader of the source is whoever touched: the main thread, and any other."""
 
@@ -96,7 +93,6 @@ def test_a_touch_with_the_lock_runs_the_source_in_its_own_thread(child, delivery
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_six_threads_get_right_bytes_while_units_leave(child, delivery):
     """Random pages of one region, others of the same pages, under a resident budget: every byte right, nobody hangs."""
 
@@ -176,7 +172,6 @@ def test_a_system_call_with_signal_delivery_is_efault_until_populated(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_a_thread_that_python_does_not_know_gets_its_bytes(child, delivery):
     """A thread of C touches: a source thread reads for it, or it takes the lock itself."""
 
@@ -207,7 +202,6 @@ def test_a_thread_that_python_does_not_know_gets_its_bytes(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_others_run_python_during_a_slow_touch(child, delivery):
     """While the source waits, its thread's lock is free: another thread makes progress during one touch."""
 
@@ -244,7 +238,6 @@ def test_others_run_python_during_a_slow_touch(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_whoever_waits_for_the_same_unit_gives_up_the_lock(child, delivery):
     """Two threads touch one unit: the second waits without the lock that the first one's source needs."""
 
@@ -278,7 +271,6 @@ def test_whoever_waits_for_the_same_unit_gives_up_the_lock(child, delivery):
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_touches_under_a_thousand_signals_a_second_are_right(child, delivery):
     """SIGALRM at 1 kHz with a Python handler, in the middle of touches and of the source."""
 
@@ -309,7 +301,6 @@ def test_touches_under_a_thousand_signals_a_second_are_right(child, delivery):
     child(code, args=[delivery], timeout=40).check()
 
 
-@DELIVERIES
 def test_a_source_may_collect_garbage_and_make_threads_and_processes(child, delivery):
     """The source does what Python code does, in the middle of another's touch."""
 
@@ -334,7 +325,6 @@ def test_a_source_may_collect_garbage_and_make_threads_and_processes(child, deli
     child(code, args=[delivery]).check()
 
 
-@DELIVERIES
 def test_a_source_over_another_lazy_region_is_served_too(child, delivery):
     """Sources within sources: the touch inside a touch runs the other source in the same thread."""
 

@@ -6,10 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.kernel
 
-DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "signal"])
 
-
-@DELIVERIES
 def test_a_source_that_takes_too_long_is_interrupted(child, delivery):
     """After the timeout TimeoutError is raised in it, and the touch is a PageError; what comes after is not hit."""
 
@@ -92,7 +89,6 @@ def test_a_source_that_hangs_in_a_thread_of_the_library_keeps_no_fault(child):
     child(code).check()
 
 
-@DELIVERIES
 @pytest.mark.parametrize("where", ["source", "waiter"])
 def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
     """KeyboardInterrupt in the source goes on at the touch; one who waits for another's read is freed. Then all is well."""
@@ -141,7 +137,6 @@ def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
     child(code, args=[delivery, where]).check()
 
 
-@DELIVERIES
 def test_a_storm_of_failing_pages_ends_soon(child, delivery):
     """A sum over 10,000 pages whose source takes a second to fail: once for the touch, not once for each page."""
 
@@ -168,7 +163,6 @@ def test_a_storm_of_failing_pages_ends_soon(child, delivery):
     child(code, args=[delivery], timeout=40).check()
 
 
-@DELIVERIES
 def test_retry_keeps_to_the_timeout(child, delivery):
     """Attempts and pauses that would take longer end early, with the last error as the cause; Ctrl-C ends a pause."""
 
@@ -243,7 +237,6 @@ def test_a_read_does_not_wait_for_slow_ones(child):
     child(code).check()
 
 
-@DELIVERIES
 def test_a_sub_interpreter_ends_by_the_timeout(child, delivery):
     """It holds the lock where nobody can tell: its touch waits once for the timeout, and is an error afterwards."""
 

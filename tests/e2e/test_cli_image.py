@@ -94,7 +94,7 @@ def test_reader_that_leaves_is_no_bug(data):
     assert "Traceback" not in result.stderr
 
 
-def test_json_says_the_same_with_a_schema(data, tmp_path):
+def test_json_says_the_same_with_a_schema(data):
     """One object each, schema first, sizes in bytes."""
     told = {}
     for verb, arguments in (("pack", [data]), ("inspect", [f"{data}.zst", "--frames"]), ("verify", [f"{data}.zst"])):

@@ -125,23 +125,7 @@ def test_other_ways_of_telling_end_the_same(child, told):
 def test_without_kvm_it_says_why_and_ends_well(child):
     """One line, status 0: examples are for every machine."""
 
-    def code():
-        import builtins
-        import runpy
-        import sys
-
-        real = builtins.open
-
-        def refusing(path, *arguments, **named):
-            if path == "/dev/kvm":
-                raise PermissionError(13, "Permission denied")
-            return real(path, *arguments, **named)
-
-        builtins.open = refusing
-        example, sys.argv[1:] = sys.argv[1], ["region"]
-        sys.path.insert(0, example.rpartition("/")[0])  # as for a program; kvm.py is beside it
-        runpy.run_path(example, run_name="__main__")
-
+    code = "import sys; from support.kvm import run_without_kvm; run_without_kvm(sys.argv[1], 'region')"
     result = child(code, args=(str(EXAMPLE),)).check()
     assert result.stdout.startswith("region: skipped ")
     assert result.stdout.count("\n") == 1

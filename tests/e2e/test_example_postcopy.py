@@ -8,7 +8,7 @@ import platform
 import sys
 
 import pytest
-from support.child import run_command, source_of
+from support.child import run_command
 from support.house import ROOT
 
 pytest.importorskip("userfault.mman")
@@ -48,23 +48,8 @@ def test_example_postcopy_receives_every_byte(tmp_path):
 def test_example_postcopy_without_kvm_says_why_and_goes_on(child, tmp_path):
     """A machine without /dev/kvm, or a user who may not open it."""
 
-    def code():
-        import builtins
-        import runpy
-
-        real = builtins.open
-
-        def refusing(path, *arguments, **named):
-            if path == "/dev/kvm":
-                raise PermissionError(13, "Permission denied")
-            return real(path, *arguments, **named)
-
-        builtins.open = refusing
-        example, sys.argv[1:] = sys.argv[1], []
-        sys.path.insert(0, os.path.dirname(example))
-        runpy.run_path(example, run_name="__main__")
-
-    result = child("import os, sys\n" + source_of(code), timeout=40, args=(str(EXAMPLE),), cwd=tmp_path).check()
+    code = "import sys; from support.kvm import run_without_kvm; run_without_kvm(sys.argv[1])"
+    result = child(code, timeout=40, args=(str(EXAMPLE),), cwd=tmp_path).check()
     assert result.stdout.splitlines() == ["without KVM: /dev/kvm: Permission denied", RIGHT.strip()]
 
 

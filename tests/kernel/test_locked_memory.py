@@ -12,9 +12,6 @@ ZEROS = """
 from support.lazy import libc, known_bytes, check_endings
 def lock(flags):
     assert libc.mlockall(flags) == 0, "mlockall"
-def locked_bytes():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmLck"))
 big = known_bytes(6 << 20)
 """
 SHAPES = [

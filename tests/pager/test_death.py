@@ -11,17 +11,7 @@ import os, signal, sys, threading, time
 import userfault as uf
 from pager.killing import hit, pagers_of, start
 from pager.sources import Hanging, Known, known
-from support.lazy import check_endings
-
-def touched(work):
-    try:
-        work()
-        for _ in range(10):
-            pass
-    except uf.PageError as error:
-        return error
-    raise AssertionError("no PageError")
-
+from support.lazy import check_endings, touched
 """
 
 
@@ -115,7 +105,7 @@ check_endings(again)
     child(code).check()
 
 
-def test_poison_alone_ends_the_pager(child, tmp_path):
+def test_poison_alone_ends_the_pager(child):
     """No region wants another pager: none is started, and the waiting touch fails within a second."""
     code = f"""{PROLOGUE}
 region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", on_pager_death="poison")

@@ -11,17 +11,7 @@ import os, sys, time, pickle
 import numpy as np
 import userfault as uf
 from pager.sources import Failing, Known, known
-from support.lazy import check_endings
-
-def touched(work):
-    try:
-        work()
-        for _ in range(10):
-            pass
-    except uf.PageError as error:
-        return error
-    raise AssertionError("no PageError")
-
+from support.lazy import check_endings, touched
 """
 
 

@@ -100,7 +100,7 @@ with uf.pager.Pager(sandbox=True) as pager, uf.map(uf.File(path), delivery="proc
     child(code, args=[tmp_path / "file"]).check()
 
 
-def test_the_numbers_of_refused_calls_are_those_of_this_machine(child):
+def test_the_numbers_of_refused_calls_are_those_of_this_machine():
     """Compared with the kernel's header where that is installed."""
     import os
     import re

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 from support.lazy import check_endings, known_bytes, raised
 
 import userfault as uf
+from stateful.drawn import drawn
 from userfault import image
 
 LENGTHS = (1, 4096, 4097, 65_536, 300_001, (1 << 21) + 5)
@@ -170,12 +170,4 @@ class Machine(RuleBasedStateMachine):
 
 def run(examples: int, steps: int, seed: int | None) -> None:
     """Look for a sequence of steps after which a byte is wrong."""
-    Machine.TestCase.settings = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        derandomize=seed is None,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(Machine, settings=Machine.TestCase.settings)
+    run_state_machine_as_test(Machine, settings=drawn(examples, steps, seed))

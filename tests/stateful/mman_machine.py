@@ -8,13 +8,14 @@ import mmap
 import queue
 import threading
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import seed as given_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from mman.kit import at, eventually, filled, libc, mapped, mman, move_mapping
 from support.lazy import maps
 
+from stateful.drawn import drawn
 from userfault.errors import UserFault
 from userfault.testing.model2014 import PAGE, TASK_SIZE, Outcome, Space
 
@@ -350,14 +351,6 @@ def run(examples: int, steps: int, seed: int | None) -> None:
     on this file only.
     """
     print(f"sequences of seed {seed}", flush=True)
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        derandomize=seed is None,
-        phases=[Phase.generate],  # what depends on time is not found again by trying it again
-        suppress_health_check=list(HealthCheck),
-    )
+    phases = [Phase.generate]  # what depends on time is not found again by trying it again
     machine = Machine if seed is None else given_seed(seed)(type("Seeded", (Machine,), {}))
-    run_state_machine_as_test(machine, settings=chosen)
+    run_state_machine_as_test(machine, settings=drawn(examples, steps, seed, phases=phases))

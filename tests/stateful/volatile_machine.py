@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.lazy import PAGE, check_endings, known_bytes, raised
 
 import userfault as uf
+from stateful.drawn import drawn
 from userfault.testing import purge
 
 PAGES = 24
@@ -144,12 +144,4 @@ class Machine(RuleBasedStateMachine):
 
 def run(examples: int, steps: int, seed: int | None) -> None:
     """Look for a sequence of steps after which a byte is wrong."""
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        derandomize=seed is None,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(Machine, settings=chosen)
+    run_state_machine_as_test(Machine, settings=drawn(examples, steps, seed))

@@ -77,7 +77,7 @@ def test_adjacent_missing_chunks_come_with_one_read(counted, data):
     assert counted.reads == [(3000, 1000), (0, 3000), (4000, 4000)]
 
 
-def test_one_read_has_a_bound(data):
+def test_one_read_has_a_bound():
     """8 MiB, or one chunk."""
     counted = Counted(bytes(20 << 20))
     opened = native(uf.Cached(counted, chunk="1MiB", memory=0))
@@ -200,7 +200,7 @@ def test_a_read_inside_of_its_own_fetch_does_not_wait_for_itself(counted, data):
     assert bytes(inner) == data[5:15]
 
 
-def test_an_exception_from_outside_leaves_no_claim_behind(counted, data):
+def test_an_exception_from_outside_leaves_no_claim_behind(counted):
     """Ctrl-C, or a touch's timeout, at any line: nobody waits for a chunk that no thread fetches."""
     import sys
 
@@ -240,7 +240,7 @@ def test_an_exception_from_outside_leaves_no_claim_behind(counted, data):
     assert turns > 30
 
 
-def test_memory_is_bounded(counted, data):
+def test_memory_is_bounded(counted):
     """The chunks that were not used for longest leave."""
     cached = uf.Cached(counted, chunk=CHUNK, memory=10 * CHUNK)
     opened = native(cached)

@@ -170,7 +170,7 @@ WORKER = """
 """
 
 
-def test_processes_share_a_directory(child, tmp_path):
+def test_processes_share_a_directory(tmp_path):
     """Six at once, the bound is a tenth of what they want, one is killed now and then: right bytes, within the bound."""
     command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path)]
     workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE) for seed in range(5)]

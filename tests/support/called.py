@@ -29,11 +29,6 @@ class Known(uf.Source):
         buffer[:] = self.bytes[offset : offset + len(buffer)]
 
 
-def served_by_toucher(source: Known) -> bool:
-    """Whether no thread of the library's read anything."""
-    return not any(name.startswith("userfault-source") for name in source.readers)
-
-
 def mapped(length: int = 1 << 20, **options) -> tuple[Known, uf.Region, memoryview, np.ndarray]:
     """A region of known bytes, and what touches it."""
     source = Known(length)

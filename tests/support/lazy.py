@@ -74,6 +74,19 @@ def raised(kind: type[BaseException], call: Callable[[], object]) -> BaseExcepti
     raise AssertionError(f"{call} raised no {kind.__name__}")
 
 
+def touched(touch: Callable[[], object]) -> uf.PageError:
+    """The PageError of a touch: it is raised at the next chance, which a loop has."""
+
+    def then_loop() -> None:
+        touch()
+        for _ in range(10):
+            pass
+
+    error = raised(uf.PageError, then_loop)
+    assert isinstance(error, uf.PageError)
+    return error
+
+
 def killed_by(status: int) -> int | None:
     """The signal that ended a process, from its wait status; None where it exited."""
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

@@ -8,7 +8,9 @@
 use crate::cause::Kind;
 use crate::engine::Engine;
 use crate::flagged::{self, gate, view};
-use crate::threads::{self, KeepErrno, close_if_userfaultfd, say};
+use crate::identity::close_if_userfaultfd;
+use crate::say::say;
+use crate::threads::{self, KeepErrno};
 use crate::{directed, interrupt, pager, signal};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;

@@ -14,6 +14,8 @@
 //! shared     memory that an owner shares with its pager
 //! scratch    working memory of one fill
 //! proc       files of /proc, read without allocating
+//! say        one line on standard error, from anywhere
+//! identity   which file a descriptor's number means
 //! cpus       which CPUs a thread may run on
 //! interrupt  Ctrl-C while a page is awaited
 //! language   the language above and its lock
@@ -31,7 +33,9 @@
 //! stock      staging pages, recycled
 //! region     one range we mapped
 //! nest       which thread fills what, in the middle of a touch
-//! failure    a page that cannot be had: record, latch, expose
+//! failure    what is known about pages that could not be had
+//! latch      threads with an error on its way
+//! expose     a page that cannot be had: the error pattern, and an exception
 //! fill       one unit, from source to page
 //! evict      units leave: on request, or under a resident budget
 //! queue      work for the worker pool
@@ -64,6 +68,8 @@ pub mod error;
 pub mod shared;
 pub mod scratch;
 pub mod proc;
+pub mod say;
+pub mod identity;
 pub mod cpus;
 pub mod interrupt;
 pub mod language;
@@ -82,6 +88,8 @@ pub mod stock;
 pub mod region;
 pub mod nest;
 pub mod failure;
+pub mod latch;
+pub mod expose;
 pub mod fill;
 pub mod evict;
 pub mod queue;

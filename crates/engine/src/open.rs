@@ -1,7 +1,7 @@
 //! Regions come and go; the engine starts with the first.
 //!
 //! *Locks*: `STARTING` while the engine starts. *Threads*: application threads, which must not hold the GIL here.
-//! *Blocks on*: the root thread; [`close`] up to two seconds for faults in flight.
+//! *Blocks on*: the root thread; [`Owned::close`] up to two seconds for faults in flight.
 
 use crate::choices::{self, DEFAULT_UNIT};
 use crate::counters::{Counters, Snapshot, add};
@@ -13,7 +13,7 @@ use crate::pager::owner::Pager;
 use crate::queue::Bulk;
 use crate::region::{Delivery, Handles, Mode, Options, Parts, Region, SharedFile, mapped_bytes};
 use crate::residence::Residence;
-use crate::source::{NO_LIMIT, NOWHERE, Reading, ScratchNeeds, Source, Table};
+use crate::source::{Reading, ScratchNeeds, Source};
 use crate::table::Pin;
 use crate::threads::{Root, drop_left, leave};
 use crate::{called, evict, fork, keeper, signal, thread, volatile, workers};
@@ -375,13 +375,7 @@ pub fn load_eagerly(source: &dyn Source) -> Result<(usize, usize), Error> {
         let piece = DEFAULT_UNIT.min(len - at);
         // SAFETY: a part of the fresh mapping above.
         let out = unsafe { std::slice::from_raw_parts_mut((base + at) as *mut u8, piece) };
-        let mut how = Reading {
-            patience: crate::source::Patience::Wait,
-            table: Table::Application,
-            limit: NO_LIMIT,
-            own: NOWHERE,
-            scratch: &mut scratch,
-        };
+        let mut how = Reading::plain(&mut scratch);
         if let Err(error) = source.read_into(at as u64, out, &mut how) {
             mapping::unmap(base, bytes);
             return Err(Error::Page { source_name: source.name(), error });

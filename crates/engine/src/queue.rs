@@ -97,12 +97,6 @@ impl Bulk {
         }
     }
 
-    /// Is nothing left to be taken?
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.next.load(Ordering::SeqCst) >= self.units.end
-    }
-
     /// Remember the first failure and stop.
     pub fn fail(&self, error: SourceError) {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

@@ -101,12 +101,6 @@ impl AlignedBuffer {
     pub fn address(&self) -> usize {
         self.address
     }
-
-    /// All of it.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is ours, `bytes` long, readable and writable, and borrowed for the life of the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.bytes) }
-    }
 }
 
 impl Drop for AlignedBuffer {

@@ -12,10 +12,12 @@ use crate::counters::{Ending, add};
 use crate::directed::Interrupted;
 use crate::engine::Engine;
 use crate::evict;
-use crate::failure::{self, Failure, expose, is_latched, is_this_latched};
+use crate::expose::{announce, expose, show};
+use crate::failure::{self, Failure};
 use crate::fill::{Stop, Who, fill_unit};
 use crate::flagged::view::{self, Act, Armed};
 use crate::flagged::{self, Called, gate, is_repeated};
+use crate::latch::{is_latched, is_this_latched};
 use crate::mapping::is_poisoned;
 use crate::nest;
 use crate::region::{Delivery, Region};
@@ -203,10 +205,10 @@ fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_
 /// Show the pattern while nobody changes whose fault it is; raise after that, because it may wait for the language's lock.
 fn raise_in(inside: gate::Inside, region: &Region, address: usize, failure: Failure) {
     let page = region.page_of(address);
-    let shown = failure::show(region, page, &failure);
+    let shown = show(region, page, &failure);
     drop(inside);
     if shown {
-        failure::announce(Failure { address, ..failure });
+        announce(Failure { address, ..failure });
     }
 }
 
@@ -236,10 +238,10 @@ fn call(entry: &view::Entry, token: usize, address: usize, context: *mut libc::c
     let inside = gate::enter();
     let still_ours = view::find(address).is_some_and(|entry| matches!(entry.armed, Armed::Signal));
     let absent = still_ours && !region.has_page(page);
-    let shown = absent && failure::show(region, page, &failed(cause));
+    let shown = absent && show(region, page, &failed(cause));
     drop(inside);
     if shown || called == Called::Raised {
-        failure::announce(Failure { address, ..failed(cause) });
+        announce(Failure { address, ..failed(cause) });
     }
 }
 
@@ -314,16 +316,5 @@ fn interrupted() -> bool {
             && thread_id() == libc::getpid()
             && libc::sigpending(&raw mut pending) == 0
             && libc::sigismember(&raw const pending, libc::SIGINT) == 1
-    }
-}
-
-/// Is our handler the one in front?
-#[must_use]
-pub fn is_front() -> bool {
-    // SAFETY: asks for the current action only.
-    unsafe {
-        let mut current: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut current) == 0
-            && current.sa_sigaction == handler as *const () as usize
     }
 }

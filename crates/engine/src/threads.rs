@@ -11,6 +11,7 @@
 
 use crate::error::Error;
 use crate::proc;
+use crate::say::abort_with;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -275,70 +276,6 @@ pub fn own_table() -> bool {
         }
     }
     true
-}
-
-/// Say why on standard error, in one write and without allocating, and abort.
-pub fn abort_with(message: std::fmt::Arguments<'_>) -> ! {
-    say(message);
-    // SAFETY: abort has no preconditions.
-    unsafe { libc::abort() }
-}
-
-/// One line on standard error, in one write, from any context.
-pub fn say(message: std::fmt::Arguments<'_>) {
-    let mut line = Line::default();
-    let _ = std::fmt::write(&mut line, message);
-    // SAFETY: the buffer is ours and `used` bytes of it are initialised.
-    unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.used) };
-}
-
-/// A line built on the stack.
-pub struct Line {
-    bytes: [u8; 512],
-    used: usize,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self { bytes: [0; 512], used: 0 }
-    }
-}
-
-impl std::fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let room = self.bytes.len() - self.used;
-        let take = text.len().min(room);
-        self.bytes[self.used..self.used + take].copy_from_slice(&text.as_bytes()[..take]);
-        self.used += take;
-        Ok(())
-    }
-}
-
-/// Which file a number means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity(u64, u64);
-
-/// Of `number` in the calling thread's table; `None`: nothing is open there. Each userfaultfd has an inode of its own.
-#[must_use]
-pub fn identity(number: RawFd) -> Option<Identity> {
-    // SAFETY: fills our structure.
-    unsafe {
-        let mut found: libc::stat = std::mem::zeroed();
-        (libc::fstat(number, &raw mut found) == 0).then_some(Identity(found.st_dev, found.st_ino))
-    }
-}
-
-/// Close a userfaultfd, unless somebody closed it and the number is another file's now. System calls only.
-pub fn close_if_userfaultfd(fd: i32) {
-    let Some(path) = proc::Path::new(format_args!("/proc/self/fd/{fd}")) else { return };
-    let mut name = [0u8; 32];
-    // SAFETY: a path that ends in a zero byte, and room for 32 bytes; closing acts on a number known to be ours.
-    unsafe {
-        let count = libc::readlink(path.as_ptr(), name.as_mut_ptr().cast(), name.len());
-        if count > 0 && name.starts_with(b"anon_inode:[userfaultfd]") {
-            libc::close(fd);
-        }
-    }
 }
 
 /// The calling thread's id.

@@ -184,7 +184,7 @@ impl Drop for Reader {
         }
         enter(|py| {
             // An error of this thread that has not surfaced yet would surface in `close`, and be lost there.
-            if engine::failure::is_this_latched() {
+            if engine::latch::is_this_latched() {
                 let callable = self.called.close.clone_ref(py);
                 return readers::leave(move |py| close(py, &callable));
             }

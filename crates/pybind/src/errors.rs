@@ -82,7 +82,7 @@ fn noted(py: Python<'_>) -> PyErr {
 pub fn take_pending(py: Python<'_>) -> PyErr {
     gil::take_back(); // first: it would surface in what makes the exception
     let error = noted(py);
-    let _ = engine::failure::take();
+    let _ = engine::latch::take();
     error
 }
 

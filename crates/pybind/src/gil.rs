@@ -83,7 +83,7 @@ pub fn known_to_python() -> bool {
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch. The GIL is held.
 pub fn drop_pending() {
     take_back();
-    let _ = engine::failure::take();
+    let _ = engine::latch::take();
 }
 
 /// Have this thread not raise what was set for it. The GIL is held.

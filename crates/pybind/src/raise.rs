@@ -13,7 +13,7 @@ use crate::{called, gil, kept, overdue, raised};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
-use engine::failure::Why;
+use engine::latch::Why;
 use engine::source::Cause;
 use engine::threads::Root;
 use pyo3::ffi;
@@ -69,7 +69,7 @@ fn set_exceptions(py: Python<'_>, main_thread: u64) -> PyResult<()> {
         let class = errors::module(py)?.getattr(name)?;
         CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
     }
-    engine::failure::set_raise(raise);
+    engine::expose::set_raise(raise);
     engine::language::set_hooks(&GIL);
     Ok(())
 }
@@ -85,7 +85,7 @@ static GIL: engine::language::Hooks =
 
 /// In a touch that waits: let others run Python meanwhile.
 fn give_way(work: &mut dyn FnMut()) {
-    let had_failed = engine::failure::is_this_latched();
+    let had_failed = engine::latch::is_this_latched();
     gil::without_gil(work);
     if !had_failed {
         raise_pending();
@@ -119,7 +119,7 @@ fn raise(why: Why) -> bool {
 /// and CPython 3.11 and 3.12, which keep one note for all threads, took it down for another. The GIL is held, and stays so until
 /// the interpreter looks.
 fn raise_pending() {
-    if let Some(failure) = engine::failure::pending().filter(|failure| failure.error.cause != Cause::Interrupted) {
+    if let Some(failure) = engine::latch::pending().filter(|failure| failure.error.cause != Cause::Interrupted) {
         // SAFETY: this thread holds the GIL.
         unsafe { set_pending(failure.kind, Why::Failed(failure.kind)) };
     }
@@ -132,7 +132,7 @@ fn raise_pending() {
 unsafe fn set_pending(kind: Kind, why: Why) {
     // SAFETY: as the caller promises.
     let py = unsafe { Python::assume_attached() };
-    let itself = engine::failure::pending().and_then(|failure| kept::itself_of(py, failure.error.cause));
+    let itself = engine::latch::pending().and_then(|failure| kept::itself_of(py, failure.error.cause));
     // CPython 3.11 makes an exit of status 0 of a SystemExit that is only a class; a pending call raises the object, but in the
     // main thread only. One is enough.
     if itself.is_some() && ident() == MAIN_THREAD.load(Ordering::Acquire) {
@@ -152,7 +152,7 @@ unsafe fn set_pending(kind: Kind, why: Why) {
 extern "C" fn raise_itself(_: *mut std::ffi::c_void) -> std::ffi::c_int {
     // SAFETY: pending calls run with the GIL held.
     let py = unsafe { Python::assume_attached() };
-    let Some(failure) = engine::failure::pending() else { return 0 };
+    let Some(failure) = engine::latch::pending() else { return 0 };
     let Some(class) = kept::itself_of(py, failure.error.cause) else { return 0 };
     match class.call0(py) {
         Ok(value) => PyErr::from_value(value.into_bound(py)).restore(py),
@@ -165,7 +165,7 @@ extern "C" fn raise_itself(_: *mut std::ffi::c_void) -> std::ffi::c_int {
 extern "C" fn interrupt_has_raised(_: *mut std::ffi::c_void) -> std::ffi::c_int {
     // SAFETY: pending calls run with the GIL held.
     let py = unsafe { Python::assume_attached() };
-    if let Some(failure) = engine::failure::take() {
+    if let Some(failure) = engine::latch::take() {
         py.detach(|| rearm(failure.region));
     }
     0
@@ -264,7 +264,7 @@ fn answer(request: &Request) -> bool {
     let class = request.class.load(Ordering::Relaxed);
     let latched = request.latched.load(Ordering::Relaxed);
     enter(|_| {
-        if class.is_null() || !engine::failure::is_latched(latched) {
+        if class.is_null() || !engine::latch::is_latched(latched) {
             return;
         }
         // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
@@ -294,8 +294,8 @@ type Taken = (String, i64, Option<i32>, Cow<'static, str>, usize, Option<Py<PyAn
 /// instead of reading it. (Where no exception object is ever made, the keeper does it a little later.)
 #[pyfunction]
 fn take_failure(py: Python<'_>) -> Option<Taken> {
-    let failure = engine::failure::take().or_else(engine::failure::orphan)?;
-    if engine::failure::another_is_latched() {
+    let failure = engine::latch::take().or_else(engine::failure::orphan)?;
+    if engine::latch::another_is_latched() {
         // CPython 3.11 and 3.12 keep one note for all threads that some exception waits, and the thread whose exception was
         // raised took it down: put it up again for the others.
         // SAFETY: the GIL is held; NULL only takes back what this thread would raise once more for the same failure.
@@ -364,13 +364,13 @@ fn rearm_failed(py: Python<'_>) {
 /// A moment: pass it to [`failed_since`].
 #[pyfunction]
 fn failure_epoch() -> u64 {
-    engine::failure::EXPOSURES.now().into()
+    engine::expose::EXPOSURES.now().into()
 }
 
 /// May a page of any region have shown the error pattern since then?
 #[pyfunction]
 fn failed_since(epoch: u64) -> bool {
-    engine::failure::EXPOSURES.any_since(epoch.into())
+    engine::expose::EXPOSURES.any_since(epoch.into())
 }
 
 /// Take back an exception that was set for this thread and has not surfaced, and open its latch.

@@ -4,7 +4,7 @@
 
 use crate::enter::enter;
 use crate::{errors, kept, readers};
-use engine::failure;
+use engine::latch;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
@@ -51,7 +51,7 @@ pub fn look() {
 /// The source has returned. Other lazy memory that it touched may have failed without the exception having surfaced in it:
 /// then what it made of the error pattern is not shown.
 pub fn surfaced<T>(py: Python<'_>, offset: u64, answer: PyResult<T>) -> PyResult<Result<T, SourceError>> {
-    let Some(failure) = failure::pending() else { return answer.map(Ok) };
+    let Some(failure) = latch::pending() else { return answer.map(Ok) };
     if failure.error.cause == Cause::Interrupted {
         return Ok(Err(SourceError::new(offset, Cause::Interrupted))); // KeyboardInterrupt is on its way
     }

@@ -116,7 +116,7 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
         work(py);
     });
     pool.busy.fetch_sub(1, Ordering::SeqCst);
-    if engine::failure::pending().is_some() {
+    if engine::latch::pending().is_some() {
         // Of a finalizer or a `close` that touched lazy memory: it would end this thread, which others need.
         errors::take_pending(py).write_unraisable(py, None);
     }

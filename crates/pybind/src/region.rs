@@ -9,6 +9,7 @@ use crate::pager::{NativePager, Raised};
 use crate::sources::{NativeSource, seconds};
 use crate::{own, raise};
 use engine::cause::Kind;
+use engine::counters::Snapshot;
 use engine::error::Error;
 use engine::mapping;
 use engine::open::{Owned, load_eagerly, open};
@@ -18,8 +19,7 @@ use engine::source::{Cause, SourceError};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
-use std::ops::Range;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -206,12 +206,8 @@ impl NativeRegion {
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let taken = py.detach(|| self.take_statistics()).map_err(|error| engine_error(py, error))?;
-        let answer = PyDict::new(py);
-        for (name, value) in taken {
-            answer.set_item(name, value)?;
-        }
-        Ok(answer)
+        let taken = self.with_lazy(py, |owned| owned.get().map(|region| region.statistics()))?;
+        taken.unwrap_or_else(|| Snapshot::default().fields()).into_py_dict(py)
     }
 
     /// How a whole unit gets to its place at present, and why so; an eager region has nothing to fill.
@@ -294,15 +290,6 @@ impl NativeRegion {
     }
 }
 
-/// May a page of `out`, which was copied from `offset` on, be the error pattern? One that came or went in the middle left an
-/// end of it.
-fn may_be_pattern(offset: usize, out: &[u8]) -> bool {
-    let page = uffd::page_size();
-    let (first, rest) = out.split_at((page - offset % page).min(out.len()));
-    let ends = |part: &[u8]| part.first() == Some(&0xFF) || part.last() == Some(&0xFF);
-    ends(first) || rest.chunks(page).any(ends)
-}
-
 /// How often a read starts over because pages left, or failed for others, meanwhile.
 const READ_TRIES: usize = 64;
 
@@ -351,50 +338,18 @@ impl NativeRegion {
     /// Copy out what was populated; false: a page left, or shows another thread's error, so populate again.
     fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<bool, Error> {
         let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        let from = self.address + offset;
-        let owned = match &*memory {
-            Memory::Lazy(owned) => owned,
-            Memory::Eager(..) => return Ok(copy_by_kernel(from, out).is_ok()),
+        let region = match &*memory {
+            Memory::Lazy(owned) => owned.get()?.clone(),
+            Memory::Eager(..) => return Ok(copy_by_kernel(self.address + offset, out).is_ok()),
             Memory::Closed => return Err(Error::Closed("the Region is closed".into())),
         };
-        let region = owned.get()?.clone();
         drop(memory); // the pin keeps the pages; a close meanwhile waits for it
-        let before = region.exposures.now();
-        let page = uffd::page_size();
-        let pages: Range<usize> = offset / page..(offset + out.len()).div_ceil(page);
-        if region.shows_pattern_in(pages) || copy_by_kernel(from, out).is_err() {
-            return Ok(false);
-        }
-        Ok(!region.exposures.any_since(before) || !may_be_pattern(offset, out))
+        Ok(region.copy_out(offset, out))
     }
 
     /// Of the process this one was forked from? Eager memory is inherited as any other.
     fn is_foreign(&self) -> bool {
         !self.eager && self.generation != engine::fork::generation()
-    }
-
-    fn take_statistics(&self) -> Result<Vec<(&'static str, i64)>, Error> {
-        if self.is_foreign() {
-            return Err(engine::open::foreign());
-        }
-        match &*self.memory.read().unwrap_or_else(PoisonError::into_inner) {
-            Memory::Lazy(owned) => {
-                let region = owned.get()?;
-                let mut fields = region.counters.snapshot().fields();
-                fields.push(("present_units", region.states.count_present() as i64));
-                fields.push(("units", region.states.len() as i64));
-                fields.push(("failure_epoch", region.exposures.count() as i64));
-                let [copy, moved] = region.policy.costs().map(|cost| i64::try_from(cost).unwrap_or(i64::MAX));
-                fields.extend([("copy_nanoseconds", copy), ("move_nanoseconds", moved)]);
-                fields.push((
-                    "staging_slots",
-                    region.stock.as_ref().map_or(0, |stock| i64::from(stock.populated_slots())),
-                ));
-                Ok(fields)
-            }
-            Memory::Eager(..) => Ok(engine::counters::Snapshot::default().fields()),
-            Memory::Closed => Err(Error::Closed("the Region is closed".into())),
-        }
     }
 
     /// A view is gone, or was not to be.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from userfault import _core
 from userfault.errors import OptionError
-from userfault.sources.called import Opened, is_async
+from userfault.sources.called import Opened, facts, hold_open, is_async, wish_of
+from userfault.sources.readers import ensure_readers
 
 __all__ = ["Source", "native"]
 
@@ -81,8 +83,28 @@ class Source:
         """
         if type(self).read_into is Source.read_into:
             raise OptionError(f"{type(self).__name__} is no source yet: it must define read_into(offset, buffer)")
-        hints = type(self).prefetch_hint is not Source.prefetch_hint
-        return _core.NativeSource.called(Opened.of(self, is_async=self._is_async(), hints=hints))
+        length, name, unit = facts(self)
+        piece = wish_of(self, "preferred_size")
+        ensure_readers()
+        opened = Opened(
+            read_into=self._waiting_read_into(),
+            prefetch_hint=None if type(self).prefetch_hint is Source.prefetch_hint else self.prefetch_hint,
+            length=length,
+            name=name,
+            unit=unit,
+            piece=piece,
+            readahead=bool(self.readahead),
+            close=hold_open(self),
+        )
+        return _core.NativeSource.called(opened)
+
+    def _waiting_read_into(self) -> Callable[[int, memoryview], Any]:
+        read_into: Callable[[int, memoryview], Any] = self.read_into
+        if not self._is_async():
+            return read_into
+        from userfault.sources.waiting import waited_for  # brings asyncio, 20 ms that others need not wait for
+
+        return waited_for(read_into)
 
     def _is_async(self) -> bool:
         return is_async(self.read_into)

@@ -1,4 +1,7 @@
-"""A Python source as the engine calls it: opened once for each region, closed with the last."""
+"""A Python source as the engine calls it: opened once for each region, closed with the last.
+
+Here a source is any object that has what is asked of it; `Source` is made of this.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,12 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from userfault.errors import OptionError
-from userfault.sources.readers import ensure_readers
 from userfault.units import parse_bytes
 
-if TYPE_CHECKING:
-    from userfault.sources.base import Source
-
-__all__ = ["Opened", "close_all", "facts", "is_async", "name_of"]
-
-ReadInto = Callable[[int, memoryview], Any]
+__all__ = ["Opened", "close_all", "facts", "hold_open", "is_async", "name_of", "wish_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Opened:
         readahead: See `Source`.
     """
 
-    read_into: ReadInto
+    read_into: Callable[[int, memoryview], Any]
     prefetch_hint: Callable[[int, int], None] | None
     close: Callable[[], None]
     length: int
@@ -46,41 +43,6 @@ class Opened:
     unit: int
     piece: int
     readahead: bool
-
-    @classmethod
-    def of(cls, source: Source, *, is_async: bool, hints: bool) -> Opened:
-        """Open `source`.
-
-        Args:
-            source: One whose class defines `read_into`.
-            is_async: Whether that is a coroutine function.
-            hints: Whether its `prefetch_hint` does anything.
-
-        Returns:
-            The description.
-
-        Raises:
-            OptionError: `length` is missing or no number of bytes; a wish is none.
-        """
-        read_into: ReadInto = source.read_into
-        if is_async:
-            from userfault.sources.waiting import waited_for  # brings asyncio, 20 ms that others need not wait for
-
-            read_into = waited_for(read_into)
-        made = cls(
-            read_into=read_into,
-            prefetch_hint=source.prefetch_hint if hints else None,
-            close=lambda: _closed(source),
-            length=_length(source),
-            name=name_of(source),
-            unit=_wish(source, "unit"),
-            piece=_wish(source, "preferred_size"),
-            readahead=bool(source.readahead),
-        )
-        ensure_readers()
-        with _LOCK:
-            _OPEN.setdefault(id(source), []).append(source)
-        return made
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -95,10 +57,17 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
 # Reentrant: a region may die, and close its source, in a garbage collection that starts anywhere.
 _LOCK = threading.RLock()
 #: By identity, for sources compare as they like: one entry for each time that it is open.
-_OPEN: dict[int, list[Source]] = {}
+_OPEN: dict[int, list[Closable]] = {}
 
 
 def _forget() -> None:
@@ -111,7 +80,21 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _closed(source: Source) -> None:
+def hold_open(source: Closable) -> Callable[[], None]:
+    """Count a source as open once more.
+
+    Args:
+        source: Any; it is closed when nobody holds it open any more.
+
+    Returns:
+        To be called once, when it is no longer wanted.
+    """
+    with _LOCK:
+        _OPEN.setdefault(id(source), []).append(source)
+    return lambda: _let_go(source)
+
+
+def _let_go(source: Closable) -> None:
     with _LOCK:
         opened = _OPEN.get(id(source))
         if opened is None:
@@ -133,11 +116,11 @@ def close_all() -> None:
             source.close()
 
 
-def facts(source: Source) -> tuple[int, str, int]:
-    """What is known of a source without opening it, for a region that another process fills.
+def facts(source: Any) -> tuple[int, str, int]:
+    """What is known of a source without opening it.
 
     Args:
-        source: One whose class defines `read_into`.
+        source: One with a `length`, or `__len__`, and a `unit`.
 
     Returns:
         Its length in bytes, its name, and the unit that it likes (0: no wish).
@@ -145,10 +128,10 @@ def facts(source: Source) -> tuple[int, str, int]:
     Raises:
         OptionError: `length` is missing or no number of bytes; a wish is none.
     """
-    return _length(source), name_of(source), _wish(source, "unit")
+    return _length(source), name_of(source), wish_of(source, "unit")
 
 
-def name_of(source: Source) -> str:
+def name_of(source: object) -> str:
     """The repr of a source, as text that has a UTF-8 form (names of files may have none).
 
     Args:
@@ -164,18 +147,30 @@ def name_of(source: Source) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _length(source: Source) -> int:
+def wish_of(source: object, name: str) -> int:
+    """What a source likes to have, if it says so.
+
+    Args:
+        source: Any that has the attribute.
+        name: Of an attribute in bytes, as a number or a string such as "64KiB", or None.
+
+    Returns:
+        Bytes; 0: no wish.
+
+    Raises:
+        OptionError: It is no number of bytes.
+    """
+    wish = getattr(source, name)
+    return 0 if wish is None else parse_bytes(wish, f"{type(source).__name__}.{name}")
+
+
+def _length(source: Any) -> int:
     kind = type(source).__name__
     try:
-        given = source.length if hasattr(source, "length") else len(source)  # type: ignore[arg-type]
+        given = source.length if hasattr(source, "length") else len(source)
         length = parse_bytes(given, f"{kind}.length") if isinstance(given, str) else operator.index(given)
     except TypeError:
         raise OptionError(f"{kind} must have a length: an attribute `length` in bytes, or __len__") from None
     if not 0 <= length < 1 << 63:
         raise OptionError(f"{kind}: a length of {length} bytes cannot be mapped")
     return length
-
-
-def _wish(source: Source, name: str) -> int:
-    wish = getattr(source, name)
-    return 0 if wish is None else parse_bytes(wish, f"{type(source).__name__}.{name}")

@@ -4,7 +4,7 @@
 
 use super::view::{self, Armed};
 use crate::error::Error;
-use crate::threads::say;
+use crate::say::say;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 

@@ -3,7 +3,6 @@
 //! ```text
 //! gate   changes of who gets the faults, and those who must not meet one half-way
 //! view   address -> who gets its faults, without a lock
-//! nest   resolvers that touch what they resolve
 //! fork   what a forked child gets of it
 //! ```
 

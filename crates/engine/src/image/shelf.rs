@@ -11,7 +11,7 @@ use crate::scratch::drop_pages;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Decoded frames of all images of a process take at most this much.
-pub const ALL_BYTES: usize = 64 << 20;
+const ALL_BYTES: usize = 64 << 20;
 /// More than this many frames of one image are not looked through.
 pub const MOST_SLOTS: usize = 32;
 /// Shelves that are looked at for something to take away.

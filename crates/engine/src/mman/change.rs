@@ -198,7 +198,7 @@ impl Change<'_> {
 
     fn register_pages(&mut self, piece: &Range<usize>, old: &Marks, new: &Marks) -> Result<(), Errno> {
         let flags = self.mman.flags.engine;
-        let (before, after) = (fd_of(old, flags), fd_of(new, flags));
+        let (before, after) = (old.handle(flags), new.handle(flags));
         // SAFETY: the caller named this memory, and asked for its missing pages to fault, or not to.
         let register = |fd: Handle, modes| unsafe { fd.register(piece.start, piece.len(), modes) }.map(|_| ());
         // SAFETY: as above; only where missing pages are to be zeros afterwards.
@@ -282,16 +282,6 @@ impl Change<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Which userfaultfd has the range.
-pub(super) fn fd_of(marks: &Marks, flags: Handle) -> Option<Handle> {
-    match marks.kernel {
-        Kernel::Nothing => None,
-        // Not the owner's for a range that is only tracked: a fork would send its owner an event.
-        Kernel::Signal | Kernel::Tracked => Some(flags),
-        Kernel::Descriptor => marks.owner.map(|owner| owner.handles.engine),
     }
 }
 

@@ -7,20 +7,18 @@
 //! *Locks*: `window`, for one read. *Threads*: the reader is one of its own. *Blocks on*: epoll, for a millisecond at a time.
 
 use crate::error::Error;
-use crate::flagged::fork::set_follow;
 use crate::flagged::view;
 use crate::futex::Bell;
 use crate::mman::descriptor::Phase;
 use crate::mman::events::{fork_of, news_of};
 use crate::mman::forked::Forked;
-use crate::mman::forking::{self, pidfd_of};
 use crate::mman::{Mman, News};
-use crate::threads::{abort_with, say};
+use crate::say::{abort_with, say};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use uffd::{Errno, Features, Handle, OpenError, OpenOptions, UffdMsg, Userfaultfd};
+use uffd::{Errno, Handle, UffdMsg};
 
 /// Messages kept for each kind during one fork: one for each thread that waits.
 const ROOM: usize = 4096;
@@ -122,28 +120,8 @@ impl Follow {
 }
 
 impl Mman {
-    /// May this process follow its children? Everything that does so is ready afterwards.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] without CAP_SYS_PTRACE, [`Error::Unsupported`] where the kernel lacks a part of it.
-    pub fn check_follow(&'static self) -> Result<(), Error> {
-        let options = OpenOptions { user_mode_only: true, ..OpenOptions::default() };
-        Userfaultfd::open_with(options, Features::EVENT_FORK).map_err(|error| match error {
-            OpenError::Handshake { .. } => Error::Refused(error),
-            error => Error::of_open(error),
-        })?;
-        if !self.engine.abilities.can_poison {
-            return Err(Error::Unsupported("fork=\"follow\" needs UFFDIO_POISON (Linux 6.6)".into()));
-        }
-        let thread = pidfd_of(self.engine.root.thread_id());
-        if thread < 0 {
-            return Err(Error::Unsupported(format!(
-                "fork=\"follow\" needs descriptors of threads (PIDFD_THREAD, Linux 6.9): {}",
-                Errno::last()
-            )));
-        }
-        // SAFETY: made just now, and nobody else knows it.
-        unsafe { libc::close(thread) };
+    /// Have the reader of forks run.
+    pub(super) fn start_reader(&'static self) -> Result<(), Error> {
         let mut started = self.follow.started.lock().unwrap_or_else(PoisonError::into_inner);
         if !*started {
             self.engine.root.spawn("userfault-forks", move || read_forks(self))?;
@@ -151,7 +129,6 @@ impl Mman {
             while !self.follow.ready.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            set_follow(forking::HOOKS);
             *started = true;
         }
         Ok(())

@@ -7,7 +7,7 @@
 //! *Blocks on*: [`Forked::wait`] and [`Unaccepted::take`] only.
 
 use crate::futex::Bell;
-use crate::mman::remap::Retries;
+use crate::mman::retries::Retries;
 use crate::mman::waiting::{Waiters, Waiting};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -7,19 +7,51 @@
 //! *Locks*: `news` over the whole fork, then the window. *Threads*: the thread that forks; in the child, a watcher.
 //! *Blocks on*: the child, on what its parent publishes.
 
-use crate::flagged::fork::Hooks;
+use crate::error::Error;
+use crate::flagged::fork::{Hooks, set_follow};
 use crate::flagged::view;
 use crate::futex;
 use crate::mman::{Mman, News};
-use crate::threads::{own_table, say, spawn_here};
+use crate::say::say;
+use crate::threads::{own_table, spawn_here};
 use std::cell::UnsafeCell;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
+use uffd::{Errno, Features, OpenError, OpenOptions, Userfaultfd};
 
 /// For `flagged::fork`.
-pub const HOOKS: Hooks = Hooks { before, in_parent, in_child };
+const HOOKS: Hooks = Hooks { before, in_parent, in_child };
+
+impl Mman {
+    /// May this process follow its children? Everything that does so is ready afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] without CAP_SYS_PTRACE, [`Error::Unsupported`] where the kernel lacks a part of it.
+    pub fn check_follow(&'static self) -> Result<(), Error> {
+        let options = OpenOptions { user_mode_only: true, ..OpenOptions::default() };
+        Userfaultfd::open_with(options, Features::EVENT_FORK).map_err(|error| match error {
+            OpenError::Handshake { .. } => Error::Refused(error),
+            error => Error::of_open(error),
+        })?;
+        if !self.engine.abilities.can_poison {
+            return Err(Error::Unsupported("fork=\"follow\" needs UFFDIO_POISON (Linux 6.6)".into()));
+        }
+        let thread = pidfd_of(self.engine.root.thread_id());
+        if thread < 0 {
+            return Err(Error::Unsupported(format!(
+                "fork=\"follow\" needs descriptors of threads (PIDFD_THREAD, Linux 6.9): {}",
+                Errno::last()
+            )));
+        }
+        // SAFETY: made just now, and nobody else knows it.
+        unsafe { libc::close(thread) };
+        self.start_reader()?;
+        set_follow(HOOKS);
+        Ok(())
+    }
+}
 
 /// What parent and child of one fork share.
 #[repr(C)]
@@ -160,7 +192,7 @@ fn fetch(shared: &Shared) -> Option<RawFd> {
 }
 
 /// A descriptor of a thread; negative: there is none.
-pub fn pidfd_of(thread: i32) -> RawFd {
+fn pidfd_of(thread: i32) -> RawFd {
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL; // Linux 6.9
     // SAFETY: makes a descriptor.
     unsafe { libc::syscall(libc::SYS_pidfd_open, thread, PIDFD_THREAD) as RawFd }

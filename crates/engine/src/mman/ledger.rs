@@ -5,6 +5,7 @@ use crate::region::Handles;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use uffd::Handle;
 
 /// Which of the three interfaces that were discussed in 2014 is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -74,6 +75,17 @@ pub struct Marks {
 }
 
 impl Marks {
+    /// Which userfaultfd has the range; `flags` is that of flagged memory.
+    #[must_use]
+    pub fn handle(&self, flags: Handle) -> Option<Handle> {
+        match self.kernel {
+            Kernel::Nothing => None,
+            // Not the owner's for a range that is only tracked: a fork would send its owner an event.
+            Kernel::Signal | Kernel::Tracked => Some(flags),
+            Kernel::Descriptor => self.owner.map(|owner| owner.handles.engine),
+        }
+    }
+
     /// No marks yet.
     #[must_use]
     pub fn none(anonymous: bool, resolver: Arc<Resolver>) -> Self {
@@ -143,12 +155,6 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Is nothing marked?
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
-
     /// All of `range` in order, marked or not.
     #[must_use]
     pub fn pieces(&self, range: Range<usize>) -> Vec<(Range<usize>, Option<Marks>)> {

@@ -1,27 +1,28 @@
-//! The interface of the proposal of October 2014, on today's kernel.
+//! The interface of the proposal of October 2014, on today's kernel. A module names those above it in this list, none below.
 //!
 //! ```text
 //! ledger      which range has which marks: pure bookkeeping
 //! outcome     an errno, and what was wrong in words
-//! poll        a descriptor number with chosen poll bits
 //! protocol    what is written to a descriptor
-//! descriptor  the state machine of the descriptor, and who waits
 //! events      what a message says
+//! poll        a descriptor number with chosen poll bits
+//! retries     how long to try again what is refused for a moment
+//! waiting     who waits at a userfaultfd
 //! late        faults that ended by a timeout, for people
+//! forked      the userfaultfd of a forked child
+//! descriptor  the state machine of the descriptor, and who waits
 //! switch      changing who gets the faults of a range, without a gap
+//! resolvers   what stands behind a range
 //! probe       what the kernel has registered where
 //! change      marks become registrations, one mapping after the other
-//! calls       madvise, mprotect, on_sigbus, policies
-//! commands    calls on a descriptor: open, register, unregister, wake, close
-//! resolvers   what stands behind a range
 //! remap       remap_anon_pages
+//! why         which rule a failed call broke
+//! calls       madvise, mprotect, on_sigbus, policies
 //! handover    a thread that keeps the language's lock gives it up at its touch
+//! commands    calls on a descriptor: open, register, unregister, wake, close
 //! follow      forked children whose faults come here
-//! forked      the userfaultfd of one such child
 //! forking     what fork(2) does about them
 //! pump        the thread that reads all userfaultfds of this room
-//! waiting     who waits at a userfaultfd
-//! why         which rule a failed call broke
 //! ```
 //!
 //! *Locks*, in this order: the gate (`flagged::gate`), `book`, `news`, `descriptors`, a descriptor's state.
@@ -45,6 +46,7 @@ pub mod protocol;
 pub mod pump;
 pub mod remap;
 pub mod resolvers;
+pub mod retries;
 pub mod switch;
 pub mod waiting;
 pub mod why;
@@ -52,11 +54,12 @@ pub mod why;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::flagged::{self, gate, view};
+use crate::identity::{Identity, identity};
 use crate::mman::descriptor::Descriptor;
 pub use crate::mman::events::News;
 use crate::mman::ledger::{Ledger, Policy};
 use crate::region::Handles;
-use crate::threads::{Identity, Root, identity};
+use crate::threads::Root;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};

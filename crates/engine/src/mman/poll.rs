@@ -7,8 +7,9 @@
 //! *Locks*: none; the owner has one. *Threads*: both kinds, each with the numbers of its own table.
 
 use crate::error::Error;
+use crate::identity::{Identity, identity};
 use crate::source::Table;
-use crate::threads::{Identity, Root, identity};
+use crate::threads::Root;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// The pair.

@@ -5,7 +5,6 @@
 //! *Locks*: none; who asks whether marks are current has closed the gate. *Threads*: any engine thread.
 
 use crate::mman::Mman;
-use crate::mman::change::fd_of;
 use crate::mman::ledger::{Kernel, Marks};
 use std::ops::Range;
 use uffd::{CopyMode, Errno, Handle, Maps, Outcome, ProtectMode, RegisterModes};
@@ -48,7 +47,7 @@ impl Mman {
     pub(super) fn has_registered(&self, marks: &Marks, address: usize) -> bool {
         let tracked = marks.kernel == Kernel::Tracked;
         let modes = if tracked { RegisterModes::WP } else { RegisterModes::MISSING };
-        let fd = fd_of(marks, self.flags.engine);
+        let fd = marks.handle(self.flags.engine);
         // SAFETY: no change, as said: the page was seen to be registered in this mode, and the gate is closed.
         let again = |fd: Handle| unsafe { fd.register(address, uffd::page_size(), modes) };
         self.is_registered(address) && self.is_tracked(address) == tracked && fd.is_some_and(|fd| again(fd).is_ok())

@@ -10,10 +10,11 @@
 
 use crate::cause::Cause;
 use crate::error::Error;
-use crate::failure::{Failure, is_latched, record};
+use crate::failure::{Failure, record};
 use crate::flagged::gate;
 use crate::flagged::view::{self, Armed};
 use crate::interrupt;
+use crate::latch::is_latched;
 use crate::looks::{Doing, Looks};
 use crate::mapping::is_resident;
 use crate::mman::descriptor::{Descriptor, Noted, Phase};

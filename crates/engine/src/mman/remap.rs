@@ -6,44 +6,17 @@ use crate::flagged::gate;
 use crate::flagged::view::{self, Entry, View};
 use crate::mapping::is_resident;
 use crate::mman::Mman;
+use crate::mman::retries::Retries;
 use crate::nest;
 use crate::region::Handles;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
 use uffd::{Errno, Handle, Maps, MoveMode, Outcome, RegisterModes};
 
 /// Source holes are skipped instead of being an error.
 pub const RAP_ALLOW_SRC_HOLES: u64 = 1;
 /// Attempts at closing the gate.
 const TRIES: usize = 10_000;
-
-/// What is transient is tried again: at first at once, later now and then. It lasts until the pump has read an event, or until somebody
-/// has done with a page.
-#[derive(Default)]
-pub(super) struct Retries {
-    tries: u32,
-    began: Option<Instant>,
-}
-
-impl Retries {
-    const AT_ONCE: u32 = 1000;
-    const PAUSE_MICROSECONDS: libc::useconds_t = 100;
-    /// On a machine where nothing else works either.
-    const LIMIT: Duration = Duration::from_secs(10);
-
-    /// Wait a little; false: it has been too long.
-    pub(super) fn again(&mut self) -> bool {
-        self.tries += 1;
-        if self.tries < Self::AT_ONCE {
-            std::thread::yield_now();
-            return true;
-        }
-        // SAFETY: sleeps.
-        unsafe { libc::usleep(Self::PAUSE_MICROSECONDS) };
-        self.began.get_or_insert_with(Instant::now).elapsed() < Self::LIMIT
-    }
-}
 
 /// Move `len` bytes of pages from `src` to the hole at `dst`; nobody is woken.
 ///

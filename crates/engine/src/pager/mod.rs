@@ -33,8 +33,8 @@ mod state;
 pub mod watch;
 pub mod wire;
 
+use crate::identity::close_if_userfaultfd;
 use crate::shared;
-use crate::threads::close_if_userfaultfd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Descriptors that a forked child must not keep, where it has them: userfaultfds, and sockets.

@@ -7,9 +7,9 @@ use super::owner::Pager;
 use super::wire;
 use crate::cause::{Cause, SourceError};
 use crate::counters::Ending;
-use crate::failure::is_latched;
+use crate::latch::is_latched;
+use crate::say::abort_with;
 use crate::serve::refuse;
-use crate::threads::abort_with;
 use std::sync::Arc;
 use uffd::{Fault, UffdMsg};
 

@@ -28,7 +28,7 @@ pub struct Child {
 }
 
 /// Where the child finds its socket.
-pub const SOCKET: RawFd = 3;
+const SOCKET: RawFd = 3;
 
 fn pointers(texts: &[CString]) -> Vec<*mut c_char> {
     texts.iter().map(|text| text.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()

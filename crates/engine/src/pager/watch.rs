@@ -19,9 +19,9 @@ use crate::cause::{Cause, SourceError};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::region::{NOT_LOST, Region};
+use crate::say::abort_with;
 use crate::shared::decode;
 use crate::table::Pin;
-use crate::threads::abort_with;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,7 +81,7 @@ fn ensure_running(pager: &Arc<Pager>) -> bool {
     }
     drop(state);
     let Err(error) = launch(pager) else { return true };
-    crate::threads::say(format_args!("userfault: no pager can be started: {error}\n"));
+    crate::say::say(format_args!("userfault: no pager can be started: {error}\n"));
     let errno = if let Error::Os { errno, .. } = error { errno.0 } else { libc::EINVAL };
     died(pager, NOT_STARTED + errno);
     false

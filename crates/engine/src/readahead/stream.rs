@@ -38,7 +38,7 @@ impl Plan {
     }
 
     /// What follows `unit` is wanted, up to `end`. What was read is not read again.
-    pub fn extended(self, unit: u32, end: u32) -> Self {
+    fn extended(self, unit: u32, end: u32) -> Self {
         let from = if self.has_more() { self.next } else { self.end };
         Self { next: from.max(unit + 1), end: end.max(self.end) }
     }

@@ -4,8 +4,10 @@
 //! *Threads*: shared by all; a signal handler uses the atomics, `states`, `exposed` and `scratch` only.
 
 mod away;
+mod copied;
 mod failed;
 mod options;
+mod statistics;
 mod tables;
 pub mod waits;
 

@@ -1,7 +1,8 @@
 //! What a region has in both tables of descriptors, the application's and the engine's (see `threads.rs`).
 
+use crate::identity::identity;
 use crate::source::Table;
-use crate::threads::{Root, identity};
+use crate::threads::Root;
 use std::os::fd::{AsRawFd, OwnedFd};
 use uffd::Handle;
 

@@ -34,13 +34,6 @@ impl Mapping {
         }
     }
 
-    /// All of it.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped as long as this lives; whoever changes it meanwhile changes bytes, of which every value is valid.
-        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
-    }
-
     /// The header, which stays mapped for good.
     #[must_use]
     pub fn into_header(self) -> &'static Header {

@@ -79,12 +79,6 @@ impl ImageSource {
         Ok(Self { id, bytes, name, index, kinds, unit_bytes, needs, cache })
     }
 
-    /// Its seek table.
-    #[must_use]
-    pub fn index(&self) -> &Index {
-        &self.index
-    }
-
     /// Does this frame hold only zeros? Reads its few compressed bytes the first time, unless its size says no.
     fn is_zero(&self, frame: Frame, how: Access, scratch: &mut Scratch) -> Result<bool, Cause> {
         if !frame.may_be_zero() {

@@ -27,28 +27,12 @@ pub(super) fn read(
     bytes: usize,
 ) -> Result<Vec<u8>, SourceError> {
     let mut out = vec![0xEE; bytes];
-    let mut how = Reading {
-        patience: Patience::Wait,
-        table: Table::Application,
-        limit: crate::source::NO_LIMIT,
-        own: crate::source::NOWHERE,
-        scratch,
-    };
+    let mut how = Reading::plain(scratch);
     source.read_into(offset, &mut out, &mut how).map(|()| out)
 }
 
 fn extent(source: &ImageSource, scratch: &mut Scratch, offset: u64, bytes: usize) -> Extent {
-    source.extent(
-        offset,
-        bytes,
-        &mut Reading {
-            patience: Patience::Wait,
-            table: Table::Application,
-            limit: crate::source::NO_LIMIT,
-            own: crate::source::NOWHERE,
-            scratch,
-        },
-    )
+    source.extent(offset, bytes, &mut Reading::plain(scratch))
 }
 
 /// Frames of 64 KiB, a run of zeros over three of them, and a short end.
@@ -142,7 +126,7 @@ fn damage_says_where_and_why() {
     let (file, source) = open(&bytes);
     let source = source.unwrap();
     let mut scratch = Scratch::new(65_536, source.needs());
-    let frame = source.index().find(4 << 16).unwrap();
+    let frame = source.index.find(4 << 16).unwrap();
     let damage = |at: u64, byte: u8| std::os::unix::fs::FileExt::write_all_at(&file, &[byte], at).unwrap();
     damage(frame.offset, 0);
     let error = read(&source, &mut scratch, frame.decoded_offset + 9, 10).unwrap_err();

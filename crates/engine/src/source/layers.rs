@@ -3,9 +3,7 @@
 //!
 //! *Locks*: only inside [`Deadline`]. *Blocks on*: the inner source, and pauses between tries.
 
-use super::{
-    Cause, Extent, Latency, NO_LIMIT, NOWHERE, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table,
-};
+use super::{Cause, Extent, Latency, Reading, Scratch, ScratchNeeds, Source, SourceError};
 use crate::language;
 use crate::threads::leave;
 use std::ops::Range;
@@ -136,8 +134,7 @@ impl Source for Deadline {
         let read = move || {
             let mut bytes = vec![0; len];
             let mut scratch = Scratch::new(uffd::page_size(), inner.needs());
-            let mut how =
-                Reading { patience: Patience::Wait, table, limit: NO_LIMIT, own: NOWHERE, scratch: &mut scratch };
+            let mut how = Reading { table, ..Reading::plain(&mut scratch) };
             let outcome = inner.read_into(offset, &mut bytes, &mut how).map(|()| bytes);
             drop(scratch);
             if let Err(late) = answer.send((outcome, inner)) {
@@ -335,13 +332,7 @@ impl Source for Chaos {
 /// As the source's.
 pub fn read_plainly(source: &dyn Source, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
     let mut scratch = Scratch::new(uffd::page_size(), source.needs());
-    let mut how = Reading {
-        patience: Patience::Wait,
-        table: Table::Application,
-        limit: NO_LIMIT,
-        own: NOWHERE,
-        scratch: &mut scratch,
-    };
+    let mut how = Reading::plain(&mut scratch);
     source.read_into(offset, out, &mut how)
 }
 

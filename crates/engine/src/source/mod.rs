@@ -61,9 +61,9 @@ pub enum Table {
 }
 
 /// The limit of a read that nobody limits.
-pub const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
+const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 /// The memory of a read whose bytes go to none that faults.
-pub const NOWHERE: (usize, usize) = (0, 0);
+const NOWHERE: (usize, usize) = (0, 0);
 
 /// Everything a read needs besides the source: how to behave, and memory that was allocated beforehand.
 pub struct Reading<'a> {
@@ -77,6 +77,14 @@ pub struct Reading<'a> {
     pub own: (usize, usize),
     /// Buffers and decoder, owned by the caller for the duration of the read.
     pub scratch: &'a mut Scratch,
+}
+
+impl<'a> Reading<'a> {
+    /// One of an application thread that waits as long as it takes, into memory that does not fault.
+    #[must_use]
+    pub fn plain(scratch: &'a mut Scratch) -> Self {
+        Self { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, own: NOWHERE, scratch }
+    }
 }
 
 /// Something that can say what bytes a range of memory holds.

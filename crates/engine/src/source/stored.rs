@@ -3,7 +3,7 @@
 //! *Locks*: none. *Blocks on*: the file or the source. *Signal safety*: that of the file (safe) or of the source.
 
 use super::fd::FileHandle;
-use super::{Cause, NO_LIMIT, NOWHERE, Patience, Reading, Scratch, ScratchNeeds, Source, SourceError, Table};
+use super::{Cause, Reading, Scratch, ScratchNeeds, Source, SourceError};
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
@@ -122,8 +122,7 @@ impl<'a> Opening<'a> {
 
     fn read_now(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let scratch = &mut *self.scratch.borrow_mut();
-        let mut how =
-            Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, own: NOWHERE, scratch };
+        let mut how = Reading::plain(scratch);
         self.bytes.read(offset, out, &mut how).map_err(|cause| match cause {
             Cause::Os(errno) => io::Error::from_raw_os_error(errno),
             Cause::Short => io::ErrorKind::UnexpectedEof.into(),
@@ -168,13 +167,7 @@ mod tests {
         let source = ImageSource::inside(Arc::new(Noted(packed, reads.clone()))).unwrap();
         assert_eq!((source.len(), source.name()), (3 << 16, "Image(Noted)".to_owned()));
         let mut scratch = Scratch::new(65_536, source.needs());
-        let mut how = Reading {
-            patience: Patience::Wait,
-            table: Table::Application,
-            limit: NO_LIMIT,
-            own: NOWHERE,
-            scratch: &mut scratch,
-        };
+        let mut how = Reading::plain(&mut scratch);
         reads.lock().unwrap().clear();
         // What lies there is told only as far as it is known: a store is not asked.
         assert_eq!(source.extent(65_536, 65_536, &mut how), Extent::Data(65_536));

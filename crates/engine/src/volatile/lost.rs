@@ -7,7 +7,7 @@ use super::{Memory, TRIES, joined};
 use crate::error::Error;
 use crate::nest;
 use crate::source::volatile::Page;
-use crate::source::{Cause, NO_LIMIT, NOWHERE, Patience, Reading, Source, SourceError, Table};
+use crate::source::{Cause, Reading, Source, SourceError, Table};
 use crate::threads::thread_id;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -89,13 +89,7 @@ impl Memory<'_> {
         // SAFETY: the scratch is this call's own, and a page long at least.
         let out = unsafe { std::slice::from_raw_parts_mut(from as *mut u8, size) };
         let wanted = size.min(self.region.len - offset);
-        let mut how = Reading {
-            patience: Patience::Wait,
-            table: Table::Application,
-            limit: NO_LIMIT,
-            own: NOWHERE,
-            scratch: &mut scratch,
-        };
+        let mut how = Reading::plain(&mut scratch);
         refill.read_into(offset as u64, &mut out[..wanted], &mut how).map_err(|error| self.failed(error))?;
         out[wanted..].fill(0);
         let handle = self.region.handle(Table::Application);

@@ -94,11 +94,6 @@ impl Capabilities {
         }
     }
 
-    /// True when a descriptor of some kind is to be had.
-    pub fn userfaultfd_usable(&self) -> bool {
-        self.features.is_ok()
-    }
-
     /// True when faults inside system calls can be answered too; otherwise these calls get EFAULT on absent pages.
     pub fn kernel_faults(&self) -> bool {
         self.syscall.is_ok() || self.device.is_ok()

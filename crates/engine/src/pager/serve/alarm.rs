@@ -4,7 +4,7 @@
 
 use super::Server;
 use crate::futex::{Bell, now_ns};
-use crate::threads::say;
+use crate::say::say;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

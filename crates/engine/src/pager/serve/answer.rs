@@ -8,9 +8,9 @@ use super::flight::{Admitted, Wait};
 use super::table::Served;
 use crate::cause::{Cause, SourceError};
 use crate::counters::{Ending, add};
-use crate::failure::LATCH_LIFE;
 use crate::fill::Stop;
 use crate::futex::now_ns;
+use crate::latch::LATCH_LIFE;
 use crate::proc;
 use crate::source::Source;
 use crate::thread::is_pending;
@@ -140,7 +140,7 @@ impl Server {
     }
 
     /// Answer a page by the error of its source.
-    pub(super) fn refuse_page_for(&self, served: &Served, page: usize, error: SourceError) -> Ending {
+    fn refuse_page_for(&self, served: &Served, page: usize, error: SourceError) -> Ending {
         let text = self.text_of(error.cause);
         self.poison(served, page, error, &text)
     }

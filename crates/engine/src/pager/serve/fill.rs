@@ -8,7 +8,7 @@ use crate::cause::{Cause, SourceError};
 use crate::counters::{Counters, add};
 use crate::fill::Stop;
 use crate::scratch::{Scratch, ScratchNeeds};
-use crate::source::{Extent, NO_LIMIT, NOWHERE, Patience, Reading, Source, Table};
+use crate::source::{Extent, Reading, Source};
 use std::ops::Range;
 use uffd::{CopyMode, Errno, Outcome, Wake};
 
@@ -70,8 +70,7 @@ impl Fill<'_> {
     fn extent(&mut self, at: usize, left: usize) -> Result<usize, Stop> {
         let page = uffd::page_size();
         let scratch = self.bench.scratch(left.next_multiple_of(self.served.unit), self.source.needs());
-        let mut how =
-            Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, own: NOWHERE, scratch };
+        let mut how = Reading::plain(scratch);
         let extent = self.source.extent(at as u64, left, &mut how);
         let whole = |bytes: usize| if bytes >= left { left } else { bytes / page * page };
         match extent {
@@ -98,8 +97,7 @@ impl Fill<'_> {
         let buffer = scratch.unit.address();
         // SAFETY: this thread's own scratch, at least `padded` bytes, which nobody else reaches.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
-        let mut how =
-            Reading { patience: Patience::Wait, table: Table::Application, limit: NO_LIMIT, own: NOWHERE, scratch };
+        let mut how = Reading::plain(scratch);
         self.source.read_into(at as u64, &mut out[..bytes], &mut how)?;
         out[bytes..].fill(0);
         let tally = std::mem::take(&mut scratch.tally);

@@ -47,7 +47,7 @@ impl Lead {
     }
 
     /// Whoever has it under this number has it no more.
-    pub fn vacate(&self, mine: u64) {
+    fn vacate(&self, mine: u64) {
         if self.epoch.compare_exchange(mine, mine + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             self.away_since.store(0, Ordering::SeqCst);
             self.vacant.store(true, Ordering::SeqCst);

@@ -3,10 +3,19 @@
 //! Behind it is a userfaultfd that the pump reads. Here is what the kernel of 2014 kept itself: which faults nobody has read
 //! yet, and which were read and not woken.
 //!
+//! ```text
+//! poll_bits  its poll bits, and the number that has them
+//! timeouts   those who have waited for too long
+//! ```
+//!
 //! *Locks*: `state`, for a few instructions and a few bytes over a socket pair. *Threads*: the pump, and whoever calls.
 //! *Blocks on*: [`Descriptor::wait`] only.
 
+mod poll_bits;
+mod timeouts;
+
 use crate::futex::Bell;
+use crate::identity::{Identity, identity};
 use crate::mapping::is_resident;
 use crate::mman::forked::Unaccepted;
 use crate::mman::late::TimedOut;
@@ -15,7 +24,6 @@ use crate::mman::protocol::{PROTOCOL, UNKNOWN_PROTOCOL, Written, parse, word};
 use crate::mman::waiting::{Waiters, Waiting};
 use crate::region::Handles;
 use crate::source::Table;
-use crate::threads::{Identity, identity};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -37,9 +45,6 @@ pub enum Phase {
     /// Closed.
     Closed,
 }
-
-/// How many faults that ended by the timeout are remembered.
-const KEPT: usize = 16;
 
 struct State {
     phase: Phase,
@@ -241,69 +246,6 @@ impl Descriptor {
         state.show(Table::Engine);
     }
 
-    /// Take out those who have waited for too long, and `ask` for the language's lock because of those who may be late soon.
-    #[must_use]
-    pub fn take_late(&self, now: Instant, ask: impl FnOnce() -> u64) -> Vec<Waiting> {
-        let Some(timeout) = self.timeout else { return vec![] };
-        let mut state = self.state();
-        let taken = state.waiters.take(|waiting| now.duration_since(waiting.since) >= timeout);
-        if !taken.is_empty() {
-            state.show(Table::Engine);
-        }
-        state.waiters.ask(now, asked_after(timeout), ask);
-        taken
-    }
-
-    /// Remember one of those, for whoever asks.
-    pub fn keep_late(&self, late: TimedOut) {
-        let mut state = self.state();
-        state.timeouts += 1;
-        if state.late.len() == KEPT {
-            state.late.pop_front();
-        }
-        state.late.push_back(late);
-    }
-
-    /// The newest faults that ended by the timeout, oldest first.
-    #[must_use]
-    pub fn late(&self) -> Vec<TimedOut> {
-        self.state().late.iter().copied().collect()
-    }
-
-    /// When somebody will have waited for too long, or long enough for a question.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let timeout = self.timeout?;
-        self.state().waiters.next_deadline(asked_after(timeout), timeout)
-    }
-
-    /// A descriptor number whose poll bits are those of 2014: readable with an unread fault, writable with one that was read
-    /// and not woken. Made when first asked for, and anew if the application has closed it.
-    ///
-    /// # Errors
-    /// EMFILE; EBADF when closed.
-    pub fn poll_number(&self) -> Result<i32, crate::error::Error> {
-        let closed = || crate::error::Error::Closed("operation on a closed userfaultfd".into());
-        let known = |state: &State| match state.phase {
-            Phase::Closed => Err(closed()),
-            _ => Ok(state.poll.as_ref().and_then(PollPair::number)),
-        };
-        if let Some(number) = known(&self.state())? {
-            return Ok(number);
-        }
-        // Made and dropped without the lock: both need the root thread, which may just want it.
-        let mut fresh = Some(PollPair::new()?);
-        let mut state = self.state();
-        let number = known(&state)?.or_else(|| {
-            std::mem::swap(&mut state.poll, &mut fresh);
-            state.show(Table::Application);
-            state.poll.as_ref().and_then(PollPair::number)
-        });
-        drop(state);
-        drop(fresh);
-        number.ok_or_else(closed)
-    }
-
     /// A range could not be given back at the close: its faults are answered by errors from now on.
     pub fn set_stuck(&self) {
         self.state().stuck = true;
@@ -343,23 +285,6 @@ impl Descriptor {
         self.forks.shut();
         open
     }
-}
-
-impl State {
-    /// Bring the poll bits up to date.
-    fn show(&mut self, table: Table) {
-        let (unread, read) = self.waiters.counts();
-        let readable = matches!(self.phase, Phase::Ack | Phase::Unknown) || unread > 0;
-        let writable = self.phase == Phase::Ask || read > 0;
-        if let Some(poll) = &mut self.poll {
-            poll.show(readable, writable, table);
-        }
-    }
-}
-
-/// Somebody who waits for so long may be late: it is then found out whether the language's lock can be had.
-fn asked_after(timeout: Duration) -> Duration {
-    (timeout / 4).min(Duration::from_secs(1))
 }
 
 #[cfg(test)]
