@@ -270,12 +270,12 @@ def said(*parts):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(place)
-        for part in parts:
-            client.sendall(part)
-        client.shutdown(socket.SHUT_WR)
         try:
+            for part in parts:
+                client.sendall(part)
+            client.shutdown(socket.SHUT_WR)
             return client.recv(1 << 20)
-        except ConnectionResetError:
+        except (BrokenPipeError, ConnectionResetError):  # it has closed its end by then
             return b""
 def framed(packed):
     return struct.pack("<I", len(packed)) + packed
