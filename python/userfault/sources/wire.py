@@ -104,9 +104,15 @@ def send(to: socket.socket, message: Ask | Answer, data: memoryview | None = Non
     Blocks: until the other side takes it, within the socket's timeout. GIL: released.
     """
     packed = msgspec.msgpack.encode(message)
-    to.sendall(_HEAD.pack(len(packed)) + packed)
-    if data is not None:
-        to.sendall(data)
+    begin = _HEAD.pack(len(packed)) + packed
+    if data is None:
+        to.sendall(begin)
+        return
+    sent = to.sendmsg([begin, data])  # together: the other side wakes once
+    if sent < len(begin):
+        to.sendall(begin[sent:])
+    if rest := data[max(0, sent - len(begin)) :]:
+        to.sendall(rest)
 
 
 def receive(connection: socket.socket, kind: type[_Message]) -> _Message:
