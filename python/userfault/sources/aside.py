@@ -2,8 +2,9 @@
 
 Why not in the thread that touched? It may be inside the very library that is to be called: an upload of lazy memory by
 obstore touches it with obstore's runtime below on its stack, and that refuses to be entered twice. Locks of the
-interrupted code that a store's client takes too would be waited for in vain. A hop to another thread and back costs 5 to
-20 us: `Turn` gives the GIL up before it wakes the other one, who would otherwise wake, find it taken, and sleep again.
+interrupted code that a store's client takes too would be waited for in vain. A hop to another thread and back costs 5 us,
+up to 40 where a CPU has to be woken: `Turn` gives the GIL up before it wakes the other one, who would otherwise find it taken,
+and sleep again.
 """
 
 from __future__ import annotations
