@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from userfault.sources import Computed as Computed
     from userfault.sources import Fsspec as Fsspec
     from userfault.sources import Redis as Redis
+    from userfault.sources import Served as Served
     from userfault.volatile import VolatileBuffer as VolatileBuffer
     from userfault.volatile import VolatileCache as VolatileCache
     from userfault.volatile import volatile_cache as volatile_cache
@@ -77,6 +78,7 @@ __all__ = [
     "RegionClosedError",
     "RemoteError",
     "Retry",
+    "Served",
     "Source",
     "Statistics",
     "StoreChanged",
@@ -109,7 +111,7 @@ _ROOMS = ("image", "kernel", "mman", "pager", "testing", "volatile")
 _LAZY = {
     "Capabilities": "kernel",
     "capabilities": "kernel",
-    **dict.fromkeys(("Blob", "Cached", "Computed", "Fsspec", "Redis"), "sources"),
+    **dict.fromkeys(("Blob", "Cached", "Computed", "Fsspec", "Redis", "Served"), "sources"),
     **dict.fromkeys(("VolatileBuffer", "VolatileCache", "volatile_cache"), "volatile"),
 }
 

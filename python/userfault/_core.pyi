@@ -439,6 +439,21 @@ def serve_read(start_another: Callable[[int], object]) -> bool:
     `start_another` is called with the number of threads that read when none has time for what comes next.
     """
 
+class Turn:
+    """One thread waits, another one rings; made for handing something over, where `wait` rings in the same step."""
+
+    def ring(self) -> None:
+        """Wake who waits, or who waits next. A second ring before that changes nothing."""
+
+    def wait(self, limit_seconds: float | None = None, ring: Turn | None = None) -> bool:
+        """Ring that other one, and wait until this one is rung. One thread at a time.
+
+        Returns:
+            True: it was, and is not any more. False: the time is up.
+
+        Blocks: as it says; Ctrl-C works. GIL: released, before the other one is rung.
+        """
+
 def take_resolver_error() -> BaseException | None:
     """Return and clear the exception that a resolver raised in this thread."""
 

@@ -246,22 +246,25 @@ class RemoteError(UserfaultError):
         kind: The name of the class.
         message: What the exception said.
         traceback: As Python prints it, cut at its start where it is long.
+        transient: Whether the same read may succeed a moment later, as far as a pager that is shared tells.
     """
 
     kind: str
     message: str
     traceback: str
+    transient: bool
 
-    def __init__(self, kind: str, message: str, traceback: str) -> None:
+    def __init__(self, kind: str, message: str, traceback: str, transient: bool = False) -> None:
         self.kind = kind or "Exception"
         self.message = message
         self.traceback = traceback
+        self.transient = transient
         super().__init__(f"{self.kind}: {message}" if kind else "its details were replaced by those of later failures")
         if traceback:
             self.add_note(f"in the pager process:\n{traceback}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind, self.message, self.traceback)
+        return type(self), (self.kind, self.message, self.traceback, self.transient)
 
 
 class ImageError(UserfaultError, ValueError):

@@ -64,6 +64,12 @@ def cloud_proxy(cloud):
         yield proxy
 
 
+@pytest.fixture(scope="session")
+def shared_pager(tmp_path_factory, data):
+    with servers.pager_of_a_file(tmp_path_factory.mktemp("pager"), data) as place:
+        yield place
+
+
 @pytest.fixture
 def web_proxy(web_server):
     with FaultyProxy("127.0.0.1", web_server.port) as proxy:

@@ -193,6 +193,17 @@ class TestRedis(Contract):
         return uf.Redis(self.url)
 
 
+class TestServed(Contract):
+    """Through another process."""
+
+    @pytest.fixture(autouse=True)
+    def pager(self, shared_pager):
+        self.place = shared_pager
+
+    def make_source(self):
+        return uf.Served(self.place, "bytes")
+
+
 class TestRetry(OnDisk):
     deliveries = ("thread",)
 

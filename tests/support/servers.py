@@ -93,6 +93,16 @@ def nginx(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
+def pager_of_a_file(folder: Path, data: bytes) -> Iterator[Path]:
+    """A pager that shares a file as "bytes"; its socket."""
+    (folder / "data").write_bytes(data)
+    place = folder / "room" / "shared"
+    code = "import sys, userfault as uf; uf.pager.share(sys.argv[1], {'bytes': uf.Cached(uf.File(sys.argv[2]), chunk='16KiB')})"
+    with running([sys.executable, "-c", code, str(place), str(folder / "data")], 0, folder / "pager.log", place.exists):
+        yield place
+
+
+@contextmanager
 def s3_server(folder: Path) -> Iterator[Server]:
     """moto's server of S3, with one bucket "bucket"."""
     pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server,s3]'")

@@ -26,7 +26,7 @@ pub fn wake_all(word: &AtomicU32) {
 }
 
 /// Wake one waiter of `word`.
-fn wake_one(word: &AtomicU32) {
+pub fn wake_one(word: &AtomicU32) {
     // SAFETY: the word outlives the call.
     unsafe {
         libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);

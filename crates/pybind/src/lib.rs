@@ -20,6 +20,7 @@ mod raised;
 mod readers;
 mod region;
 mod sources;
+mod turn;
 mod volatile;
 
 use pyo3::exceptions::PyImportError;
@@ -41,6 +42,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     readers::register(module)?;
     region::register(module)?;
     sources::register(module)?;
+    turn::register(module)?;
     volatile::register(module)?;
     Ok(())
 }

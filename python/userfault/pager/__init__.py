@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from userfault.pager.process import Pager, default_pager
 from userfault.pager.service import serve
+from userfault.pager.sharing import share
 
-__all__ = ["Pager", "default_pager", "serve"]
+__all__ = ["Pager", "default_pager", "serve", "share"]

@@ -6,14 +6,15 @@ import contextlib
 import os
 import socket
 import stat
-import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from userfault.errors import OptionError
+from userfault.sources.wire import owner_of
 
-__all__ = ["serve"]
+__all__ = ["listening", "serve"]
 
 
 def serve(path: str | os.PathLike[str]) -> None:
@@ -31,19 +32,39 @@ def serve(path: str | os.PathLike[str]) -> None:
 
     Blocks: until it is interrupted.
     """
+    children = set[int]()
+    with listening(path, socket.SOCK_SEQPACKET) as listener:
+        while True:
+            _serve_one(listener, children)
+
+
+@contextlib.contextmanager
+def listening(path: str | os.PathLike[str], kind: socket.SocketKind) -> Iterator[socket.socket]:
+    """A socket at a path that is this user's alone: 0600 in a directory of 0700.
+
+    Args:
+        path: Where; an older socket there is replaced.
+        kind: Of socket.
+
+    Returns:
+        A context: the socket, which accepts connections; the path is gone afterwards.
+
+    Raises:
+        OptionError: As `serve`.
+        OSError: It cannot be made.
+    """
     place = Path(os.path.abspath(path))
     _make_room(place)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    with socket.socket(socket.AF_UNIX, kind) as listener:
         mask = os.umask(0o177)
         try:
             listener.bind(str(place))
         finally:
             os.umask(mask)
-        listener.listen()
-        ours, children = place.lstat().st_ino, set[int]()
+        listener.listen(128)
+        ours = place.lstat().st_ino
         try:
-            while True:
-                _serve_one(listener, children)
+            yield listener
         finally:
             with contextlib.suppress(OSError):
                 if place.lstat().st_ino == ours:  # else somebody else serves there by now
@@ -83,8 +104,7 @@ def _begin(client: socket.socket, children: set[int]) -> None:
             if os.waitpid(child, os.WNOHANG) == (0, 0):
                 continue
         children.discard(child)
-    _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    if uid != os.geteuid():
+    if owner_of(client) != os.geteuid():
         return
     program = [sys.executable, "-P", "-m", "userfault.pager", "--data"]
     actions = [(os.POSIX_SPAWN_DUP2, client.fileno(), 3), (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]

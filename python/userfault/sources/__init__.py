@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from userfault.sources.redis import Redis as Redis
     from userfault.sources.remote import RemoteSource as RemoteSource
     from userfault.sources.remote import Version as Version
+    from userfault.sources.served import Served as Served
 
 __all__ = [
     "Blob",
@@ -38,6 +39,7 @@ __all__ = [
     "Redis",
     "RemoteSource",
     "Retry",
+    "Served",
     "Source",
     "Version",
     "Zero",
@@ -55,6 +57,7 @@ _LAZY = {
     "Fsspec": "fsspec",
     "Redis": "redis",
     "RemoteSource": "remote",
+    "Served": "served",
     "Version": "remote",
 }
 

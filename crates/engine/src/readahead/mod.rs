@@ -146,10 +146,15 @@ impl Readahead {
 
     /// A reader leaves because its source failed: the scan has to show itself again.
     pub fn failed(&self, stream: usize) {
+        self.stop(stream);
+        self.part(stream);
+    }
+
+    /// The same, where who planned has left already.
+    pub fn stop(&self, stream: usize) {
         let stream = &self.streams[stream % STREAMS];
         stream.begin(stream.last.load(Relaxed));
         self.note_waste(1);
-        stream.part();
     }
 
     /// Where a stream's toucher runs, and the reader of its faults: whoever reads ahead for it does so elsewhere.

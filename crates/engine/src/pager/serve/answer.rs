@@ -3,6 +3,7 @@
 //! *Threads*: servers, and the clock for those whose time is up.
 
 use super::Server;
+use super::bulk;
 use super::fill::{Bench, Fill};
 use super::flight::{Admitted, Wait};
 use super::table::Served;
@@ -55,7 +56,11 @@ pub fn admit(server: &Server, fault: &Fault) -> Option<Job> {
     let deadline_ns = now.saturating_add(served.timeout_ns);
     let interrupts = server.header.interrupts.load(Ordering::SeqCst);
     let wait = Wait { thread: fault.tid, page, deadline_ns, interrupts, looked_ns: now };
-    match server.flights.admit(&served, unit, wait) {
+    let admitted = server.flights.admit(&served, unit, wait);
+    if !matches!(admitted, Admitted::Repeats(_)) {
+        bulk::read_ahead(server, &served, unit);
+    }
+    match admitted {
         Admitted::Ours(number) => return Some(Job { served, unit, page, number, deadline_ns }),
         Admitted::Joined => counters.end(Ending::Coalesced),
         Admitted::Repeats(known) => counters.end(match server.wants_out(&served, unit, &known, now) {

@@ -1,4 +1,4 @@
-//! Prefetch and populate: units that the owner wants filled, in pieces, by servers that no fault wants. A read that takes longer
+//! Prefetch, populate and reading ahead of scans: units that are wanted filled, in pieces, by servers that no fault wants. A read that takes longer
 //! than a touch may wait is given up by the clock, with all that is left of its bulk: else four of them would stop every other.
 //!
 //! *Locks*: `list` and `reads`, for a few instructions; the flights' map inside `reads`. *Threads*: servers; the clock.
@@ -53,7 +53,8 @@ enum Over {
 }
 
 struct Bulk {
-    ticket: u64,
+    /// The owner's; `Err`: it is for this scan of the region, and nobody hears how it went.
+    ticket: Result<u64, usize>,
     served: Arc<Served>,
     end: usize,
     /// Units of one read.
@@ -77,7 +78,7 @@ pub fn begin(server: &Server, frame: &Frame) {
     let end = number(first).saturating_add(number(count)).min(units);
     source.hint(first * served.unit as u64..((end * served.unit) as u64).min(served.len as u64));
     let bulk = Bulk {
-        ticket,
+        ticket: Ok(ticket),
         served: served.clone(),
         end,
         step: (piece / served.unit).max(1),
@@ -88,6 +89,26 @@ pub fn begin(server: &Server, frame: &Frame) {
     };
     server.bulks.list().push_back(Arc::new(bulk));
     server.work.ring();
+    alarm::wake(server);
+}
+
+/// A unit is touched that was not there: what follows it, if that is a scan.
+pub fn read_ahead(server: &Server, served: &Arc<Served>, unit: usize) {
+    let Some(stream) = served.ahead.note(unit, served.mapped.div_ceil(served.unit)) else { return };
+    while let Some(units) = served.ahead.next(stream) {
+        let bulk = Bulk {
+            ticket: Err(stream),
+            served: served.clone(),
+            end: units.end,
+            step: units.len(),
+            awaited: false,
+            next: AtomicUsize::new(units.start),
+            working: AtomicUsize::new(0),
+            failed: Mutex::default(),
+        };
+        server.bulks.list().push_back(Arc::new(bulk));
+        server.work.ring();
+    }
     alarm::wake(server);
 }
 
@@ -197,6 +218,9 @@ impl Bulks {
 
 impl Bulk {
     fn fail(&self, server: &Server, error: SourceError) {
+        if let Err(stream) = self.ticket {
+            return self.served.ahead.stop(stream); // a touch of it shows why
+        }
         let text = server.text_of(error.cause);
         let code = code_of(server, error, &text);
         let words = [error.offset, code[0].into(), code[1].into(), code[2].into()];
@@ -211,10 +235,11 @@ impl Bulk {
         if self.working.fetch_sub(1, Ordering::SeqCst) != 1 || self.next.load(Ordering::SeqCst) < self.end {
             return;
         }
+        let Ok(ticket) = self.ticket else { return };
         let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         let words = match failed {
-            Some([offset, a, b, c]) => [self.ticket, 1, offset, a, b, c],
-            None => [self.ticket, 0, 0, 0, 0, 0],
+            Some([offset, a, b, c]) => [ticket, 1, offset, a, b, c],
+            None => [ticket, 0, 0, 0, 0, 0],
         };
         server.say(&Frame::new(Kind::Done, self.served.id, &words));
     }

@@ -4,8 +4,9 @@
 
 use crate::cause::Cause;
 use crate::pager::wire::Attach;
+use crate::readahead::{Readahead, Shape};
 use crate::shared::MappedPart;
-use crate::source::Source;
+use crate::source::{Latency, Source};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,8 @@ pub struct Served {
     pub part: MappedPart,
     /// Where its pages come from, or why they do not.
     pub source: Result<Arc<dyn Source>, Cause>,
+    /// What is read before it is touched: of sources that make their readers wait.
+    pub ahead: Readahead,
     /// Said beside that cause.
     pub text: String,
     /// False: nothing may be put into it any more.
@@ -41,12 +44,22 @@ impl Served {
     /// As the owner told.
     pub fn new(attach: Attach, part: MappedPart, source: Result<Arc<dyn Source>, Cause>) -> Self {
         let number = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+        let (mapped, unit) = (number(attach.mapped), number(attach.unit));
+        let slow = source.as_ref().is_ok_and(|source| source.latency() == Latency::MayBlock);
+        let ahead = Readahead::new(&Shape {
+            helps: slow && source.as_ref().is_ok_and(|source| source.readahead_helps()),
+            slow,
+            unit,
+            piece: source.as_ref().map_or(0, |source| source.piece()) / unit.max(1),
+            kept: mapped.div_ceil(unit.max(1)),
+        });
         Self {
             id: attach.region,
             base: number(attach.base),
-            mapped: number(attach.mapped),
+            mapped,
             len: number(attach.len),
-            unit: number(attach.unit),
+            unit,
+            ahead,
             timeout_ns: attach.timeout_ns,
             part,
             source,
