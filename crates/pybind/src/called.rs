@@ -224,9 +224,3 @@ impl Drop for Pending {
         unsafe { ffi::PyErr_Restore(kind, value, trace) };
     }
 }
-
-/// Before the interpreter is finalized (an atexit hook).
-pub fn stop(py: Python<'_>) {
-    enter::end();
-    readers::stop(py);
-}

@@ -6,10 +6,10 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
-use crate::enter::enter;
+use crate::enter::{self, enter};
 use crate::errors::{self, remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
-use crate::{called, gil, kept, overdue, raised};
+use crate::{gil, kept, overdue, raised};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -19,7 +19,7 @@ use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,6 @@ static REQUESTS: [Request; 64] = [const {
 static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
-static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Called once at import, with the ident of the main thread (whoever imports).
 #[pyfunction]
@@ -102,6 +101,10 @@ fn raise(why: Why) -> bool {
         Why::Failed(kind) | Why::FailedAgain(kind) if holds_gil() => {
             // SAFETY: this thread holds the GIL.
             unsafe { set_pending(kind, why) };
+        }
+        Why::Failed(kind) if enter::ends() && ident() == MAIN_THREAD.load(Ordering::Acquire) => {
+            // SAFETY: this thread finalizes the interpreter, and nobody else has the GIL any more; the helper neither.
+            enter::with_gil_at_the_end(|| unsafe { set_pending(kind, why) });
         }
         Why::Failed(kind) => {
             let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
@@ -214,7 +217,7 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     request.state.store(ASKED, Ordering::Release);
     gil::HELPER.ring();
     let start = Instant::now();
-    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit {
+    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit && !enter::ends() {
         engine::futex::wait(&request.state, ASKED, Some(limit));
     }
     let done = request.state.compare_exchange(ASKED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err();
@@ -231,7 +234,6 @@ pub fn ensure_helper() -> Result<(), Error> {
     if HELPER_OF.swap(process, Ordering::AcqRel) == process {
         return Ok(());
     }
-    STOP.store(false, Ordering::Release);
     for request in &REQUESTS {
         request.state.store(FREE, Ordering::Release);
     }
@@ -243,7 +245,8 @@ pub fn ensure_helper() -> Result<(), Error> {
 }
 
 fn help() {
-    while !STOP.load(Ordering::Acquire) {
+    enter::stay_known();
+    while !enter::ends() {
         let rung = gil::HELPER.rung();
         // Those who wait for an answer come first.
         if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
@@ -275,14 +278,6 @@ fn answer(request: &Request) -> bool {
     }
     engine::futex::wake_all(&request.state);
     true
-}
-
-/// Before the interpreter is finalized (an atexit hook): the helper must not take the GIL any more.
-#[pyfunction]
-fn stop_helper(py: Python<'_>) {
-    called::stop(py);
-    STOP.store(true, Ordering::Release);
-    gil::HELPER.ring_all();
 }
 
 type Taken = (String, i64, Option<i32>, Cow<'static, str>, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);
@@ -388,7 +383,6 @@ fn refresh_handlers(interrupt_raises: bool) {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_exceptions, module)?)?;
-    module.add_function(wrap_pyfunction!(stop_helper, module)?)?;
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
     module.add_function(wrap_pyfunction!(take_resolver_error, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
