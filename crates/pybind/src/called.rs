@@ -4,7 +4,7 @@
 
 use crate::enter::{self, enter};
 use crate::raised::{self, By};
-use crate::{buffers, kept, overdue, readers};
+use crate::{buffers, kept, later, overdue, readers};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -170,9 +170,7 @@ impl Source for PythonSource {
         enter(|py| {
             // SAFETY: the GIL is held.
             let _pending = unsafe { Pending::set_aside() };
-            if let Err(error) = hint.call1(py, (bytes.start, bytes.end - bytes.start)) {
-                error.write_unraisable(py, Some(hint.bind(py)));
-            }
+            later::call(py, Some(hint.bind(py)), || hint.call1(py, (bytes.start, bytes.end - bytes.start)));
         });
     }
 }
@@ -197,9 +195,7 @@ impl Drop for Reader {
 
 /// Call `Source.close`, or what counts for it.
 fn close(py: Python<'_>, close: &Py<PyAny>) {
-    if let Err(error) = close.call0(py) {
-        error.write_unraisable(py, None);
-    }
+    later::call(py, None, || close.call0(py));
 }
 
 /// The exception that the interrupted code may be about to handle.

@@ -44,6 +44,8 @@ struct Request {
     latched: AtomicI32,
     /// What to raise there.
     class: AtomicPtr<ffi::PyObject>,
+    /// The ticket of what a source raised, which may go on as itself, plus one; 0: none.
+    ticket: AtomicU64,
 }
 
 static REQUESTS: [Request; 64] = [const {
@@ -52,6 +54,7 @@ static REQUESTS: [Request; 64] = [const {
         thread: AtomicU64::new(0),
         latched: AtomicI32::new(0),
         class: AtomicPtr::new(std::ptr::null_mut()),
+        ticket: AtomicU64::new(0),
     }
 }; 64];
 /// What resolvers raised, by thread. Locked only with the GIL held.
@@ -71,6 +74,11 @@ fn set_exceptions(py: Python<'_>, main_thread: u64) -> PyResult<()> {
     engine::failure::set_raise(raise);
     engine::language::set_hooks(&GIL);
     Ok(())
+}
+
+/// Is this the main thread, which alone runs handlers of signals?
+pub fn is_main() -> bool {
+    ident() == MAIN_THREAD.load(Ordering::Acquire)
 }
 
 /// The exception that `kind` becomes.
@@ -102,7 +110,7 @@ fn raise(why: Why) -> bool {
             // SAFETY: this thread holds the GIL.
             unsafe { set_pending(kind, why) };
         }
-        Why::Failed(kind) if enter::ends() && ident() == MAIN_THREAD.load(Ordering::Acquire) => {
+        Why::Failed(kind) if enter::ends() && is_main() => {
             // SAFETY: this thread finalizes the interpreter, and nobody else has the GIL any more; the helper neither.
             enter::with_gil_at_the_end(|| unsafe { set_pending(kind, why) });
         }
@@ -136,19 +144,30 @@ unsafe fn set_pending(kind: Kind, why: Why) {
     // SAFETY: as the caller promises.
     let py = unsafe { Python::assume_attached() };
     let itself = engine::failure::pending().and_then(|failure| kept::itself_of(py, failure.error.cause));
+    if itself.is_some() && is_main() && why == Why::FailedAgain(kind) {
+        return; // its pending call comes: one is enough
+    }
+    // SAFETY: as the caller promises.
+    unsafe { raise_in(ident(), class_of(kind), itself.as_ref()) };
+}
+
+/// Raise in `thread` the exception `class`, or `itself`, what a source raised to end the process.
+///
+/// # Safety
+/// The GIL is held, and the classes live during the call.
+unsafe fn raise_in(thread: u64, class: *mut ffi::PyObject, itself: Option<&Py<PyAny>>) {
     // CPython 3.11 makes an exit of status 0 of a SystemExit that is only a class; a pending call raises the object, but in the
-    // main thread only. One is enough.
-    if itself.is_some() && ident() == MAIN_THREAD.load(Ordering::Acquire) {
+    // main thread only.
+    if itself.is_some() && thread == MAIN_THREAD.load(Ordering::Acquire) {
         // SAFETY: may be called from any thread.
-        let is_asked = why == Why::FailedAgain(kind)
-            || unsafe { ffi::Py_AddPendingCall(Some(raise_itself), std::ptr::null_mut()) } == 0;
+        let is_asked = unsafe { ffi::Py_AddPendingCall(Some(raise_itself), std::ptr::null_mut()) } == 0;
         if is_asked {
             return;
         }
     }
-    let class = itself.as_ref().map_or(class_of(kind), Py::as_ptr);
-    // SAFETY: the GIL is held; the class lives during the call, which takes a reference of its own.
-    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class) };
+    // SAFETY: the GIL is held; the class lives during the call, which takes a reference of its own. A thread that ended meanwhile
+    // is not found: fine.
+    unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, itself.map_or(class, Py::as_ptr)) };
 }
 
 /// Raise what a source raised to end the process, unless it has surfaced elsewhere.
@@ -214,6 +233,7 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     request.thread.store(thread, Ordering::Relaxed);
     request.latched.store(engine::threads::thread_id(), Ordering::Relaxed);
     request.class.store(class, Ordering::Relaxed);
+    request.ticket.store(ticket_of_this_thread(), Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
     gil::HELPER.ring();
     let start = Instant::now();
@@ -225,6 +245,13 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
         request.state.store(FREE, Ordering::Release);
     }
     done
+}
+
+fn ticket_of_this_thread() -> u64 {
+    match engine::failure::pending().map(|failure| failure.error.cause) {
+        Some(Cause::Raised(raised)) => u64::from(raised.ticket) + 1,
+        _ => 0,
+    }
 }
 
 /// Start the helper of this process, if it does not run. Needs no GIL.
@@ -266,12 +293,14 @@ fn answer(request: &Request) -> bool {
     let thread = request.thread.load(Ordering::Relaxed);
     let class = request.class.load(Ordering::Relaxed);
     let latched = request.latched.load(Ordering::Relaxed);
-    enter(|_| {
+    let ticket = request.ticket.load(Ordering::Relaxed).checked_sub(1).and_then(|ticket| u32::try_from(ticket).ok());
+    enter(|py| {
         if class.is_null() || !engine::failure::is_latched(latched) {
             return;
         }
-        // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
-        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, class) };
+        let itself = ticket.and_then(|ticket| kept::itself_under(py, ticket));
+        // SAFETY: the GIL is held; exception classes are never freed.
+        unsafe { raise_in(thread, class, itself.as_ref()) };
     });
     if request.state.compare_exchange(ASKED, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
         request.state.store(FREE, Ordering::Release);
