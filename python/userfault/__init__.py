@@ -10,7 +10,6 @@ b'lazy'
 
 from __future__ import annotations
 
-import atexit
 import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -105,7 +104,6 @@ __all__ = [
 __version__ = "0.1.0"
 
 _core.set_exceptions(threading.main_thread().ident or 0)
-atexit.register(_core.stop_helper)
 
 _ROOMS = ("image", "kernel", "mman", "pager", "testing", "volatile")
 _LAZY = {

@@ -427,14 +427,11 @@ class Window:
 def set_exceptions(main_thread: int) -> None:
     """Look up the exceptions that failed pages raise, and note who raises for threads that Python does not know; at import."""
 
-def stop_helper() -> None:
-    """End the helper thread before the interpreter goes."""
-
 def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException], BaseException | None] | None:
     """Return and clear what was noted for this thread: source, offset, errno, text, address, class, what a source raised."""
 
-def serve_read(start_another: Callable[[int], object]) -> bool:
-    """Wait for a read of a Python source that an engine thread wants, and do it; False when the interpreter is about to end.
+def serve_read(start_another: Callable[[int], object]) -> None:
+    """Wait for a read of a Python source that an engine thread wants, and do it.
 
     `start_another` is called with the number of threads that read when none has time for what comes next.
     """

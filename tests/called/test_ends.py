@@ -139,3 +139,99 @@ def test_a_finalizer_of_the_last_moment_is_told(child, delivery):
     result = child(code, args=[delivery]).check()
     assert result.stderr == ""
     assert "shutdown" in result.stdout, result.stdout
+
+
+def late():
+    """Touch with the lock, without it, by `read` and by a system call: in the last exit handler, and in a thread beside it."""
+    import atexit
+    import os
+    import sys
+    import time
+    import zlib
+
+    def last():
+        if who == "handler":
+            look()
+        else:
+            time.sleep(0.5)
+
+    atexit.register(last)  # before the package is imported: it runs after whatever the package has registered
+    import threading
+
+    from support.called import PAGE, Known
+
+    import userfault as uf
+
+    who, delivery = sys.argv[1:]
+    source = Known()
+    region = uf.map(source, delivery=delivery)
+    view = memoryview(region)
+    checksum = zlib.crc32(source.bytes)
+    path = "truncated"
+    with open(path, "wb") as file:
+        file.write(bytes(64 * PAGE))
+    short = memoryview(uf.map(path, delivery=delivery, unit=PAGE))
+    os.truncate(path, 32 * PAGE)
+    _, writer = os.pipe()
+
+    def is_refused():
+        try:
+            return zlib.crc32(short) is None
+        except uf.PageError:
+            return True
+
+    def look():
+        right = [zlib.crc32(view) == checksum]
+        region.evict()
+        right.append(view[7 * PAGE] == source.bytes[7 * PAGE])
+        right.append(region.read(9 * PAGE, 10) == source.bytes[9 * PAGE :][:10])
+        right.append(delivery == "signal" or os.write(writer, view[11 * PAGE : 12 * PAGE]) == PAGE)
+        right.append(is_refused())
+        os.write(1, f"{'right' if all(right) else right}\n".encode())
+
+    def look_again_and_again():
+        while True:
+            look()
+            time.sleep(0.05)
+
+    if who == "thread":
+        threading.Thread(target=look_again_and_again, daemon=True).start()
+
+
+@pytest.mark.parametrize("who", ["handler", "thread"])
+def test_pages_come_as_long_as_exit_handlers_run(child, who, delivery, tmp_path):
+    """And what cannot be had is an exception still, without the interpreter's lock too: never the pattern in place of bytes."""
+    result = child(late, args=[who, delivery], cwd=tmp_path).check()
+    assert result.stderr == ""
+    assert set(result.stdout.split("\n")) == {"right", ""}, result.stdout
+
+
+def test_a_finalizer_that_has_given_up_the_lock_is_told(child, delivery, tmp_path):
+    """Nobody can raise in it from outside any more."""
+
+    def code():
+        import os
+        import sys
+        import types
+        import zlib
+
+        import userfault as uf
+
+        with open("truncated", "wb") as file:
+            file.write(bytes(1 << 20))
+        view = memoryview(uf.map("truncated", delivery=sys.argv[1]))
+        os.truncate("truncated", 1 << 18)
+
+        class Late:
+            def __del__(self, view=view, checksum=zlib.crc32, PageError=uf.PageError, print=print):
+                try:
+                    checksum(view)
+                except PageError:
+                    print("told")
+
+        late = types.ModuleType("late")  # cleared before the modules that were imported before it
+        late.late = Late()
+        sys.modules["late"] = late
+
+    result = child(code, args=[delivery], cwd=tmp_path).check()
+    assert (result.stdout, result.stderr) == ("told\n", "")

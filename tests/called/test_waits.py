@@ -137,6 +137,80 @@ def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
     child(code, args=[delivery, where]).check()
 
 
+def test_ctrl_c_in_code_that_gave_up_the_lock_is_itself_too(child):
+    """Somebody else raises for such code: a KeyboardInterrupt, not a PageError that a program may take for one of a store."""
+
+    def code():
+        import os
+        import signal
+        import threading
+        import time
+        import zlib
+
+        import userfault as uf
+
+        def read_into(offset, buffer):
+            time.sleep(0.01)
+            buffer[:] = b"\x07" * len(buffer)
+
+        view = memoryview(uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), delivery="signal"))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            zlib.crc32(view)
+            for _ in range(1000):
+                pass
+        except KeyboardInterrupt:
+            return
+        raise AssertionError("not interrupted")
+
+    child(code).check()
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_region_closes_is_not_lost(child, delivery, end):
+    """What its handler raises comes when `close` is over, and the source's `close` is called all the same."""
+
+    def code():
+        import os
+        import signal
+        import sys
+        import threading
+        import time
+
+        import userfault as uf
+
+        delivery, end = sys.argv[1:]
+        entered, closed = threading.Event(), []
+
+        class Slow(uf.Source):
+            length = "1MiB"
+
+            def read_into(self, offset, buffer):
+                entered.set()
+                time.sleep(0.5)
+                buffer[:] = b"\x07" * len(buffer)
+
+            def close(self):
+                closed.append(True)
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+        region = uf.map(Slow(), delivery=delivery)
+        region.prefetch(slice(0, 1))
+        entered.wait()
+        threading.Timer(0.1, os.kill, (os.getpid(), getattr(signal, end))).start()
+        came = None
+        try:
+            region.close()  # waits for the read
+            for _ in range(1000):
+                pass
+        except (KeyboardInterrupt, SystemExit) as error:
+            came = error
+        assert type(came) is {"SIGINT": KeyboardInterrupt, "SIGTERM": SystemExit}[end]
+        assert closed == [True]
+
+    assert child(code, args=[delivery, end]).check().stderr == ""
+
+
 def test_a_storm_of_failing_pages_ends_soon(child, delivery):
     """A sum over 10,000 pages whose source takes a second to fail: once for the touch, not once for each page."""
 

@@ -2,9 +2,9 @@
 //!
 //! *Locks*: those of `buffers` and `raised`. *GIL*: taken by every read; a thread that holds it already, as a toucher does, keeps it.
 
-use crate::enter::{self, enter};
+use crate::enter::enter;
 use crate::raised::{self, By};
-use crate::{buffers, kept, overdue, readers};
+use crate::{buffers, gil, kept, later, overdue, readers};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -103,7 +103,7 @@ impl Source for PythonSource {
     }
 
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
-        if enter::ends() {
+        if gil::is_finalizing() {
             return Err(SourceError::new(offset, Cause::Os(libc::ESHUTDOWN)));
         }
         if how.table == Table::Engine {
@@ -170,16 +170,14 @@ impl Source for PythonSource {
         enter(|py| {
             // SAFETY: the GIL is held.
             let _pending = unsafe { Pending::set_aside() };
-            if let Err(error) = hint.call1(py, (bytes.start, bytes.end - bytes.start)) {
-                error.write_unraisable(py, Some(hint.bind(py)));
-            }
+            later::call(py, Some(hint.bind(py)), || hint.call1(py, (bytes.start, bytes.end - bytes.start)));
         });
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if enter::ends() {
+        if gil::is_finalizing() {
             return; // the interpreter ends: what the source has, it loses anyway
         }
         enter(|py| {
@@ -197,9 +195,7 @@ impl Drop for Reader {
 
 /// Call `Source.close`, or what counts for it.
 fn close(py: Python<'_>, close: &Py<PyAny>) {
-    if let Err(error) = close.call0(py) {
-        error.write_unraisable(py, None);
-    }
+    later::call(py, None, || close.call0(py));
 }
 
 /// The exception that the interrupted code may be about to handle.
@@ -223,10 +219,4 @@ impl Drop for Pending {
         // SAFETY: `set_aside` was promised the GIL here; the references are the ones that it took.
         unsafe { ffi::PyErr_Restore(kind, value, trace) };
     }
-}
-
-/// Before the interpreter is finalized (an atexit hook).
-pub fn stop(py: Python<'_>) {
-    enter::end();
-    readers::stop(py);
 }

@@ -6,27 +6,38 @@
 //!
 //! *Locks*: none. *Threads*: any, in a touch too.
 
+use crate::gil::is_finalizing;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The interpreter is about to end: no source is called any more.
-static ENDS: AtomicBool = AtomicBool::new(false);
-
-/// Before the interpreter is finalized (an atexit hook).
-pub fn end() {
-    ENDS.store(true, Ordering::Release);
-}
-
-/// Is the interpreter about to end?
-pub fn ends() -> bool {
-    ENDS.load(Ordering::Acquire)
+/// Make the calling thread, which is none of Python's, known to it for good. The interpreter ends threads that it knows when they
+/// want the GIL too late; one that came with a new thread state at that moment would find what is freed already.
+pub fn stay_known() {
+    if is_finalizing() {
+        return;
+    }
+    // SAFETY: the interpreter runs. The state is not given back: the thread keeps it, without the GIL.
+    unsafe {
+        ffi::PyGILState_Ensure();
+        ffi::PyEval_SaveThread();
+    }
 }
 
 /// Call `work` with the GIL, which is waited for; `None` where there is no interpreter any more.
 pub fn enter<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     Python::try_attach(|py| sheltered(|| work(py)))
+}
+
+/// Call `work` with the GIL in the thread that finalizes the interpreter, where `enter` takes it for gone.
+pub fn with_gil_at_the_end(work: impl FnOnce()) {
+    // SAFETY: that thread has a thread state until the process exits, and no Python runs after the interpreter is gone.
+    unsafe {
+        let state = ffi::PyGILState_Ensure();
+        work();
+        ffi::PyGILState_Release(state);
+    }
 }
 
 /// Call `work`, which calls Python code: should the interpreter end this thread in there, the thread stays where it is.
@@ -73,7 +84,7 @@ impl Drop for Shelter {
 
 /// Never returns once the interpreter ends; a thread that the application ends itself goes on.
 extern "C" fn stay(_: *mut c_void) {
-    while ends() {
+    while is_finalizing() {
         // SAFETY: waits for a signal, and has no preconditions.
         unsafe { libc::pause() };
     }

@@ -4,6 +4,7 @@
 
 use engine::futex::Bell;
 use pyo3::ffi;
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `_PyThreadState_UncheckedGet`, or its newer name: not in the stable ABI, so looked up at import.
@@ -14,19 +15,32 @@ static INTERPRETERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0
 /// Wakes the helper, which takes the GIL for those who must not wait for it.
 pub static HELPER: Bell = Bell::new();
 
+/// `_Py_IsFinalizing`, or its newer name.
+static IS_FINALIZING: AtomicUsize = AtomicUsize::new(0);
+
 /// At import.
 pub fn find_symbols() {
-    for name in [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"] {
-        // SAFETY: looks up a symbol of the running interpreter.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
-        if found != 0 {
-            CURRENT_STATE.store(found, Ordering::Release);
-            break;
-        }
-    }
-    for (name, place) in [c"PyInterpreterState_Head", c"PyInterpreterState_Next"].into_iter().zip(&INTERPRETERS) {
-        // SAFETY: as above.
-        place.store(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize, Ordering::Release);
+    find(&CURRENT_STATE, &[c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"]);
+    find(&INTERPRETERS[0], &[c"PyInterpreterState_Head"]);
+    find(&INTERPRETERS[1], &[c"PyInterpreterState_Next"]);
+    find(&IS_FINALIZING, &[c"Py_IsFinalizing", c"_Py_IsFinalizing"]);
+}
+
+/// The first of these names that the running interpreter has; 0: none.
+fn find(place: &AtomicUsize, names: &[&CStr]) {
+    // SAFETY: looks up a symbol of the running interpreter.
+    let address = |name: &&CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
+    place.store(names.iter().map(address).find(|found| *found != 0).unwrap_or(0), Ordering::Release);
+}
+
+/// Is the interpreter being finalized, or gone? From this moment on threads that want the GIL are ended, and only the main thread
+/// runs Python. Not yet while atexit hooks run: they, and daemon threads beside them, touch as ever.
+pub fn is_finalizing() -> bool {
+    let lookup = IS_FINALIZING.load(Ordering::Acquire);
+    // SAFETY: the symbol has this signature in every CPython from 3.11 on; both only read, and may be called without the GIL.
+    unsafe {
+        lookup != 0 && std::mem::transmute::<usize, extern "C" fn() -> std::ffi::c_int>(lookup)() != 0
+            || ffi::Py_IsInitialized() == 0
     }
 }
 

@@ -64,8 +64,13 @@ pub fn take(py: Python<'_>, raised: Raised) -> Option<Py<PyAny>> {
 /// What to raise for a failure instead of its usual class.
 pub fn itself_of(py: Python<'_>, cause: Cause) -> Option<Py<PyAny>> {
     let Cause::Raised(raised) = cause else { return None };
+    itself_under(py, raised.ticket)
+}
+
+/// The same of what was kept under a ticket.
+pub fn itself_under(py: Python<'_>, ticket: u32) -> Option<Py<PyAny>> {
     let shelf = shelf();
-    let kept = shelf.kept.iter().find(|kept| kept.ticket == raised.ticket)?;
+    let kept = shelf.kept.iter().find(|kept| kept.ticket == ticket)?;
     kept.itself.as_ref().map(|class| class.clone_ref(py))
 }
 

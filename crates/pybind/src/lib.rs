@@ -10,6 +10,7 @@ mod gil;
 mod image;
 mod kernel;
 mod kept;
+mod later;
 mod late;
 mod mman;
 mod overdue;

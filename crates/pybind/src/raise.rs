@@ -6,10 +6,10 @@
 //!
 //! *Locks*: none in the handler. *GIL*: the helper only.
 
-use crate::enter::enter;
+use crate::enter::{self, enter};
 use crate::errors::{self, remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
-use crate::{called, gil, kept, overdue, raised};
+use crate::{gil, kept, overdue, raised};
 use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::error::Error;
@@ -19,7 +19,7 @@ use engine::threads::Root;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ struct Request {
     latched: AtomicI32,
     /// What to raise there.
     class: AtomicPtr<ffi::PyObject>,
+    /// The ticket of what a source raised, which may go on as itself, plus one; 0: none.
+    ticket: AtomicU64,
 }
 
 static REQUESTS: [Request; 64] = [const {
@@ -52,13 +54,13 @@ static REQUESTS: [Request; 64] = [const {
         thread: AtomicU64::new(0),
         latched: AtomicI32::new(0),
         class: AtomicPtr::new(std::ptr::null_mut()),
+        ticket: AtomicU64::new(0),
     }
 }; 64];
 /// What resolvers raised, by thread. Locked only with the GIL held.
 static RESOLVER_ERRORS: Mutex<Vec<(u64, Py<PyAny>)>> = Mutex::new(Vec::new());
 /// The process whose helper runs; a forked child has none until it starts its own.
 static HELPER_OF: AtomicI32 = AtomicI32::new(0);
-static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Called once at import, with the ident of the main thread (whoever imports).
 #[pyfunction]
@@ -72,6 +74,11 @@ fn set_exceptions(py: Python<'_>, main_thread: u64) -> PyResult<()> {
     engine::expose::set_raise(raise);
     engine::language::set_hooks(&GIL);
     Ok(())
+}
+
+/// Is this the main thread, which alone runs handlers of signals?
+pub fn is_main() -> bool {
+    ident() == MAIN_THREAD.load(Ordering::Acquire)
 }
 
 /// The exception that `kind` becomes.
@@ -103,6 +110,10 @@ fn raise(why: Why) -> bool {
             // SAFETY: this thread holds the GIL.
             unsafe { set_pending(kind, why) };
         }
+        Why::Failed(kind) if gil::is_finalizing() && is_main() => {
+            // SAFETY: this thread finalizes the interpreter, and nobody else has the GIL any more; the helper neither.
+            enter::with_gil_at_the_end(|| unsafe { set_pending(kind, why) });
+        }
         Why::Failed(kind) => {
             let thread = if known_to_python() { ident() } else { MAIN_THREAD.load(Ordering::Acquire) };
             ask_helper(thread, class_of(kind), HELPER_LIMIT);
@@ -133,19 +144,30 @@ unsafe fn set_pending(kind: Kind, why: Why) {
     // SAFETY: as the caller promises.
     let py = unsafe { Python::assume_attached() };
     let itself = engine::latch::pending().and_then(|failure| kept::itself_of(py, failure.error.cause));
+    if itself.is_some() && is_main() && why == Why::FailedAgain(kind) {
+        return; // its pending call comes: one is enough
+    }
+    // SAFETY: as the caller promises.
+    unsafe { raise_in(ident(), class_of(kind), itself.as_ref()) };
+}
+
+/// Raise in `thread` the exception `class`, or `itself`, what a source raised to end the process.
+///
+/// # Safety
+/// The GIL is held, and the classes live during the call.
+unsafe fn raise_in(thread: u64, class: *mut ffi::PyObject, itself: Option<&Py<PyAny>>) {
     // CPython 3.11 makes an exit of status 0 of a SystemExit that is only a class; a pending call raises the object, but in the
-    // main thread only. One is enough.
-    if itself.is_some() && ident() == MAIN_THREAD.load(Ordering::Acquire) {
+    // main thread only.
+    if itself.is_some() && thread == MAIN_THREAD.load(Ordering::Acquire) {
         // SAFETY: may be called from any thread.
-        let is_asked = why == Why::FailedAgain(kind)
-            || unsafe { ffi::Py_AddPendingCall(Some(raise_itself), std::ptr::null_mut()) } == 0;
+        let is_asked = unsafe { ffi::Py_AddPendingCall(Some(raise_itself), std::ptr::null_mut()) } == 0;
         if is_asked {
             return;
         }
     }
-    let class = itself.as_ref().map_or(class_of(kind), Py::as_ptr);
-    // SAFETY: the GIL is held; the class lives during the call, which takes a reference of its own.
-    unsafe { ffi::PyThreadState_SetAsyncExc(ident() as _, class) };
+    // SAFETY: the GIL is held; the class lives during the call, which takes a reference of its own. A thread that ended meanwhile
+    // is not found: fine.
+    unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, itself.map_or(class, Py::as_ptr)) };
 }
 
 /// Raise what a source raised to end the process, unless it has surfaced elsewhere.
@@ -211,10 +233,11 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     request.thread.store(thread, Ordering::Relaxed);
     request.latched.store(engine::threads::thread_id(), Ordering::Relaxed);
     request.class.store(class, Ordering::Relaxed);
+    request.ticket.store(ticket_of_this_thread(), Ordering::Relaxed);
     request.state.store(ASKED, Ordering::Release);
     gil::HELPER.ring();
     let start = Instant::now();
-    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit {
+    while request.state.load(Ordering::Acquire) == ASKED && start.elapsed() < limit && !gil::is_finalizing() {
         engine::futex::wait(&request.state, ASKED, Some(limit));
     }
     let done = request.state.compare_exchange(ASKED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err();
@@ -224,6 +247,13 @@ fn ask_helper(thread: u64, class: *mut ffi::PyObject, limit: Duration) -> bool {
     done
 }
 
+fn ticket_of_this_thread() -> u64 {
+    match engine::latch::pending().map(|failure| failure.error.cause) {
+        Some(Cause::Raised(raised)) => u64::from(raised.ticket) + 1,
+        _ => 0,
+    }
+}
+
 /// Start the helper of this process, if it does not run. Needs no GIL.
 pub fn ensure_helper() -> Result<(), Error> {
     // SAFETY: no preconditions.
@@ -231,7 +261,6 @@ pub fn ensure_helper() -> Result<(), Error> {
     if HELPER_OF.swap(process, Ordering::AcqRel) == process {
         return Ok(());
     }
-    STOP.store(false, Ordering::Release);
     for request in &REQUESTS {
         request.state.store(FREE, Ordering::Release);
     }
@@ -243,7 +272,8 @@ pub fn ensure_helper() -> Result<(), Error> {
 }
 
 fn help() {
-    while !STOP.load(Ordering::Acquire) {
+    enter::stay_known();
+    while !gil::is_finalizing() {
         let rung = gil::HELPER.rung();
         // Those who wait for an answer come first.
         if REQUESTS.iter().all(|request| !answer(request)) && !take_gil_once() {
@@ -263,26 +293,20 @@ fn answer(request: &Request) -> bool {
     let thread = request.thread.load(Ordering::Relaxed);
     let class = request.class.load(Ordering::Relaxed);
     let latched = request.latched.load(Ordering::Relaxed);
-    enter(|_| {
+    let ticket = request.ticket.load(Ordering::Relaxed).checked_sub(1).and_then(|ticket| u32::try_from(ticket).ok());
+    enter(|py| {
         if class.is_null() || !engine::latch::is_latched(latched) {
             return;
         }
-        // SAFETY: the GIL is held; exception classes are never freed. A thread that ended meanwhile is not found: fine.
-        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, class) };
+        let itself = ticket.and_then(|ticket| kept::itself_under(py, ticket));
+        // SAFETY: the GIL is held; exception classes are never freed.
+        unsafe { raise_in(thread, class, itself.as_ref()) };
     });
     if request.state.compare_exchange(ASKED, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
         request.state.store(FREE, Ordering::Release);
     }
     engine::futex::wake_all(&request.state);
     true
-}
-
-/// Before the interpreter is finalized (an atexit hook): the helper must not take the GIL any more.
-#[pyfunction]
-fn stop_helper(py: Python<'_>) {
-    called::stop(py);
-    STOP.store(true, Ordering::Release);
-    gil::HELPER.ring_all();
 }
 
 type Taken = (String, i64, Option<i32>, Cow<'static, str>, usize, Option<Py<PyAny>>, Option<Py<PyAny>>);
@@ -388,7 +412,6 @@ fn refresh_handlers(interrupt_raises: bool) {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_exceptions, module)?)?;
-    module.add_function(wrap_pyfunction!(stop_helper, module)?)?;
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
     module.add_function(wrap_pyfunction!(take_resolver_error, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;

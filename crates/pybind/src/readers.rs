@@ -4,7 +4,7 @@
 //! *Locks*: the list of a pool, for a few instructions without the GIL. *GIL*: released while a reader waits.
 //! *Blocks on*: an engine thread waits for its answer, but not beyond its limit: a source that hangs keeps a reader, no fault.
 
-use crate::{enter, errors};
+use crate::{enter, errors, gil};
 use engine::futex::{self, Bell};
 use engine::source::{Cause, SourceError};
 use pyo3::prelude::*;
@@ -34,7 +34,6 @@ struct Pool {
     idle: AtomicUsize,
     /// Readers that do some.
     busy: AtomicUsize,
-    stopped: AtomicBool,
 }
 
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
@@ -54,7 +53,6 @@ fn pool() -> &'static Pool {
             bell: Bell::new(),
             idle: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
-            stopped: AtomicBool::new(false),
         }));
         if POOL.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             // SAFETY: nobody else has seen it.
@@ -73,6 +71,9 @@ pub fn leave(work: impl FnOnce(Python<'_>) + Send + 'static) {
     push(pool(), Box::new(work));
 }
 
+/// How often whoever waits looks whether the interpreter ends, and its readers with it.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Have a reader do `work`, and wait for its answer; engine threads. `offset`: what it is about.
 pub fn call(offset: u64, limit: Duration, work: impl FnOnce(Python<'_>) -> Answer + Send + 'static) -> Answer {
     let (pool, desk) = (pool(), Arc::new(Desk::default()));
@@ -90,22 +91,22 @@ pub fn call(offset: u64, limit: Duration, work: impl FnOnce(Python<'_>) -> Answe
     let began = Instant::now();
     while desk.done.load(Ordering::Acquire) == 0 {
         let left = limit.saturating_sub(began.elapsed());
-        if left.is_zero() || pool.stopped.load(Ordering::Acquire) {
+        if left.is_zero() || gil::is_finalizing() {
             desk.given_up.store(true, Ordering::Release);
             return failed(if left.is_zero() { Cause::Timeout } else { Cause::Os(libc::ESHUTDOWN) });
         }
-        futex::wait(&desk.done, 0, Some(left.min(Duration::from_secs(1))));
+        futex::wait(&desk.done, 0, Some(left.min(LOOK)));
     }
     let answer = desk.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
     answer.unwrap_or_else(|| failed(Cause::Short))
 }
 
 /// Wait for work and do it; where nobody waits for more, `start_another` is called first with the number of those who work: it may
-/// take long, and what comes meanwhile is not to wait for it. False: the interpreter is about to end.
+/// take long, and what comes meanwhile is not to wait for it.
 #[pyfunction]
-fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool> {
+fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) {
     let pool = pool();
-    let Some(work) = py.detach(|| next(pool)) else { return Ok(false) };
+    let work = py.detach(|| next(pool));
     let busy = pool.busy.fetch_add(1, Ordering::SeqCst) + 1;
     enter::sheltered(|| {
         if pool.idle.load(Ordering::SeqCst) == 0
@@ -120,40 +121,20 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) -> PyResult<bool>
         // Of a finalizer or a `close` that touched lazy memory: it would end this thread, which others need.
         errors::take_pending(py).write_unraisable(py, None);
     }
-    Ok(true)
 }
 
-fn next(pool: &'static Pool) -> Option<Work> {
+fn next(pool: &'static Pool) -> Work {
     loop {
         let rung = pool.bell.rung();
-        if pool.stopped.load(Ordering::Acquire) {
-            return None;
-        }
         let mut waiting = pool.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(work) = waiting.pop_front() {
-            return Some(work);
+            return work;
         }
         drop(waiting);
         pool.idle.fetch_add(1, Ordering::SeqCst);
         pool.bell.wait(rung, None);
         pool.idle.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// How long the end of the interpreter waits for readers that sleep in here.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Before the interpreter is finalized: its readers must not be in here when it takes their thread states away.
-pub fn stop(py: Python<'_>) {
-    let pool = pool();
-    pool.stopped.store(true, Ordering::SeqCst);
-    let began = Instant::now();
-    py.detach(|| {
-        while pool.idle.load(Ordering::SeqCst) > 0 && began.elapsed() < PATIENCE {
-            pool.bell.ring_all();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    });
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

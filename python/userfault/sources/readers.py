@@ -56,7 +56,7 @@ def _start_another(busy: int) -> None:
 
 def _serve(number: int) -> None:
     try:
-        while _core.serve_read(_start_another):
-            pass
+        while True:
+            _core.serve_read(_start_another)
     finally:
         _numbers.discard(number)
