@@ -385,3 +385,68 @@ def test_a_source_that_fails_is_not_asked_ahead_again_and_again(child):
         assert 100 <= len(asked) < 125, len(asked)
 
     child(code, timeout=40).check()
+
+
+def test_a_child_that_returns_from_the_source_is_told_whose_memory_it_touched(child, delivery):
+    """A fork inside `read_into`: the parent has its page; the touch goes on in the child too, where that memory is not there."""
+
+    def code():
+        import os
+        import signal
+        import sys
+
+        from support.called import Known
+        from support.lazy import killed_by
+
+        import userfault as uf
+
+        class Forking(Known):
+            def read_into(self, offset, buffer):
+                self.child = os.fork()
+                super().read_into(offset, buffer)
+
+        source = Forking()
+        assert memoryview(uf.map(source, delivery=sys.argv[1]))[0] == source.bytes[0]
+        assert killed_by(os.waitpid(source.child, 0)[1]) == signal.SIGSEGV
+
+    result = child(code, args=[delivery]).check()
+    assert result.stderr.count("this forked process touched") == 1, result.stderr
+    assert "closerange" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "function"])
+def test_a_thread_is_not_cancelled_in_the_middle_of_a_touch(child, delivery, kind, tmp_path):
+    """A load is no place where `pthread_cancel` ends a thread, though the source's system calls are."""
+
+    def code():
+        import ctypes
+        import sys
+        import time
+
+        import userfault as uf
+
+        delivery, kind, place = sys.argv[1:]
+        libc = ctypes.CDLL(None)
+        libc.pthread_create.argtypes = [ctypes.POINTER(ctypes.c_ulong), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        libc.pthread_cancel.argtypes = [ctypes.c_ulong]
+        libc.pthread_join.argtypes = [ctypes.c_ulong, ctypes.POINTER(ctypes.c_ssize_t)]
+        page = b"\x07" * 4000 + bytes(96)
+        with open(place, "wb") as file:
+            file.write(page * 20)
+
+        def read_into(offset, buffer):
+            time.sleep(0.02)  # in there the thread would be ended
+            buffer[:] = page * (len(buffer) // len(page))
+
+        source = uf.File(place) if kind == "file" else uf.Function(read_into, 20 * len(page), unit="4KiB")
+        region = uf.map(source, delivery=delivery)
+        start = region.numpy().ctypes.data
+        for offset in range(0, len(region), len(page)):
+            thread, length = ctypes.c_ulong(), ctypes.c_ssize_t()
+            assert libc.pthread_create(thread, None, ctypes.cast(libc.strlen, ctypes.c_void_p), start + offset) == 0
+            time.sleep(0.005)
+            libc.pthread_cancel(thread)
+            assert libc.pthread_join(thread, length) == 0
+            assert length.value == 4000
+
+    child(code, args=[delivery, kind, str(tmp_path / "pages")]).check()

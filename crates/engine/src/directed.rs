@@ -8,7 +8,7 @@
 //! *Locks*: one, to install. *Threads*: engine threads send; a receiver runs in the thread that was sent to, with this signal
 //! blocked and no other.
 
-use crate::threads::KeepErrno;
+use crate::threads::{KeepErrno, Uncancelled};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -181,7 +181,7 @@ pub fn send(thread: i32, address: usize, place: Place) -> bool {
 }
 
 extern "C-unwind" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let _errno = KeepErrno::new();
+    let (_errno, _uncancelled) = (KeepErrno::new(), Uncancelled::new());
     // SAFETY: the kernel passes a valid siginfo, of the layout above for a queued signal.
     let (code, Queued { value: address, place, .. }) = unsafe { ((*info).si_code, &*info.cast::<Queued>()) };
     if code != libc::SI_QUEUE {

@@ -9,6 +9,7 @@
 use crate::counters::add;
 use crate::exposures::Exposures;
 use crate::failure::{Failure, leave_orphan};
+use crate::fork;
 use crate::futex::ATTENTION;
 use crate::latch::{self, Why};
 use crate::region::{OnError, Region};
@@ -62,7 +63,7 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
             }
             // The page is there, or the instruction asks again.
             if !matches!(outcome, Outcome::Exists | Outcome::Retry) {
-                lost(region, outcome);
+                lost(region, page, outcome);
             }
             return false;
         }
@@ -124,7 +125,10 @@ fn install_pattern(region: &Region, address: usize) -> Outcome {
 }
 
 /// The pattern cannot be put there: no memory at all, or somebody closed the descriptor.
-fn lost(region: &Region, outcome: Outcome) {
+fn lost(region: &Region, page: usize, outcome: Outcome) {
+    if fork::parents_region(region.page_address(page)).is_some() {
+        return; // the source forked, and this is the child: the instruction meets the tombstone, which says so
+    }
     let why = match outcome.errno() {
         Some(uffd::Errno(libc::ENOMEM)) => "there is no memory left for it",
         _ => "was its descriptor closed, as by os.closerange?",

@@ -25,7 +25,7 @@ use crate::serve::{help, read_ahead};
 use crate::source::{Cause, Patience, SourceError, Table};
 use crate::states::State;
 use crate::table::Pin;
-use crate::threads::{KeepErrno, Root, thread_id};
+use crate::threads::{KeepErrno, Root, Uncancelled, thread_id};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,7 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
 }
 
 fn touch(engine: &'static Engine, region: &Pin<Region>, page: usize, interrupted: &Interrupted) {
+    let _uncancelled = Uncancelled::new();
     if region.options.delivery != Delivery::Signal {
         // A SIGBUS comes of pages that were poisoned by whoever read the fault, and of nothing else; it was counted there.
         let latched = SourceError::new((page * uffd::page_size()) as u64, Cause::Latched);
@@ -160,6 +161,7 @@ fn serve_touch(engine: &'static Engine, region: &Region, page: usize) -> Option<
 
 /// A touch of memory that the caller flagged, or had flagged a moment ago. False: not ours.
 fn touch_flagged(engine: &'static Engine, address: usize, context: *mut libc::c_void) -> bool {
+    let _uncancelled = Uncancelled::new();
     let inside = gate::enter();
     let Some(entry) = view::find(address) else {
         drop(inside);

@@ -316,6 +316,41 @@ impl Drop for KeepErrno {
     }
 }
 
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
+}
+
+/// `PTHREAD_CANCEL_DISABLE` of glibc and musl.
+const CANCEL_DISABLE: libc::c_int = 1;
+
+/// As long as this lives, `pthread_cancel` does not end this thread: a load from memory is no place where a thread is ended, though
+/// the system calls that bring the page are.
+pub struct Uncancelled(libc::c_int);
+
+impl Uncancelled {
+    /// From now on.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut old = 0;
+        // SAFETY: sets a word of this thread's own; glibc and musl take no lock in it, so signal handlers may.
+        unsafe { pthread_setcancelstate(CANCEL_DISABLE, &raw mut old) };
+        Self(old)
+    }
+}
+
+impl Default for Uncancelled {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pthread_setcancelstate(self.0, std::ptr::null_mut()) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
