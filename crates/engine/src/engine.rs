@@ -10,7 +10,7 @@ use crate::region::{Handles, Region};
 use crate::scratch::{ScratchNeeds, ScratchPool};
 use crate::spread::Spread;
 use crate::stock::Stock;
-use crate::table::AddressTable;
+use crate::table::{AddressTable, Pin};
 use crate::threads::Root;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -112,6 +112,20 @@ impl Engine {
     pub fn dead() -> Option<&'static Engine> {
         // SAFETY: the pointer is null or a leaked box.
         unsafe { DEAD.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The region of the process that we were forked from that had `address`, or of an older one. Takes no lock.
+    #[must_use]
+    pub fn parents_region(address: usize) -> Option<Pin<Region>> {
+        let mut engine = Self::dead();
+        while let Some(dead) = engine {
+            if let Some(region) = dead.table.pin(address).filter(|region| region.contains(address)) {
+                return Some(region);
+            }
+            // SAFETY: `previous` is null or a leaked engine.
+            engine = unsafe { dead.previous.as_ref() };
+        }
+        None
     }
 
     /// Make this the engine of the process.

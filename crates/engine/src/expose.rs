@@ -7,9 +7,9 @@
 //! *Locks*: none: everything here runs in signal handlers. *Threads*: any.
 
 use crate::counters::add;
+use crate::engine::Engine;
 use crate::exposures::Exposures;
 use crate::failure::{Failure, leave_orphan};
-use crate::fork;
 use crate::futex::ATTENTION;
 use crate::latch::{self, Why};
 use crate::region::{OnError, Region};
@@ -126,7 +126,7 @@ fn install_pattern(region: &Region, address: usize) -> Outcome {
 
 /// The pattern cannot be put there: no memory at all, or somebody closed the descriptor.
 fn lost(region: &Region, page: usize, outcome: Outcome) {
-    if fork::parents_region(region.page_address(page)).is_some() {
+    if Engine::parents_region(region.page_address(page)).is_some() {
         return; // the source forked, and this is the child: the instruction meets the tombstone, which says so
     }
     let why = match outcome.errno() {

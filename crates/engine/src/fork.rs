@@ -9,9 +9,7 @@ use crate::cause::Kind;
 use crate::engine::Engine;
 use crate::flagged::{self, gate, view};
 use crate::identity::close_if_userfaultfd;
-use crate::region::Region;
 use crate::say::say;
-use crate::table::Pin;
 use crate::threads::{self, KeepErrno};
 use crate::{directed, interrupt, pager, signal};
 use std::cell::UnsafeCell;
@@ -129,26 +127,12 @@ extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     if view::was_the_parents(address) {
         return end(format_args!("memory at {address:#x} that is flagged with MADV_USERFAULT"));
     }
-    if let Some(region) = parents_region(address) {
+    if let Some(region) = Engine::parents_region(address) {
         return end(format_args!("{} at offset {}", region.source_name, address - region.base));
     }
     // Not a tombstone: whoever was there before us takes it when the instruction runs again.
     // SAFETY: PREVIOUS was written before this handler was installed.
     unsafe { libc::sigaction(libc::SIGSEGV, (*PREVIOUS.0.get()).as_ptr(), std::ptr::null_mut()) };
-}
-
-/// The region of the process that we were forked from that had `address`, or of an older one. Takes no lock.
-#[must_use]
-pub fn parents_region(address: usize) -> Option<Pin<Region>> {
-    let mut engine = Engine::dead();
-    while let Some(dead) = engine {
-        if let Some(region) = dead.table.pin(address).filter(|region| region.contains(address)) {
-            return Some(region);
-        }
-        // SAFETY: `previous` is null or a leaked engine.
-        engine = unsafe { dead.previous.as_ref() };
-    }
-    None
 }
 
 fn end(what: std::fmt::Arguments<'_>) {
