@@ -3,7 +3,7 @@
 //!
 //! *Locks*: none. *GIL*: held by what runs as a pending call; the pump, which asks, has none.
 
-use crate::raise;
+use crate::helper;
 use engine::mman;
 use engine::mman::late::{self, TimedOut, Where};
 use pyo3::prelude::*;
@@ -59,7 +59,7 @@ extern "C" fn tell(_: *mut std::ffi::c_void) -> std::ffi::c_int {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    late::set_hooks(raise::ask_for_gil, raise::gil_was_had, ask_python);
+    late::set_hooks(helper::ask_for_gil, helper::gil_was_had, ask_python);
     module.add_function(wrap_pyfunction!(mman_tell_late, module)?)?;
     module.add_function(wrap_pyfunction!(mman_take_late, module)?)
 }

@@ -3,7 +3,7 @@
 //!
 //! *Locks*: `WAITING`, for a few instructions in which no Python runs. *GIL*: held by every caller.
 
-use crate::raise;
+use crate::pending;
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -23,7 +23,7 @@ pub fn call<'py, T>(py: Python<'py>, place: Option<&Bound<'py, PyAny>>, work: im
     // SAFETY: the GIL is held; in another than the main thread it does nothing.
     let before = if unsafe { ffi::Py_MakePendingCalls() } == 0 { None } else { Some(PyErr::fetch(py)) };
     if let Err(error) = work() {
-        if raise::is_main() && !error.is_instance_of::<PyException>(py) {
+        if pending::is_main() && !error.is_instance_of::<PyException>(py) {
             raise_soon(py, error);
         } else {
             error.write_unraisable(py, place);

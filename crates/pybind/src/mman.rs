@@ -6,7 +6,7 @@ use crate::enter::enter;
 use crate::errors::{engine_error, os_error};
 use crate::kernel::place::{Place, transfer_length};
 use crate::sources::NativeSource;
-use crate::{gil, raise};
+use crate::{gil, helper, raise};
 use engine::flagged::view::{Act, Token, take_released};
 use engine::flagged::{self, Called};
 use engine::mman::calls::{Failed, whole_pages};
@@ -28,7 +28,7 @@ const LONG_MOVE: usize = 2 << 20;
 /// The room of this process, started if need be.
 pub fn room(py: Python<'_>) -> PyResult<&'static Mman> {
     py.detach(|| {
-        raise::ensure_helper()?;
+        helper::ensure()?;
         mman::get()
     })
     .map_err(|error| engine_error(py, error))
@@ -201,7 +201,7 @@ fn mman_poisoned_switches() -> u64 {
 
 /// In the SIGBUS handler: call a resolver in this thread.
 fn call_resolver(token: usize, address: usize) -> Called {
-    if !gil::known_to_python() && !raise::gil_can_be_had(GIL_LIMIT) {
+    if !gil::known_to_python() && !helper::gil_can_be_had(GIL_LIMIT) {
         return Called::TooLate;
     }
     let called = enter(|py| {

@@ -7,7 +7,7 @@ use crate::enter::enter;
 use crate::errors::{choice, engine_error, page_error};
 use crate::pager::{NativePager, Raised};
 use crate::sources::{NativeSource, seconds};
-use crate::{own, raise};
+use crate::{helper, own};
 use engine::cause::Kind;
 use engine::counters::Snapshot;
 use engine::error::Error;
@@ -96,7 +96,7 @@ impl NativeRegion {
         let served =
             served.map(|(pager, source, on_death)| pager.serving(py, source, &on_death, &raised)).transpose()?;
         let opened = py.detach(|| {
-            raise::ensure_helper()?;
+            helper::ensure()?;
             open(inner, options, served)
         });
         if let Some(error) = raised.lock().unwrap_or_else(PoisonError::into_inner).take() {
