@@ -128,15 +128,15 @@ def test_who_touches_in_the_middle_of_a_call_is_served(child):
 
         from userfault.sources import aside as module
 
-        start, also = threading.Thread.start, []
+        start, also = module.start_new_thread, []
 
-        def busy(thread):
+        def busy(*call):
             if not also:
                 also.append(None)
                 also.append(module.aside(abs, -7, seconds=5))
-            start(thread)
+            start(*call)
 
-        threading.Thread.start = busy
+        module.start_new_thread = busy
         assert module.aside(abs, -1, seconds=5) == 1
         assert also == [None, 7]
         threads = module._threads()
@@ -144,11 +144,11 @@ def test_who_touches_in_the_middle_of_a_call_is_served(child):
 
         gate, callers = threading.Event(), []
 
-        def refused(thread):
+        def refused(*call):
             raise RuntimeError("can't start new thread")
 
-        def interrupted(thread):
-            start(thread)
+        def interrupted(*call):
+            start(*call)
             raise KeyboardInterrupt
 
         def hold():
@@ -156,11 +156,11 @@ def test_who_touches_in_the_middle_of_a_call_is_served(child):
 
         for _ in range(2):
             callers.append(threading.Thread(target=hold))
-            start(callers[-1])
+            callers[-1].start()
         while len(threads._idle):
             pass
         for wrong, kind, count in (refused, RuntimeError, 2), (interrupted, KeyboardInterrupt, 3):
-            threading.Thread.start = wrong
+            module.start_new_thread = wrong
             try:
                 module.aside(abs, -1, seconds=5)
             except kind:
@@ -173,3 +173,10 @@ def test_who_touches_in_the_middle_of_a_call_is_served(child):
         gate.set()
 
     child(code, timeout=20).check()
+
+
+def test_who_touches_while_a_thread_is_started_is_served(monkeypatch):
+    """As a finalizer may: the interpreter's list of threads is locked then."""
+    monkeypatch.setattr(module, "_THREADS", None)
+    with threading._active_limbo_lock:
+        assert module.aside(abs, -1, seconds=5) == 1

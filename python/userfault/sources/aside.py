@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -111,7 +112,8 @@ class _Threads:
                 else:
                     self._waiting += alone
             if is_more:
-                threading.Thread(target=self._serve, args=(_Worker(job),), name="userfault-store", daemon=True).start()
+                # Not by `threading`, whose lock the caller may hold: one who touches while he starts a thread of his own.
+                start_new_thread(self._serve, (_Worker(job),))
         except BaseException:
             with self._lock:
                 if is_more and not job.is_begun:  # perhaps there is no thread; if there is, it counts itself
