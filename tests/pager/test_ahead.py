@@ -79,3 +79,87 @@ for _ in range(3):
     del again
 """
     child(code, timeout=40, warnings=None).check()
+
+
+LOGGED = """
+class Logged(Known):
+    readahead = True
+    preferred_size = "4KiB"
+
+    def __init__(self, log, hangs_at=None):
+        super().__init__(LENGTH, unit="4KiB", delay=0.002)
+        self.log, self.hangs_at = log, hangs_at
+
+    def read_into(self, offset, buffer):
+        with open(self.log, "a") as log:
+            log.write(f"{offset >> 12}\\n")
+        if self.hangs_at is not None and offset >= self.hangs_at << 12:
+            time.sleep(60)
+        return super().read_into(offset, buffer)
+
+    def close(self):
+        with open(self.log, "a") as log:
+            log.write("closed\\n")
+
+def logged():
+    try:
+        with open(log) as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+
+log = sys.argv[1] + "/log"
+"""
+
+
+def test_a_scan_whose_next_reads_hang_does_not_stop_other_regions(child, tmp_path):
+    """Of what was planned for it four reads may hang until their time is up, and then all of it is dropped."""
+    code = f"""import sys
+{PROLOGUE}{LOGGED}
+region = uf.map(Logged(log, hangs_at=48), delivery="process", timeout=2)
+other = uf.map(Known(LENGTH, unit="4KiB"), delivery="process")
+view = memoryview(region)
+for page in range(40):
+    assert view[page << 12] == want[page << 12]
+while "48" not in logged():
+    time.sleep(0.01)
+began = time.monotonic()
+other.populate()
+assert time.monotonic() - began < 3.9, (time.monotonic() - began, logged())
+"""
+    child(code, args=[tmp_path], timeout=50).check()
+
+
+def test_what_is_there_is_not_read_ahead(child, tmp_path):
+    """Its bytes would be thrown away."""
+    code = f"""import sys
+{PROLOGUE}{LOGGED}
+region = uf.map(Logged(log), delivery="process")
+view = memoryview(region)
+region.populate(view[3 << 12 :])
+for page in range(3):
+    assert view[page << 12] == want[page << 12]
+time.sleep(0.5)
+assert sorted(map(int, logged())) == list(range(96)), logged()
+"""
+    child(code, args=[tmp_path], timeout=30).check()
+
+
+def test_a_region_that_is_closed_is_not_read_any_further(child, tmp_path):
+    """What was to be prefetched is not waited for: its source is closed soon."""
+    code = f"""import sys
+{PROLOGUE}{LOGGED}
+class Slower(Logged):
+    def read_into(self, offset, buffer):
+        time.sleep(0.2)
+        return super().read_into(offset, buffer)
+with uf.map(Slower(log), delivery="process") as region:
+    region.prefetch()
+    while not logged():
+        time.sleep(0.01)
+began = time.monotonic()
+while "closed" not in logged():
+    assert time.monotonic() - began < 2, logged()
+    time.sleep(0.01)
+"""
+    child(code, args=[tmp_path], timeout=30).check()

@@ -28,6 +28,14 @@ def counted(offset, buffer):
         file.seek(offset)
         file.readinto(buffer)
 
+class Silent(Exception):
+    @property
+    def transient(self):
+        raise RuntimeError("it does not know")
+
+def silent(offset, buffer):
+    raise Silent(offset)
+
 class Faulty(uf.Source):
     length = 1 << 20
     failures = 0
@@ -50,6 +58,7 @@ uf.pager.share(folder + "/room/shared", {
     "counted": uf.Cached(uf.Function(counted, 400_000), chunk="64KiB"),
     "faulty": Faulty(),
     "hanging": uf.Function(hang, 1 << 20),
+    "silent": uf.Function(silent, 1 << 20),
 })
 '''
 
@@ -119,6 +128,8 @@ assert not pickle.loads(pickle.dumps(cause)).transient
 cause = failure(lambda: memoryview(region)[1 << 19]).__cause__
 assert cause.kind == "ConnectionResetError" and cause.transient, cause
 assert pickle.loads(pickle.dumps(cause)).transient
+cause = failure(lambda: memoryview(uf.map(uf.Served(place, "silent")))[0]).__cause__
+assert isinstance(cause, uf.RemoteError) and "Silent" in cause.kind and not cause.transient, cause
 again = uf.map(uf.Retry(uf.Served(place, "faulty"), attempts=3, pause=0), unit="4KiB")
 assert bytes(memoryview(again)[1 << 19 : (1 << 19) + 4]) == b"well"
 remote = uf.map(uf.Served(place, "faulty"), delivery="process", unit="4KiB")
@@ -355,6 +366,47 @@ source.close()
 
 
 @pytest.mark.root
+def test_sources_of_any_names_are_not_taken_for_one_another():
+    """By caches, where they have the same version and length."""
+    import userfault as uf
+
+    pairs = [("/r/a:b", "c"), ("/r/a", "b:c"), ("/r/a", "b?1"), ("/r/a", "b?2"), ("/r/a", "//me:1@"), ("/r/a", "//me:2@")]
+    assert len({uf.Served(*pair).place() for pair in pairs}) == len(pairs)
+
+
+def test_a_service_whose_standard_error_is_gone_goes_on(child, tmp_path):
+    """It cannot say that it has no descriptor for a client; the next client is served."""
+    code = """
+few = "import os, resource, sys, time; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+pager.kill()
+pager.wait()
+reading, writing = os.pipe()
+pager = subprocess.Popen([sys.executable, "-c", PAGER.replace("import os, sys, time", few), folder], stderr=writing)
+os.close(writing)
+os.close(reading)
+
+def connected():
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(place)
+    except OSError:
+        client.close()
+        return None
+    return client
+
+while (first := connected()) is None:
+    time.sleep(0.01)
+clients = [first, *(connected() for _ in range(60))]
+time.sleep(0.5)
+assert pager.poll() is None
+for client in clients:
+    client.close()
+with uf.map(uf.Served(place, "file")) as region:
+    assert region.read(0, 100) == data[:100]
+"""
+    run(child, tmp_path, code)
+
+
 def test_another_user_is_not_served(child, as_nobody, tmp_path):
     """Even where the modes would let him in; and a client does not ask a pager of another user."""
     for above in (tmp_path, *tmp_path.parents[:2]):

@@ -118,3 +118,65 @@ def test_ctrl_c_ends_a_wait_at_once(child):
 
     for _ in range(3):
         child(code, warnings=None).check()
+
+
+def test_who_touches_in_the_middle_of_a_call_is_served(child):
+    """As a signal handler or a finalizer may. Threads that are refused, or whose starter is interrupted, are counted right."""
+
+    def code():
+        import threading
+
+        from userfault.sources import aside as module
+
+        start, also = module.start_new_thread, []
+
+        def busy(*call):
+            if not also:
+                also.append(None)
+                also.append(module.aside(abs, -7, seconds=5))
+            start(*call)
+
+        module.start_new_thread = busy
+        assert module.aside(abs, -1, seconds=5) == 1
+        assert also == [None, 7]
+        threads = module._threads()
+        assert threads._threads == 2
+
+        gate, callers = threading.Event(), []
+
+        def refused(*call):
+            raise RuntimeError("can't start new thread")
+
+        def interrupted(*call):
+            start(*call)
+            raise KeyboardInterrupt
+
+        def hold():
+            module.aside(gate.wait, seconds=20)
+
+        for _ in range(2):
+            callers.append(threading.Thread(target=hold))
+            callers[-1].start()
+        while len(threads._idle):
+            pass
+        for wrong, kind, count in (refused, RuntimeError, 2), (interrupted, KeyboardInterrupt, 3):
+            module.start_new_thread = wrong
+            try:
+                module.aside(abs, -1, seconds=5)
+            except kind:
+                pass
+            else:
+                raise AssertionError
+            while len(threads._idle) != count - 2:
+                pass
+            assert threads._threads == count, (wrong, threads._threads)
+        gate.set()
+
+    child(code, timeout=20).check()
+
+
+def test_who_touches_while_a_thread_is_started_is_served(monkeypatch):
+    """As a finalizer may: the interpreter's list of threads is locked then."""
+    monkeypatch.setattr(module, "_THREADS", None)
+    with threading._active_limbo_lock:
+        assert module.aside(abs, -1, seconds=5) == 1

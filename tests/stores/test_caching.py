@@ -272,6 +272,26 @@ def test_sources_with_one_identity_share(data):
     assert read(kept[2], 0, 5000) == data[::-1][:5000]
 
 
+def test_addresses_that_differ_in_what_is_not_shown_do_not_share():
+    """A query names another object; it may be a signature, too, and so is not shown."""
+    from userfault.sources import RemoteSource, Version
+
+    class Table(RemoteSource):
+        def look(self):
+            return Version(4096, "1")
+
+        def get(self, version, start, stop):
+            return self.fill * (stop - start)
+
+    tables = []
+    for key in ("a", "b"):
+        table = Table(f"table://host/rows?key={key}")
+        table.fill = key.encode()
+        assert key + "=" not in table.identity.partition("?")[2]
+        tables.append(native(uf.Cached(table)))
+    assert [read(table, 0, 3) for table in tables] == [b"aaa", b"bbb"]
+
+
 def test_sources_without_identity_do_not_share(data):
     """Who knows what they give."""
     first, second = Counted(data), Counted(data[::-1])

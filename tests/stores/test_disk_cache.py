@@ -1,5 +1,6 @@
 """Chunks in a directory: bounded, shared by processes, and never shown if they are damaged."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -131,6 +132,35 @@ def test_a_disk_that_is_full_costs_only_time(tmp_path, data, monkeypatch):
     monkeypatch.undo()
     assert len(source.reads) == 2
     assert list(tmp_path.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("call", ["makedirs", "open"])
+def test_a_disk_that_is_full_from_the_start_is_no_error_either(tmp_path, data, monkeypatch, call):
+    """Not even the lock file can be made then. What forbids to write at all is one."""
+    from userfault.sources.disk import os as disk_os
+
+    def refuse(error):
+        def refused(*_arguments, **_options):
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(disk_os, call, refused)
+
+    source = Named(data)
+    refuse(errno.ENOSPC)
+    opened = native(on_disk(source, tmp_path / "new"))
+    for _ in range(2):
+        assert read(opened, 0, 5000) == data[:5000]
+    refuse(errno.EROFS)
+    with pytest.raises(OSError, match="Read-only"):
+        native(on_disk(source, tmp_path / "other"))
+
+
+def test_an_identity_may_have_no_utf8_form(tmp_path, data):
+    """One that was made of a file's name."""
+    source = Named(data)
+    source.identity = "\udc80"
+    for _ in range(2):
+        assert read(native(on_disk(source, tmp_path)), 0, 5000) == data[:5000]
 
 
 def test_a_process_that_died_leaves_nothing_behind(tmp_path, data):

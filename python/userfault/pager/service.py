@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from userfault.errors import OptionError
-from userfault.sources.wire import owner_of
+from userfault.sources.wire import owner_of, place_of
 
-__all__ = ["listening", "serve"]
+__all__ = ["listening", "put_off", "serve"]
 
 
 def serve(path: str | os.PathLike[str]) -> None:
@@ -27,7 +27,8 @@ def serve(path: str | os.PathLike[str]) -> None:
         path: Where; an older socket there is replaced.
 
     Raises:
-        OptionError: The directory is another user's, or others may enter it; the path is something else than a socket.
+        OptionError: The directory is another user's, or others may enter it; the path is something else than a socket, or too
+            long for one.
         OSError: It cannot be made.
 
     Blocks: until it is interrupted.
@@ -53,7 +54,7 @@ def listening(path: str | os.PathLike[str], kind: socket.SocketKind) -> Iterator
         OptionError: As `serve`.
         OSError: It cannot be made.
     """
-    place = Path(os.path.abspath(path))
+    place = Path(place_of(path))
     _make_room(place)
     with socket.socket(socket.AF_UNIX, kind) as listener:
         mask = os.umask(0o177)
@@ -75,6 +76,19 @@ def listening(path: str | os.PathLike[str], kind: socket.SocketKind) -> Iterator
 _PAUSE_SECONDS = 0.1
 
 
+def put_off(error: BaseException) -> None:
+    """Say that a client could not be served, where anybody can read it, and give the next one a better chance.
+
+    Args:
+        error: Why.
+
+    Blocks: for a moment.
+    """
+    with contextlib.suppress(OSError, ValueError):  # standard error may be a pipe that nobody reads any more
+        print(f"userfault: a client could not be served: {error}", file=sys.stderr)
+    time.sleep(_PAUSE_SECONDS)
+
+
 def _serve_one(listener: socket.socket, children: set[int]) -> None:
     """The next client. What fails for it fails for nobody else: it sees the end of its connection."""
     try:
@@ -82,8 +96,7 @@ def _serve_one(listener: socket.socket, children: set[int]) -> None:
         with client:
             _begin(client, children)
     except OSError as error:
-        print(f"userfault: a client could not be served: {error}", file=sys.stderr)
-        time.sleep(_PAUSE_SECONDS)
+        put_off(error)
 
 
 def _make_room(place: Path) -> None:

@@ -7,25 +7,21 @@ import hashlib
 import os
 import secrets
 import socket
-import sys
 import threading
-import time
 from collections.abc import Mapping
 
 from userfault import _core
 from userfault.errors import OptionError, PageError
 from userfault.pager.pinned import seen
 from userfault.pager.remote import described
-from userfault.pager.service import listening
+from userfault.pager.service import listening, put_off
 from userfault.sources import File, Image, Source, native
-from userfault.sources.wire import MOST_BYTES, Answer, Ask, Changed, Found, Given, Missing, Raised, owner_of, receive, send
+from userfault.sources.wire import MOST_BYTES, Answer, Ask, Changed, Found, Given, Missing, Raised, named, owner_of, receive, send
 
 __all__ = ["share"]
 
 #: Connections at once, each with a thread; more are closed at once, and try again.
 _MOST_CONNECTIONS = 1024
-#: No descriptor or no thread can be had: before the next try, which may find some.
-_PAUSE_SECONDS = 0.1
 
 
 def share(path: str | os.PathLike[str], sources: Mapping[str, Source]) -> None:
@@ -39,8 +35,8 @@ def share(path: str | os.PathLike[str], sources: Mapping[str, Source]) -> None:
         sources: By the names that `Served` asks for.
 
     Raises:
-        OptionError: The directory is another user's, or others may enter it; the path is something else than a socket; a source
-            makes no sense.
+        OptionError: The directory is another user's, or others may enter it; the path is something else than a socket, or too
+            long for one; a name or a source makes no sense.
         OSError: It cannot be made, or a source not be opened.
 
     Blocks: until it is interrupted.
@@ -48,15 +44,16 @@ def share(path: str | os.PathLike[str], sources: Mapping[str, Source]) -> None:
     Example:
         >>> share("/run/user/1000/userfault/shared", {"weights": Cached(Blob("s3://bucket/weights"))})
     """
-    held = {name: _Held(source) for name, source in sources.items()}
+    if not isinstance(sources, Mapping):
+        raise OptionError(f"share: takes a mapping of names to Sources, and was given one of type {type(sources).__name__}")
+    held = {named(name): _Held(source) for name, source in sources.items()}
     with listening(path, socket.SOCK_STREAM) as listener:
         while True:
             try:
                 client, _ = listener.accept()
                 _begin(client, held)
             except (OSError, RuntimeError) as error:  # for this client: it sees the end of its connection
-                print(f"userfault: a client could not be served: {error}", file=sys.stderr)
-                time.sleep(_PAUSE_SECONDS)
+                put_off(error)
 
 
 class _Held:
@@ -81,7 +78,7 @@ def _file(source: Source) -> str | None:
 
 
 def _short(identity: str) -> str:
-    return hashlib.blake2b(identity.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _begin(client: socket.socket, held: Mapping[str, _Held]) -> None:
@@ -131,4 +128,12 @@ def _raised(error: BaseException) -> Raised:
     if isinstance(error, PageError) and isinstance(error.cause, BaseException):
         error = error.cause  # what the source raised: the client's PageError is around it again
     kind, message, traceback = described(error).split("\0")
-    return Raised(kind, message, traceback, bool(getattr(error, "transient", isinstance(error, ConnectionError | TimeoutError))))
+    return Raised(kind, message, traceback, _may_pass(error))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """As it says itself, if it can."""
+    try:
+        return bool(getattr(error, "transient", isinstance(error, ConnectionError | TimeoutError)))
+    except Exception:
+        return False

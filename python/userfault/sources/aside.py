@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from _thread import start_new_thread
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -57,6 +57,9 @@ class _Job:
         self.error: BaseException | None = None
         self.is_wanted = True
         self.is_running = False
+        #: Of a thread that was started for it: whether it is there, and among those that are counted.
+        self.is_begun = False
+        self.is_counted = True
         self.done = _core.Turn()
         #: Who sleeps and has to be rung for it; None: somebody takes it who is awake.
         self.bell: _core.Turn | None = None
@@ -75,6 +78,7 @@ class _Worker:
     def __init__(self, job: _Job) -> None:
         self.job: _Job | None = job
         self.bell = _core.Turn()
+        self.alone = (self,)
 
 
 class _Threads:
@@ -82,28 +86,40 @@ class _Threads:
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        # Reentrant, since a garbage collection in here may run a finalizer that touches lazy memory.
+        # Nothing is called or made while it is held: else a signal handler, or a finalizer, that touches lazy memory could run
+        # there, and wait for threads that need the lock.
         self._lock = threading.RLock()
         self._idle: list[_Worker] = []
-        self._waiting: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
         self._threads = 0
         #: Threads in calls that nobody waits for any more: a server that hangs must not take the turns of all others.
         self._stuck = 0
 
     def give(self, job: _Job) -> None:
         """Have one of them run it, once `job.bell` is rung."""
-        with self._lock:
-            if self._idle:
-                # No calls, so that no exception from outside comes in between: a worker is at rest, or has a job and a bell.
-                worker = self._idle[-1]
-                worker.job = job
-                job.bell = worker.bell
-                del self._idle[-1]
-            elif self._threads - min(self._stuck, _MOST_STUCK) < MOST_ASIDE:
-                threading.Thread(target=self._serve, args=(_Worker(job),), name="userfault-store", daemon=True).start()
-                self._threads += 1
-            else:
-                self._waiting.append(job)
+        alone, is_more = (job,), False
+        try:
+            with self._lock:
+                if self._idle:
+                    # No exception from outside comes in between: a worker is at rest, or has a job and a bell.
+                    worker = self._idle[-1]
+                    worker.job = job
+                    job.bell = worker.bell
+                    del self._idle[-1]
+                elif self._threads - (self._stuck if self._stuck < _MOST_STUCK else _MOST_STUCK) < MOST_ASIDE:
+                    self._threads += 1
+                    is_more = True
+                else:
+                    self._waiting += alone
+            if is_more:
+                # Not by `threading`, whose lock the caller may hold: one who touches while he starts a thread of his own.
+                start_new_thread(self._serve, (_Worker(job),))
+        except BaseException:
+            with self._lock:
+                if is_more and not job.is_begun:  # perhaps there is no thread; if there is, it counts itself
+                    self._threads -= 1
+                    job.is_counted = False
+            raise
 
     def abandon(self, job: _Job) -> None:
         """Nobody waits for it any more."""
@@ -114,6 +130,12 @@ class _Threads:
             job.bell.ring()  # perhaps again; who has nothing to do goes on sleeping
 
     def _serve(self, worker: _Worker) -> None:
+        first = worker.job
+        if first is not None:
+            with self._lock:
+                first.is_begun = True
+                self._threads += not first.is_counted
+        del first
         while True:
             job = worker.job
             if job is None:
@@ -126,9 +148,12 @@ class _Threads:
             with self._lock:
                 self._stuck -= job.is_running and not job.is_wanted
                 job.is_running = False
-                worker.job = self._waiting.popleft() if self._waiting else None
-                if worker.job is None:
-                    self._idle.append(worker)
+                if self._waiting:
+                    worker.job = self._waiting[0]
+                    del self._waiting[0]
+                else:
+                    worker.job = None
+                    self._idle += worker.alone
                 done, busy = job.done, worker.job
             del job
             if busy is None:

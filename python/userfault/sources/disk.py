@@ -10,6 +10,7 @@ look at the directory forward.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -32,6 +33,7 @@ _KEEP = 0.9
 #: An unfinished file as old as this was left by a process that died.
 _STALE_SECONDS = 600.0
 _LOCK_PATIENCE = 0.5
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskChunks:
@@ -42,7 +44,7 @@ class DiskChunks:
         limit: Bytes that the files take at most, all processes together.
 
     Raises:
-        OSError: The directory cannot be made or written.
+        OSError: The directory cannot be made or written, for another reason than a disk that is full.
 
     Attributes:
         corrupt: Chunks that did not match their checksum.
@@ -52,12 +54,14 @@ class DiskChunks:
         self.directory = os.fspath(directory)
         self.limit = limit
         self.corrupt = 0
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        with open(os.path.join(self.directory, "lock"), "ab"):
-            pass
-        with self._alone() as is_locked:
-            if is_locked:
-                self._count(0)
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            with self._alone() as is_locked:
+                if is_locked:
+                    self._count(0)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
 
     def get(self, name: str, length: int) -> memoryview | None:
         """A chunk, if it is there and whole.
@@ -114,7 +118,7 @@ class DiskChunks:
                 os.unlink(part)
 
     def _path(self, name: str) -> str:
-        digest = hashlib.sha256(name.encode()).hexdigest()
+        digest = hashlib.sha256(_bytes(name)).hexdigest()
         return os.path.join(self.directory, digest[:2], f"{digest}.chunk")
 
     @contextmanager
@@ -189,7 +193,12 @@ def _locked(descriptor: int) -> bool:
             time.sleep(0.001)
 
 
+def _bytes(name: str) -> bytes:
+    """Of any name: one that was made of a path may have no UTF-8 form."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 def _sum(name: str, chunk: Buffer) -> bytes:
-    digest = hashlib.blake2b(name.encode(), digest_size=_SUM_BYTES)
+    digest = hashlib.blake2b(_bytes(name), digest_size=_SUM_BYTES)
     digest.update(chunk)
     return digest.digest()

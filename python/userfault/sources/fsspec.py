@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +111,7 @@ class Fsspec(RemoteSource):
         """See `RemoteSource.place`."""
         told = {name: value for name, value in self.options.items() if name in ("host", "port", "endpoint_url", "client_kwargs")}
         here = f" in process {os.getpid()}" if "memory" in self.filesystem.protocol else ""
-        # A query may be a signature: it tells addresses apart, and is not shown.
-        query = hashlib.sha256(self._address.encode()).hexdigest() if "?" in self._address else ""
-        return f"{self.url} {query}{told}{here}"
+        return f"{super().place()} {told}{here}"
 
     def _opened(self) -> tuple[Any, str]:
         fsspec = needed("fsspec", "fsspec")

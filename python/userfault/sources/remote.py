@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import threading
@@ -69,6 +70,8 @@ class RemoteSource(Source):
         unversioned: bool = False,
     ) -> None:
         self.url = without_secrets(url)
+        # A query may be a signature: it tells addresses apart, and is not shown.
+        self._query = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest() if "?" in url else ""
         self.deadline = parse_seconds(deadline, "deadline")
         self.attempts = parse_count(attempts, "attempts", 1, 2**31)
         self.unit = unit
@@ -136,7 +139,7 @@ class RemoteSource(Source):
 
     def place(self) -> str:
         """The object's full address, in which two of different stores differ. The URL, unless overridden."""
-        return self.url
+        return f"{self.url} {self._query}" if self._query else self.url
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See `Source.read_into`."""

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from userfault.errors import RemoteError, StoreError, StoreMissing
 from userfault.sources.remote import RemoteSource, Version
-from userfault.sources.wire import MOST_BYTES, Answer, Ask, Changed, Found, Given, Missing, owner_of, receive, receive_into, send
+from userfault.sources.wire import (
+    MOST_BYTES,
+    Answer,
+    Ask,
+    Changed,
+    Found,
+    Given,
+    Missing,
+    named,
+    owner_of,
+    place_of,
+    receive,
+    receive_into,
+    send,
+)
 from userfault.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -41,6 +55,9 @@ class Served(RemoteSource):
             What the source raises is not repeated: it may have `Retry` around it, over there or here.
         unit: Bytes filled for one touch.
 
+    Raises:
+        OptionError: No socket can have that path, or no source that name.
+
     Example:
         >>> weights = Served("/run/user/1000/userfault/shared", "weights")
     """
@@ -54,8 +71,8 @@ class Served(RemoteSource):
         patience: float | str = "5s",
         unit: int | str | None = None,
     ) -> None:
-        self.path = os.path.abspath(path)
-        self.name = name
+        self.path = place_of(path)
+        self.name = named(name)
         self.patience = parse_seconds(patience, "patience")
         super().__init__(f"{self.path}:{name}", deadline=deadline, unit=unit)
         self._idle: _Idle = (os.getpid(), deque())
@@ -79,6 +96,10 @@ class Served(RemoteSource):
                 if not isinstance(answer, Given):
                     raise StoreError(self.url, f"the pager answers {answer}")
         return room
+
+    def place(self) -> str:
+        """See `RemoteSource.place`: the path and the name, whatever is in them."""
+        return f"{self.path!r} {self.name!r}"
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -6,11 +6,14 @@ bytes travel, and no objects: nothing is unpickled on either side.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
+
+from userfault.errors import OptionError
 
 __all__ = [
     "MOST_BYTES",
@@ -21,7 +24,9 @@ __all__ = [
     "Given",
     "Missing",
     "Raised",
+    "named",
     "owner_of",
+    "place_of",
     "receive",
     "receive_into",
     "send",
@@ -30,6 +35,10 @@ __all__ = [
 #: Of one answer; longer reads ask several times.
 MOST_BYTES = 4 << 20
 _LONGEST_MESSAGE = 1 << 16
+#: Bytes of UTF-8: a score of them go into one message.
+_LONGEST_NAME = 1000
+#: What the kernel takes.
+_LONGEST_PATH = 107
 _HEAD = struct.Struct("<I")
 _WHO = struct.Struct("3i")
 
@@ -167,3 +176,40 @@ def owner_of(connection: socket.socket) -> int:
     """
     uid: int = _WHO.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _WHO.size))[1]
     return uid
+
+
+def named(name: object) -> str:
+    """The name of a source, if it can be one.
+
+    Args:
+        name: What somebody gave.
+
+    Raises:
+        OptionError: It is no text, cannot be written in UTF-8, or is too long.
+    """
+    try:
+        if isinstance(name, str) and len(name.encode()) <= _LONGEST_NAME:
+            return name
+    except UnicodeEncodeError:
+        pass
+    raise OptionError(f"name={name!r:.100}: must be a text of at most {_LONGEST_NAME} bytes of UTF-8")
+
+
+def place_of(path: str | bytes | os.PathLike[Any]) -> str:
+    """Where a socket is, absolute.
+
+    Args:
+        path: What somebody gave.
+
+    Raises:
+        OptionError: The kernel takes no such path for a socket.
+        TypeError: It is no path.
+    """
+    place = os.path.abspath(os.fsdecode(path))
+    length = len(os.fsencode(place))
+    if length > _LONGEST_PATH or "\0" in place:
+        raise OptionError(
+            f"path={place!r}: must have no zero byte, and {_LONGEST_PATH} bytes at most, as the kernel takes no longer ones for "
+            f"sockets; it has {length}"
+        )
+    return place

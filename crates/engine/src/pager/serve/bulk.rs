@@ -1,5 +1,6 @@
-//! Prefetch, populate and reading ahead of scans: units that are wanted filled, in pieces, by servers that no fault wants. A read that takes longer
-//! than a touch may wait is given up by the clock, with all that is left of its bulk: else four of them would stop every other.
+//! Prefetch, populate and reading ahead of scans: units that are wanted filled, in pieces, by servers that no fault wants. A read
+//! that takes longer than a touch may wait is given up by the clock, with all that is left of its bulk or planned for its scan:
+//! else four of them would stop every other.
 //!
 //! *Locks*: `list` and `reads`, for a few instructions; the flights' map inside `reads`. *Threads*: servers; the clock.
 //! *Blocks on*: sources.
@@ -15,6 +16,7 @@ use crate::futex::now_ns;
 use crate::pager::wire::{Frame, Kind};
 use crate::shared::encode;
 use crate::source::Source;
+use crate::states::State;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -219,7 +221,9 @@ impl Bulks {
 impl Bulk {
     fn fail(&self, server: &Server, error: SourceError) {
         if let Err(stream) = self.ticket {
-            return self.served.ahead.stop(stream); // a touch of it shows why
+            self.served.ahead.stop(stream); // a touch of it shows why
+            // Planned at the same time: were each of them to hang for as long, all other regions would wait for them.
+            return server.bulks.list().retain(|other| !other.is_like(self));
         }
         let text = server.text_of(error.cause);
         let code = code_of(server, error, &text);
@@ -228,6 +232,16 @@ impl Bulk {
         if self.awaited {
             self.next.fetch_max(self.end, Ordering::SeqCst);
         }
+    }
+
+    /// Is it for the same scan?
+    fn is_like(&self, other: &Self) -> bool {
+        self.ticket == other.ticket && Arc::ptr_eq(&self.served, &other.served)
+    }
+
+    /// Is this unit to be read? What is there already was asked for by nobody, where this is for a scan.
+    fn wants(&self, unit: usize) -> bool {
+        self.ticket.is_ok() || self.served.part.states()[unit].load(Ordering::Relaxed) != State::Present as u8
     }
 
     /// The last one tells the owner.
@@ -250,9 +264,14 @@ fn piece(server: &Server, bulk: &Arc<Bulk>, units: Range<usize>, bench: &mut Ben
     let Ok(source) = &bulk.served.source else { return Ok(()) };
     let mut at = units.start;
     while at < units.end {
+        if !bulk.served.is_live() {
+            bulk.next.fetch_max(bulk.end, Ordering::SeqCst); // its source is waited for, to be closed
+            break;
+        }
         let first = at;
         let mut numbers = Vec::new();
-        while let Some(number) = (at < units.end).then(|| server.flights.claim(&bulk.served, at)).flatten() {
+        let claim = |at| (at < units.end && bulk.wants(at)).then(|| server.flights.claim(&bulk.served, at)).flatten();
+        while let Some(number) = claim(at) {
             numbers.push(number);
             at += 1;
         }

@@ -100,6 +100,11 @@ impl Served {
         live.then(work)
     }
 
+    /// May pages be put into it still? It may end right after.
+    pub fn is_live(&self) -> bool {
+        self.while_live(|| ()).is_some()
+    }
+
     /// One unit took so long.
     pub fn took(&self, ns: u64) {
         let before = self.cost_ns.load(Ordering::Relaxed);
