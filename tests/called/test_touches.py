@@ -271,36 +271,6 @@ def test_whoever_waits_for_the_same_unit_gives_up_the_lock(child, delivery):
     child(code, args=[delivery]).check()
 
 
-def test_touches_under_a_thousand_signals_a_second_are_right(child, delivery):
-    """SIGALRM at 1 kHz with a Python handler, in the middle of touches and of the source."""
-
-    def code():
-        import signal
-        import sys
-        import time
-
-        from support.called import PAGE, mapped
-        from support.lazy import check_endings
-
-        seen = []
-        signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-        source, region, view, _ = mapped(delivery=sys.argv[1])
-        limit = time.monotonic() + 3
-        try:
-            while time.monotonic() < limit:
-                region.evict()
-                for at in range(17, len(source.bytes), PAGE):
-                    assert view[at] == source.bytes[at]
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # or the next one ends the process without a traceback
-        assert len(seen) > 100, len(seen)
-        assert region.statistics().poisoned == 0
-        check_endings(region)
-
-    child(code, args=[delivery], timeout=40).check()
-
-
 def test_a_source_may_collect_garbage_and_make_threads_and_processes(child, delivery):
     """The source does what Python code does, in the middle of another's touch."""
 
@@ -363,34 +333,6 @@ def test_touches_go_on_after_closerange(child):
         assert bytes(view[:50_000]) == source.bytes[:50_000]
 
     child(code).check()
-
-
-def test_system_calls_under_a_thousand_signals_a_second_get_right_bytes(child):
-    """A system call spins over a signal that it cannot handle, and asks again and again: its pages come all the same."""
-
-    def code():
-        import os
-        import signal
-        import time
-
-        from support.lazy import check_endings
-
-        import userfault as uf
-
-        def slow(offset, buffer):
-            time.sleep(0.01)
-            buffer[:] = b"\x07" * len(buffer)
-
-        signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-        region = uf.map(uf.Function(slow, "512KiB", unit="16KiB"))
-        file = os.memfd_create("written")
-        assert os.write(file, memoryview(region)) == 1 << 19
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        assert os.pread(file, 1 << 19, 0) == b"\x07" * (1 << 19)
-        check_endings(region)
-
-    child(code, timeout=40).check()
 
 
 def test_touchers_that_others_keep_from_the_processor_are_served(child):
