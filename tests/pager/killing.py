@@ -50,11 +50,12 @@ def hit(owner: int, number: int, limit: float = 20) -> int:
     raise TimeoutError("no pager to be hit")
 
 
-def storm(owner: int, kills: int, seed: int) -> None:
-    """Kill it again and again, at random moments: in the middle of starting, too."""
+def storm(owner: int, kills: int, seed: int, until: Path) -> None:
+    """Kill it so often, and then until a file is there, at random moments: in the middle of starting, too."""
     chance = random.Random(seed)
-    last = 0
-    for _ in range(kills):
+    last = done = 0
+    while done < kills or not until.exists():
+        done += 1
         while (pids := [pid for pid in pagers_of(owner) if pid != last]) == []:
             time.sleep(0.001)
         time.sleep(chance.choice([0.0, 0.05, 0.2, 0.4]) * chance.random())
@@ -71,7 +72,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 if __name__ == "__main__":
     verb, process, *rest = sys.argv[1:]
     if verb == "storm":
-        storm(int(process), int(rest[0]), int(rest[1]))
+        storm(int(process), int(rest[0]), int(rest[1]), Path(rest[2]))
     else:
         time.sleep(float(rest[1]) if len(rest) > 1 else 0)
         hit(int(process), int(rest[0]))

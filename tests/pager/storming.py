@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from support.lazy import check_endings
 
@@ -46,13 +49,11 @@ def storm(kills: int, seed: int, seconds: float) -> None:
                 regions[which].populate(slice(at, at + 100_000))
 
     threads = [threading.Thread(target=touch, args=(number,), daemon=True) for number in range(4)]
+    end = time.monotonic() + seconds
     for thread in threads:
         thread.start()
-    killer = start("storm", os.getpid(), kills, seed)
-    end = time.monotonic() + seconds
-    while killer.poll() is None and time.monotonic() < end and not wrong:
-        time.sleep(0.05)
-    assert killer.poll() == 0, f"{killer.poll()}: {pager!r} {counts}"
+    killed = _kill_until_something_is_asked_again(regions, kills, seed, lambda: time.monotonic() < end and not wrong)
+    assert killed == 0, f"{killed}: {pager!r} {counts}"
     over.set()
     for thread in threads:
         thread.join(20)
@@ -61,10 +62,24 @@ def storm(kills: int, seed: int, seconds: float) -> None:
     found = [check_endings(region) for region in regions]
     print(f"kills={kills} restarts={pager.restarts} touches={sum(counts)} requeued={sum(one.requeued for one in found)}")
     assert pager.restarts >= kills, pager
-    assert kills < 40 or any(one.requeued for one in found), found
+    assert any(one.requeued for one in found), found
     views.clear()
     for region in regions:
         region.close_when_free()
+
+
+def _kill_until_something_is_asked_again(regions: list[uf.Region], kills: int, seed: int, may: Callable[[], bool]) -> int | None:
+    """How the killer ended. A slow machine needs more than so many kills until one comes between a message and its answer."""
+    with tempfile.TemporaryDirectory() as room:
+        enough = Path(room) / "enough"
+        with start("storm", os.getpid(), kills, seed, enough) as killer:
+            while killer.poll() is None and may():
+                if any(region.statistics().requeued for region in regions):
+                    enough.touch()
+                time.sleep(0.05)
+            ended = killer.poll()
+            killer.kill()
+    return ended
 
 
 def _region(pager: uf.pager.Pager, length: int, unit: str, mark: int) -> uf.Region:

@@ -3,7 +3,9 @@
 //! *Locks*: none: signal handlers write and read it. *Threads*: any.
 
 use crate::cause::Kind;
+use crate::futex::ATTENTION;
 use crate::region::Region;
+use crate::reserve;
 use crate::source::{Cause, SourceError};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,6 +51,14 @@ pub(crate) const EMPTY: Failure =
 static RING: [Record; RECORDS] =
     [const { Record { sequence: AtomicU32::new(0), failure: UnsafeCell::new(EMPTY) } }; RECORDS];
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Make room for failures while there is memory: whoever answers a fault must not wait for it.
+pub fn make_room() {
+    reserve::make_own(&RING);
+    reserve::make_own(&NEXT);
+    reserve::make_own(&ORPHAN);
+    reserve::make_own(&ATTENTION);
+}
 
 /// Keep a failure for the thread that will raise it.
 pub fn record(failure: Failure) {

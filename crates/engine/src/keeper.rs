@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::flagged::is_still_there;
 use crate::futex::{ALARM, ATTENTION};
-use crate::region::{Delivery, REARM_PACE, Region};
+use crate::region::{A_LITTLE, Delivery, REARM_PACE, Region};
 use crate::reserve;
 use crate::serve::refuse;
 use crate::source::{Cause, SourceError};
@@ -105,7 +105,7 @@ pub fn rearm_all(region: &Region) {
     // Two threads do this, the keeper and the root: who finds a page taken out by the other must not go on before it is a
     // hole, or its toucher would read the pattern once more without an error.
     let _one = region.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
-    region.wait_for_showing();
+    region.wait_for_showing(A_LITTLE);
     for _ in 0..SWEEPS {
         let mut kept = false;
         region.exposed.sweep(|page| {

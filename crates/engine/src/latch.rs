@@ -6,6 +6,7 @@ use crate::cause::Kind;
 use crate::failure::{EMPTY, Failure};
 use crate::futex::now_ns;
 use crate::nest;
+use crate::reserve;
 use crate::shared;
 use crate::source::Cause;
 use crate::threads::thread_id;
@@ -53,6 +54,11 @@ static TABLE: [Latch; LATCHES] = [const {
 }; LATCHES];
 /// How many latches are set: nobody searches while it is 0.
 static LATCHED: AtomicU32 = AtomicU32::new(0);
+
+/// The table is written while a page fails: see [`crate::failure::make_room`].
+pub fn make_room() {
+    reserve::make_own(&TABLE);
+}
 
 fn latch_of(thread: i32) -> Option<&'static Latch> {
     if LATCHED.load(Ordering::Acquire) == 0 {

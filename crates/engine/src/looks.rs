@@ -90,35 +90,42 @@ pub fn blocks_signal(thread: i32) -> bool {
 
 /// A thread that has used this much time while it was said to run spins in a system call: on its way to sleep it needs none.
 const SPUN: Duration = Duration::from_millis(1);
-/// One that was not seen to come to rest in this time is taken for one that spins.
+/// One whose time cannot be read, and that was not seen to come to rest in this time, is taken for one that spins.
 const NEVER_RESTS: Duration = Duration::from_secs(1);
 
-/// Does a thread that runs come to wait in user code? Takes the time that it takes to know.
+/// Does a thread that runs come to wait in user code? Takes the time that it takes to know: one that others keep from the CPUs on
+/// its way to sleep may hold the language's lock, and nobody who needs that must answer it.
 #[must_use]
 pub fn comes_to_wait_in_user_code(thread: i32) -> bool {
-    let (began, used) = (Instant::now(), time_used(thread));
+    let (began, before) = (Instant::now(), time_used(thread));
     let mut looks = Looks::default();
     loop {
         match looks.at(thread) {
             Doing::Waits(_) => return true,
             Doing::Other => return false,
-            Doing::Runs if began.elapsed() > NEVER_RESTS => return false,
-            Doing::Runs => {}
+            Doing::Runs => std::thread::sleep(SPUN),
         }
-        std::thread::sleep(SPUN);
-        if time_used(thread).saturating_sub(used) > SPUN {
+        if spins(before, time_used(thread), began.elapsed()) {
             return false;
         }
     }
 }
 
-/// Processor time of a thread (the first number of its schedstat); without it all look as if they spun at once.
-fn time_used(thread: i32) -> Duration {
+fn spins(before: Option<Duration>, now: Option<Duration>, watched: Duration) -> bool {
+    match before.zip(now) {
+        Some((before, now)) => now.saturating_sub(before) > SPUN,
+        None => watched > NEVER_RESTS,
+    }
+}
+
+/// Processor time of a thread (the first number of its schedstat), where the kernel tells.
+fn time_used(thread: i32) -> Option<Duration> {
     let mut room = [0; 128];
-    let told = proc::open(format_args!("/proc/self/task/{thread}/schedstat"));
-    let text = told.as_ref().and_then(|file| proc::read(file, &mut room)).unwrap_or_default();
-    let first = text.split(|byte| *byte == b' ').next().and_then(|digits| std::str::from_utf8(digits).ok());
-    Duration::from_nanos(first.and_then(|digits| digits.parse().ok()).unwrap_or(0))
+    let told = proc::open(format_args!("/proc/self/task/{thread}/schedstat"))?;
+    let first = proc::read(&told, &mut room)?.split(|byte| *byte == b' ').next()?;
+    // A kernel that does not count says 0.
+    let nanoseconds = std::str::from_utf8(first).ok()?.parse().ok().filter(|spent| *spent > 0)?;
+    Some(Duration::from_nanos(nanoseconds))
 }
 
 #[cfg(test)]
@@ -132,6 +139,14 @@ mod tests {
         for other in ["0 0x3 0x7f 0x1 0x0 0x0 0x0 0x7ffe 0x7f12\n", "running\n", "-1 0x0 0x0\n", ""] {
             assert_eq!(place_in(other.as_bytes()), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_gets_no_cpu_does_not_spin() {
+        let (ms, minute) = (|count| Some(Duration::from_millis(count)), Duration::from_secs(60));
+        assert!(!spins(ms(5), ms(5), minute));
+        assert!(spins(ms(5), ms(8), Duration::ZERO));
+        assert!(spins(None, None, minute) && !spins(None, None, Duration::ZERO));
     }
 
     #[test]

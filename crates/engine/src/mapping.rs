@@ -167,6 +167,14 @@ pub fn is_mapped(address: usize, pages: usize) -> bool {
     })
 }
 
+/// Is the page at `address` there and this process's own, no page of a file?
+#[cfg(test)]
+pub fn is_own(address: usize) -> bool {
+    const OF_FILE: u64 = 1 << 61;
+    let mut entry = [0];
+    entries(address, &mut entry) && entry[0] & (PRESENT | OF_FILE) == PRESENT
+}
+
 /// The entries of pagemap from the page at `address` on; false: they cannot be read.
 fn entries(address: usize, answers: &mut [u64]) -> bool {
     let at = (address / uffd::page_size() * size_of::<u64>()) as libc::off_t;

@@ -16,7 +16,7 @@ use crate::residence::Residence;
 use crate::source::{Reading, ScratchNeeds, Source};
 use crate::table::Pin;
 use crate::threads::{Root, drop_left, leave};
-use crate::{called, evict, fork, keeper, signal, thread, volatile, workers};
+use crate::{called, evict, failure, fork, keeper, latch, signal, thread, volatile, workers};
 use std::ops::Range;
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::Ordering;
@@ -63,6 +63,8 @@ fn start() -> Result<&'static Engine, Error> {
     // Leaked: faults are answered until the process ends.
     let engine: &'static Engine =
         Box::leak(Box::new(Engine::new(root, lanes, signal, abilities, workers::start_another)?));
+    failure::make_room();
+    latch::make_room();
     keeper::start(engine)?;
     for _ in 0..2 {
         workers::start(engine)?;

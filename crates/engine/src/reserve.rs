@@ -73,6 +73,16 @@ pub fn fill(handle: Handle) {
     }
 }
 
+/// Have pages of its own behind something that is written when a page fails. The first write to such a page makes a copy of the
+/// library's file, or of a parent's memory: where memory is used up, a fault's reader would sleep over it until somebody raises
+/// the limit. Kernels before 5.14 cannot; nothing else depends on it.
+pub fn make_own<T>(memory: &'static T) {
+    let (start, page) = (std::ptr::from_ref(memory) as usize, uffd::page_size());
+    let first = start / page * page;
+    let bytes = (start + size_of::<T>()).next_multiple_of(page) - first;
+    let _ = mapping::advise(first, bytes, libc::MADV_POPULATE_WRITE);
+}
+
 /// Is something missing? Then `fill` should be called again.
 #[must_use]
 pub fn is_short() -> bool {
@@ -83,4 +93,20 @@ pub fn is_short() -> bool {
 pub fn forget() {
     BASE.store(0, Ordering::Release);
     USED.store(STEPS, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_later_gets_pages_of_its_own_now() {
+        static DATA: [std::sync::atomic::AtomicU64; 4096] = [const { std::sync::atomic::AtomicU64::new(7) }; 4096];
+        let middle = std::ptr::from_ref(&DATA[2048]) as usize;
+        assert_eq!(DATA[2048].load(Ordering::Relaxed), 7);
+        assert!(!mapping::is_own(middle), "it is the file's as long as nobody writes there");
+        make_own(&DATA);
+        assert!(mapping::is_own(middle));
+        assert_eq!(DATA[2048].load(Ordering::Relaxed), 7);
+    }
 }

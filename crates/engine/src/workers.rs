@@ -134,6 +134,10 @@ fn fill_all_ahead(region: &Region, units: Range<usize>, must: bool) -> Result<()
         let run = if units.len() > 1 { unit..unit + (unit..units.end).take_while(free).count() } else { unit..unit };
         if run.len() > 1 && fill_run(region, run.clone()) {
             unit = run.end;
+            if must {
+                // A page that failed in between looked as if it was there.
+                run.into_iter().try_for_each(|unit| fill_ahead(region, unit, must))?;
+            }
             continue;
         }
         run.clone().for_each(|unit| region.settle(unit, State::Absent));
@@ -163,10 +167,12 @@ fn fill_run(region: &Region, units: Range<usize>) -> bool {
 fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceError> {
     let start = Instant::now();
     let here = (unit * region.unit) as u64;
+    // Nothing else would tell of a pattern that is shown just now: its page would pass for one that is there.
+    let left = || region.options.timeout.saturating_sub(start.elapsed());
     loop {
         let state = region.states.get(unit);
         match state {
-            State::Present if !must || !has_hole(region, unit) => return Ok(()),
+            State::Present if !must || !has_hole(region, unit, left()) => return Ok(()),
             State::Filling if !must => return Ok(()),
             State::Filling => {
                 region.states.wait_while_filling(unit, Duration::from_millis(50));
@@ -189,8 +195,7 @@ fn fill_ahead(region: &Region, unit: usize, must: bool) -> Result<(), SourceErro
             Ok(_) => {
                 add(&region.counters.prefetched_units, 1);
                 // A page of it that failed a moment before looked as if it was there.
-                if !must || start.elapsed() > region.options.timeout || !region.shows_pattern_in(pages_of(region, unit))
-                {
+                if !must || left().is_zero() || !region.shows_pattern_in(pages_of(region, unit), left()) {
                     return Ok(());
                 }
             }
@@ -215,7 +220,7 @@ fn pages_of(region: &Region, unit: usize) -> std::ops::Range<usize> {
 pub fn runs_without(region: &Region, units: std::ops::Range<usize>, must: bool) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     let lacks = |unit: &usize| {
-        if must { has_hole(region, *unit) } else { region.states.get(*unit) != State::Present }
+        if must { has_hole(region, *unit, region.options.timeout) } else { region.states.get(*unit) != State::Present }
     };
     for unit in units.filter(lacks) {
         match runs.last_mut() {
@@ -226,9 +231,9 @@ pub fn runs_without(region: &Region, units: std::ops::Range<usize>, must: bool) 
     runs
 }
 
-/// Does a unit that was filled once lack a page now: dropped, or showing the error pattern?
-fn has_hole(region: &Region, unit: usize) -> bool {
-    if region.shows_pattern_in(pages_of(region, unit)) {
+/// Does a unit that was filled once lack a page now: dropped, or showing the error pattern? Waits for those who show one just now.
+fn has_hole(region: &Region, unit: usize, limit: Duration) -> bool {
+    if region.shows_pattern_in(pages_of(region, unit), limit) {
         return true;
     }
     let range = region.unit_range(unit);

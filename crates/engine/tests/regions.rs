@@ -5,6 +5,7 @@
 use engine::open::{Owned, engine, open};
 use engine::queue::FaultJob;
 use engine::region::{Delivery, Mode, OnError, Options};
+use engine::reserve::pattern;
 use engine::source::Source;
 use engine::source::bytes::Bytes;
 use engine::source::zero::Zero;
@@ -139,4 +140,24 @@ fn closing_with_a_bulk_under_way_ends_at_once_and_another_region_may_follow() {
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(owned.get().is_err());
     }
+}
+
+/// A thread that shows the error pattern may lose its CPU before it has made a note of it.
+#[test]
+fn populate_waits_for_a_pattern_that_is_not_noted_yet() {
+    let (data, source) = numbered(1 << 20);
+    let Some(owned) = region(source, options()) else { return };
+    let region = owned.get().unwrap().clone();
+    region.exposures.begin();
+    let copied = region.handles.application.copy(region.base, pattern(), uffd::page_size(), uffd::CopyMode::NONE);
+    assert_eq!(copied, uffd::Outcome::Done);
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(region.exposed.insert(0));
+        region.exposures.finish();
+    });
+    let bulk = owned.fill(0..1 << 20, true).unwrap();
+    assert_eq!(bulk.wait(LIMIT), Some(Ok(())));
+    assert_eq!(touch(owned.get().unwrap().base), data[0]);
+    late.join().unwrap();
 }

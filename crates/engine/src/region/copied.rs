@@ -3,7 +3,7 @@
 //! *Locks*: none. *Threads*: application threads that keep the region mapped. *Blocks on*: those who show the error pattern just
 //! now, for a few system calls.
 
-use super::Region;
+use super::{A_LITTLE, Region};
 use crate::source::bytes::copy_by_kernel;
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ impl Region {
         let before = self.exposures.now();
         let page = uffd::page_size();
         let pages: Range<usize> = offset / page..(offset + out.len()).div_ceil(page);
-        if self.shows_pattern_in(pages) || copy_by_kernel(self.base + offset, out).is_err() {
+        if self.shows_pattern_in(pages, A_LITTLE) || copy_by_kernel(self.base + offset, out).is_err() {
             return false;
         }
         !self.exposures.any_since(before) || !may_be_pattern(offset, out)

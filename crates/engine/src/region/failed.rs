@@ -2,7 +2,7 @@
 //!
 //! *Locks*: `poisoned`, `sweeping`: engine threads, for a few system calls.
 
-use super::Region;
+use super::{REARM_PACE, Region};
 use crate::cause::Kind;
 use crate::futex::ATTENTION;
 use crate::mapping;
@@ -145,20 +145,21 @@ impl Region {
 
     /// Wait for those who are in [`Region::take_pattern`]: a few system calls.
     pub fn wait_for_hiding(&self) {
-        wait_a_little(|| self.hiding.load(Ordering::SeqCst) > 0);
+        wait_while(A_LITTLE, || self.hiding.load(Ordering::SeqCst) > 0);
     }
 
-    /// Wait for those who are putting the error pattern somewhere just now: it is noted then. Where that takes too long, or
-    /// others came between, whoever looks at the memory still hears of it by the count.
-    pub fn wait_for_showing(&self) {
+    /// Wait for those who are putting the error pattern somewhere just now: it is noted then. Where that takes longer than
+    /// `limit`, or others came between, whoever looks at the memory still hears of it by the count.
+    pub fn wait_for_showing(&self, limit: Duration) {
         let begun = self.exposures.begun();
-        wait_a_little(|| !self.exposures.is_over(begun));
+        wait_while(limit, || !self.exposures.is_over(begun));
     }
 
-    /// Does one of these pages show the error pattern?
+    /// Does one of these pages show the error pattern? Waits for those who are just about to make a note of one, at most for
+    /// `limit`: [`A_LITTLE`] where the caller looks at the count too, as long as it has time where nothing else would tell.
     #[must_use]
-    pub fn shows_pattern_in(&self, mut pages: Range<usize>) -> bool {
-        self.wait_for_showing();
+    pub fn shows_pattern_in(&self, mut pages: Range<usize>, limit: Duration) -> bool {
+        self.wait_for_showing(limit);
         !self.exposed.is_empty() && pages.any(|page| self.exposed.contains(page))
     }
 
@@ -201,11 +202,12 @@ impl Region {
 }
 
 /// For what another thread does in a handful of system calls, once it has a CPU.
-const A_LITTLE: Duration = Duration::from_millis(20);
+pub const A_LITTLE: Duration = Duration::from_millis(20);
 
-fn wait_a_little(busy: impl Fn() -> bool) {
-    let limit = Instant::now() + A_LITTLE;
-    while busy() && Instant::now() < limit {
-        std::thread::yield_now();
+fn wait_while(limit: Duration, busy: impl Fn() -> bool) {
+    let start = Instant::now();
+    while busy() && start.elapsed() < limit {
+        // Where there are more threads than CPUs the other one may have to wait for a turn: this one leaves it to others.
+        if start.elapsed() < A_LITTLE { std::thread::yield_now() } else { std::thread::sleep(REARM_PACE.start) }
     }
 }

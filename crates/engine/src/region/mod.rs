@@ -12,6 +12,7 @@ mod tables;
 pub mod waits;
 
 pub use away::{Away, NOT_LOST};
+pub use failed::A_LITTLE;
 pub use options::{Delivery, Mode, OnError, Options};
 pub use tables::{Handles, SharedFile};
 
