@@ -259,7 +259,8 @@ fn receive(address: usize, is_there: bool, interrupted: &Interrupted) -> bool {
     let Some(told) = entry_of(thread_id()) else { return true };
     // The message may have been an old one of a touch that this thread serves by now, and the place that of another touch, in code
     // that the source called: its instruction asks for that one again.
-    let is_served = nest::resolves(thread_id(), unit_memory(&region, region.unit_of_page(region.page_of(address))).start);
+    let is_served =
+        nest::resolves(thread_id(), unit_memory(&region, region.unit_of_page(region.page_of(address))).start);
     let is_there = is_there && told.address.load(Ordering::Acquire) == address && !is_served;
     let next = if is_there && !language::holds_lock() { DECLINED } else { FREE };
     let is_ours = told.moves(SENT, next);

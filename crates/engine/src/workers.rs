@@ -134,7 +134,8 @@ fn fill_all_ahead(region: &Region, units: Range<usize>, must: bool) -> Result<()
         let run = if units.len() > 1 { unit..unit + (unit..units.end).take_while(free).count() } else { unit..unit };
         if run.len() > 1 && fill_run(region, run.clone()) {
             unit = run.end;
-            if must {
+            let pages = pages_of(region, run.start).start..pages_of(region, run.end - 1).end;
+            if must && region.shows_pattern_in(pages, region.options.timeout) {
                 // A page that failed in between looked as if it was there.
                 run.into_iter().try_for_each(|unit| fill_ahead(region, unit, must))?;
             }
