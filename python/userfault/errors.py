@@ -163,15 +163,35 @@ def _errno_of(error: BaseException) -> Any:
 
 def noted_failure() -> BaseException:
     """Make the exception of what the engine noted for the calling thread, whose own has not surfaced."""
-    noted = _core.take_failure()
+    return failure_of(_core.take_failure())
+
+
+def failure_of(noted: _Taken | None, resolver_raised: BaseException | None = None) -> BaseException:
+    """Make the exception of what the engine noted.
+
+    Args:
+        noted: What `take_failure` returned.
+        resolver_raised: What a resolver raised there: the `__cause__` of a `UserFault`.
+    """
     if noted is None:
         return PageError("a page could not be had", None, _REPLACED)
     source, offset, _, _, address, class_, raised = noted
     if raised is not None and class_ not in (PageError, PagePurged, UserFault):
         return raised  # what asks the process to end is no PageError
     if class_ is UserFault:
-        return UserFault(address, _cause(noted))
+        fault = UserFault(address, _cause(noted))
+        fault.__cause__ = resolver_raised if resolver_raised is not None else fault.__cause__
+        return fault
     return (PagePurged if class_ is PagePurged else PageError)(source, offset, _cause(noted))
+
+
+def surfacing(class_: type[BaseException]) -> type[BaseException]:
+    """Make the class that a thread is told to raise: what the interpreter makes of it when it surfaces is one of `class_`.
+
+    It is made natively at first, so that the thread's touches wait for their pages again before any Python runs: a signal handler
+    or a finalizer that runs while the exception is made would be answered by it for touches of its own.
+    """
+    return type(class_.__name__, (class_,), {"__new__": _core.surface})
 
 
 def standing_for(error: BaseException) -> type[BaseException]:

@@ -121,3 +121,54 @@ def test_system_calls_under_a_thousand_signals_a_second_get_right_bytes(child):
         check_endings(region)
 
     child(code, timeout=40).check()
+
+
+def test_handlers_that_touch_while_an_exception_is_made_are_not_given_it(child, delivery):
+    """A failing touch's PageError is made by Python code, in the middle of which a handler touches memory that is well."""
+
+    def code():
+        import signal
+        import sys
+        import time
+
+        from support.called import PAGE
+
+        import userfault as uf
+
+        def fail(offset, buffer):
+            raise LookupError(offset)
+
+        failing = memoryview(uf.map(uf.Function(fail, 1 << 30, unit="4KiB"), delivery=sys.argv[1]))
+        well = uf.map(uf.Bytes(b"\x07" * (256 * PAGE)), delivery=sys.argv[1], unit="4KiB")
+        view, wrong, touched = memoryview(well), [], 0
+
+        def handler(*_):
+            nonlocal touched
+            place = touched % 256
+            if place == 0:
+                well.evict()
+            touched += 1
+            try:
+                seen = bytes(view[place * PAGE : (place + 1) * PAGE])
+                for _ in range(5):
+                    pass  # where an exception of the touch would be raised
+                if seen != b"\x07" * PAGE:
+                    wrong.append(place)
+            except uf.PageError as error:
+                wrong.append(error)
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        page, limit = 0, time.monotonic() + 4
+        while time.monotonic() < limit:
+            try:
+                bytes(failing[page * PAGE : page * PAGE + 8])
+                for _ in range(5):
+                    pass
+            except uf.PageError:
+                page += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert not wrong, (len(wrong), wrong[:3])
+        assert min(touched, page) > 100, (touched, page)
+
+    child(code, args=[delivery], timeout=40).check()

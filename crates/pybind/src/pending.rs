@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// The exception of each [`Kind`], kept alive for good.
 static CLASSES: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
+/// What a thread is told to raise for it: a class whose instances are made by [`crate::raise`]. Kept alive too.
+static SURFACING: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
 /// The main thread, which raises for threads that Python does not know.
 static MAIN_THREAD: AtomicU64 = AtomicU64::new(0);
 
@@ -22,6 +24,8 @@ pub fn find_classes(py: Python<'_>, main_thread: u64) -> PyResult<()> {
     MAIN_THREAD.store(main_thread, Ordering::Release);
     for (kind, name) in [(Kind::Page, "PageError"), (Kind::Purged, "PagePurged"), (Kind::UserFault, "UserFault")] {
         let class = errors::module(py)?.getattr(name)?;
+        let surfacing = errors::module(py)?.call_method1("surfacing", (&class,))?;
+        SURFACING[kind as usize].store(surfacing.unbind().into_ptr(), Ordering::Release);
         CLASSES[kind as usize].store(class.unbind().into_ptr(), Ordering::Release);
     }
     Ok(())
@@ -42,6 +46,11 @@ pub fn class_of(kind: Kind) -> *mut ffi::PyObject {
     CLASSES[kind as usize].load(Ordering::Acquire)
 }
 
+/// What a thread is told to raise, to be given that exception.
+pub fn surfacing_of(kind: Kind) -> *mut ffi::PyObject {
+    SURFACING[kind as usize].load(Ordering::Acquire)
+}
+
 /// Have the calling thread raise what its latch tells, or `kind` where there was no latch left.
 ///
 /// # Safety
@@ -54,7 +63,7 @@ pub unsafe fn set(kind: Kind, why: Why) {
         return; // its pending call comes: one is enough
     }
     // SAFETY: as the caller promises.
-    unsafe { set_in(ident(), class_of(kind), itself.as_ref()) };
+    unsafe { set_in(ident(), surfacing_of(kind), itself.as_ref()) };
 }
 
 /// Raise in `thread` the exception `class`, or `itself`, what a source raised to end the process.

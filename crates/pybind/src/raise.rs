@@ -6,10 +6,10 @@
 //!
 //! *Locks*: none in the handler. *GIL*: not taken by the handler.
 
-use crate::enter;
-use crate::errors::{remote_error, said_of};
+use crate::errors::{self, remote_error, said_of};
 use crate::gil::{holds_gil, ident, known_to_python};
-use crate::{gil, helper, kept, pending};
+use crate::{enter, gil, helper, kept, pending};
+use engine::cause::Kind;
 use engine::engine::Engine;
 use engine::latch::Why;
 use engine::source::Cause;
@@ -64,7 +64,7 @@ fn raise(why: Why) -> bool {
         }
         Why::Failed(kind) => {
             let thread = if known_to_python() { ident() } else { pending::main_thread() };
-            helper::ask(thread, pending::class_of(kind), HELPER_LIMIT);
+            helper::ask(thread, pending::surfacing_of(kind), HELPER_LIMIT);
         }
         // SAFETY: may be called from any thread and without the GIL; the function is a plain one. The main thread runs it
         // right after it has raised KeyboardInterrupt. A full queue means a latch that ends by its age.
@@ -126,6 +126,22 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
         _ => None,
     };
     Some((name, offset, errno, said_of(failure.error.cause), failure.address, class, raised))
+}
+
+/// The `__new__` of what a thread is told to raise: the exception, finished. The latch is opened before any Python runs: a signal
+/// handler, a finalizer or a trace function in the middle of it may touch other lazy memory, which has not failed.
+#[pyfunction]
+#[pyo3(signature = (_class, *_arguments))]
+fn surface(
+    py: Python<'_>,
+    _class: &Bound<'_, PyAny>,
+    _arguments: &Bound<'_, pyo3::types::PyTuple>,
+) -> PyResult<Py<PyAny>> {
+    let noted = take_failure(py);
+    let is_user_fault =
+        |taken: &Taken| taken.5.as_ref().is_some_and(|class| class.as_ptr() == pending::class_of(Kind::UserFault));
+    let raised = if noted.as_ref().is_some_and(is_user_fault) { take_resolver_error(py) } else { None };
+    errors::module(py)?.call_method1("failure_of", (noted, raised)).map(Bound::unbind)
 }
 
 /// Re-arm every region (one call may have failed in several); the name of the source of the one with this number.
@@ -198,6 +214,7 @@ fn refresh_handlers(interrupt_raises: bool) {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_exceptions, module)?)?;
     module.add_function(wrap_pyfunction!(take_failure, module)?)?;
+    module.add_function(wrap_pyfunction!(surface, module)?)?;
     module.add_function(wrap_pyfunction!(take_resolver_error, module)?)?;
     module.add_function(wrap_pyfunction!(failure_epoch, module)?)?;
     module.add_function(wrap_pyfunction!(failed_since, module)?)?;
