@@ -45,6 +45,8 @@ struct Told {
     state: AtomicU32,
     address: AtomicUsize,
     since_ns: AtomicU64,
+    /// When it was done with the last touch that it served itself.
+    served_ns: AtomicU64,
 }
 
 const FREE: u32 = 0;
@@ -68,6 +70,7 @@ static TOLD: [Told; ENTRIES] = [const {
         state: AtomicU32::new(FREE),
         address: AtomicUsize::new(0),
         since_ns: AtomicU64::new(0),
+        served_ns: AtomicU64::new(0),
     }
 }; ENTRIES];
 
@@ -115,8 +118,8 @@ pub enum Answers {
     Unknown,
 }
 
-/// A reader's: have the toucher serve itself, if that can be.
-pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
+/// A reader's: have the toucher serve itself, if that can be. `read_ns`: the message had been read by then.
+pub fn tell(region: &Region, fault: &Fault, read_ns: u64, looks: &mut Looks) -> Answers {
     let (thread, page) = (fault.tid, region.page_of(fault.address));
     if thread == 0 || region.is_closing() || is_latched(thread) || is_own(region, fault) {
         return Answers::Reader;
@@ -137,7 +140,14 @@ pub fn tell(region: &Region, fault: &Fault, looks: &mut Looks) -> Answers {
         told.thread.store(0, Ordering::Release);
         return Answers::Reader;
     }
-    let place = match looks.at(thread) {
+    let doing = looks.at(thread);
+    // A signal interrupted the wait, and the message is of the moment before the thread served itself: it may wait for another page
+    // by now, at the same instruction of a loop.
+    if told.served_ns.load(Ordering::Acquire) > read_ns {
+        let _ = region.handles.engine.wake(address, uffd::page_size()); // the entry may have been another's: then it asks again
+        return Answers::Toucher;
+    }
+    let place = match doing {
         Doing::Waits(place) => place,
         Doing::Other => {
             told.state.store(FREE, Ordering::Release);
@@ -266,6 +276,7 @@ fn receive(address: usize, is_there: bool, interrupted: &Interrupted) -> bool {
     let is_ours = told.moves(SENT, next);
     if is_ours && is_there && next == FREE {
         serve(engine, &region, region.page_of(address), interrupted);
+        told.served_ns.store(now_ns(), Ordering::Release);
     }
     true // else its instruction asks again, if there is anything left to ask for
 }

@@ -12,6 +12,7 @@ use crate::cpus;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Stop;
+use crate::futex::now_ns;
 use crate::interrupt;
 use crate::latch::is_latched;
 use crate::looks::Looks;
@@ -61,11 +62,12 @@ fn read_faults(engine: &'static Engine, index: usize, cpu: Option<usize>) -> ! {
         lane.spread.wait_for(if cpu.is_some() { Mode::PerCpu } else { Mode::Follow });
         match lane.handle.read_messages(&mut messages[..batch]) {
             Ok(count) => {
+                let read_ns = now_ns(); // not before: a thread that was served since does not wait as these say
                 for fault in messages[..count].iter().filter_map(UffdMsg::fault) {
                     if let Some(cpu) = cpu.map_or_else(|| place.follow(fault.tid), |_| None) {
                         lane.cpu.store(cpu as u32, Ordering::Relaxed);
                     }
-                    serve(engine, &fault, &mut looks);
+                    serve(engine, &fault, read_ns, &mut looks);
                     if let Some(mode) = lane.spread.note(fault.tid) {
                         change_readers(engine, index, mode);
                     }
@@ -105,10 +107,11 @@ pub fn spread_out(engine: &'static Engine, index: usize) {
     }
 }
 
-fn serve(engine: &'static Engine, fault: &Fault, looks: &mut Looks) {
+fn serve(engine: &'static Engine, fault: &Fault, read_ns: u64, looks: &mut Looks) {
     // A fault outside every region: its region was closed, and munmap plus WAKE answered it.
     let Some(region) = engine.table.pin(fault.address).filter(|region| region.contains(fault.address)) else { return };
-    let answers = if region.source.is_called() { called::tell(&region, fault, looks) } else { Answers::Reader };
+    let answers =
+        if region.source.is_called() { called::tell(&region, fault, read_ns, looks) } else { Answers::Reader };
     if answers == Answers::Toucher {
         return; // which counts it
     }
