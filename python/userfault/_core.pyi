@@ -430,7 +430,7 @@ def set_exceptions(main_thread: int) -> None:
 def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException], BaseException | None] | None:
     """Return and clear what was noted for this thread: source, offset, errno, text, address, class, what a source raised."""
 
-def surface(_class: type[BaseException], *_arguments: object) -> BaseException:
+def surface(_class: type[BaseException], *arguments: object) -> BaseException:
     """Take what was noted for this thread, and make its exception: the `__new__` of classes that a thread is told to raise."""
 
 def serve_read(start_another: Callable[[int], object]) -> None:

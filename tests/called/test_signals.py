@@ -174,3 +174,38 @@ def test_handlers_that_touch_while_an_exception_is_made_are_not_given_it(child, 
         assert min(touched, page) > 100, (touched, page)
 
     child(code, args=[delivery], timeout=40).check()
+
+
+def test_a_trace_function_does_not_take_the_details_of_an_error(child, delivery):
+    """The interpreter makes the exception for the trace function first, and another time for the `except`."""
+
+    def code():
+        import sys
+
+        from support.called import PAGE
+
+        import userfault as uf
+
+        def fail(offset, buffer):
+            raise LookupError(offset)
+
+        failing = memoryview(uf.map(uf.Function(fail, "1MiB", unit="4KiB"), delivery=sys.argv[1]))
+
+        def trace(*_):
+            return trace
+
+        def touch():
+            try:
+                bytes(failing[3 * PAGE : 3 * PAGE + 8])
+                for _ in range(5):
+                    pass
+            except uf.PageError as error:
+                return error
+
+        sys.settrace(trace)
+        error = touch()
+        sys.settrace(None)
+        assert type(error.__cause__) is LookupError, repr(error)
+        assert error.offset == 3 * PAGE
+
+    child(code, args=[delivery]).check()

@@ -131,12 +131,16 @@ fn take_failure(py: Python<'_>) -> Option<Taken> {
 /// The `__new__` of what a thread is told to raise: the exception, finished. The latch is opened before any Python runs: a signal
 /// handler, a finalizer or a trace function in the middle of it may touch other lazy memory, which has not failed.
 #[pyfunction]
-#[pyo3(signature = (_class, *_arguments))]
+#[pyo3(signature = (_class, *arguments))]
 fn surface(
     py: Python<'_>,
     _class: &Bound<'_, PyAny>,
-    _arguments: &Bound<'_, pyo3::types::PyTuple>,
+    arguments: &Bound<'_, pyo3::types::PyTuple>,
 ) -> PyResult<Py<PyAny>> {
+    // Made already: CPython 3.11 makes it once for a trace function, and again, of what was made, for the `except`.
+    if let Some(made) = arguments.iter().next() {
+        return Ok(made.unbind());
+    }
     let noted = take_failure(py);
     let is_user_fault =
         |taken: &Taken| taken.5.as_ref().is_some_and(|class| class.as_ptr() == pending::class_of(Kind::UserFault));
