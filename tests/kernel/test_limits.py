@@ -160,8 +160,8 @@ def test_a_terabyte_costs_what_is_touched(child):
 
 
 #: Whatever touches ordinary memory then sleeps in the kernel until the limit is raised, other threads of the process too.
-#: Units of 4 and 64 KiB pass nearly always: what is put by suffices for their exceptions. Of 2 MiB a part, or staging, takes
-#: what there is.
+#: How many of the six pass depends on the machine: what is put by suffices for the exceptions of small units, but not for what
+#: the interpreter and the C library touch meanwhile. Of 2 MiB a part, or staging, takes what there is.
 TIGHT = pytest.mark.xfail(
     strict=False,
     reason="with all memory used up and the killer off, a page for the interpreter itself may not be had: it sleeps, or the "
