@@ -37,7 +37,7 @@ class ChildResult:
     def check(self) -> ChildResult:
         """Fail the test, showing everything, unless the child ended with status 0."""
         if self.returncode != 0:
-            pytest.fail(f"child ended with {self.ending()}\n{self.talk()}", pytrace=False)
+            pytest.fail(self.talk(), pytrace=False)
         return self
 
     def ending(self) -> str:
@@ -45,8 +45,8 @@ class ChildResult:
         return f"exit status {self.returncode}" if self.signal is None else f"signal {self.signal.name}"
 
     def talk(self) -> str:
-        """Both streams, labelled."""
-        return f"--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
+        """How it ended and both streams, labelled."""
+        return f"--- {self.ending()}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
 
 
 def run_child(
