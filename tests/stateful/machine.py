@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from userfault import image
 LENGTHS = (1, 4096, 4097, 65_536, 300_001, (1 << 21) + 5)
 UNITS = ("4KiB", "64KiB", "256KiB", "2MiB")
 FOLDER = Path(tempfile.mkdtemp())
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 def prepared() -> list[tuple[uf.Source, np.ndarray]]:

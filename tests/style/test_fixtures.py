@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def test_child_function_runs_its_source(child):
         print(os.environ.get("USERFAULT_STORY"))
 
     assert child(story, env={"USERFAULT_STORY": "told"}).check().stdout == "told\n"
+
+
+@pytest.mark.parametrize("ending", ["pass", "import os; os.kill(os.getpid(), 9)"])
+def test_what_a_child_put_into_temporary_files_goes_with_it(child, ending):
+    """However it ended."""
+    result = child(f"import tempfile; print(tempfile.mkdtemp(), tempfile.mkstemp()[1], flush=True); {ending}")
+    folder, file = map(Path, result.stdout.split())
+    assert not folder.parent.exists()
+    assert folder.parent == file.parent != Path(tempfile.gettempdir())
 
 
 def test_as_nobody_imports_numpy_with_no_privilege(as_nobody):

@@ -101,14 +101,22 @@ def run_command(
     stdin: str | bytes | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> ChildResult:
-    """Run any command in a process group of its own, with files for its streams: no pipe can fill or stay open."""
+    """Run any command in a process group of its own, with files for its streams: no pipe can fill or stay open.
+
+    Its temporary files are in a folder that goes with it: it may be killed before it removes them.
+    """
     given = stdin.encode() if isinstance(stdin, str) else stdin
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with (
+        tempfile.TemporaryFile() as source,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+    ):
+        Path(scratch).chmod(0o1777)  # the command may become another user
         source.write(given or b"")
         source.seek(0)
-        process = subprocess.Popen(
-            command, stdin=source, stdout=out, stderr=err, env=environment(env), cwd=cwd, start_new_session=True
-        )
+        changed = environment({"TMPDIR": scratch, **(env or {})})
+        process = subprocess.Popen(command, stdin=source, stdout=out, stderr=err, env=changed, cwd=cwd, start_new_session=True)
         timed_out = False
         try:
             status = process.wait(timeout)
