@@ -454,8 +454,8 @@ class Turn:
         Blocks: as it says; Ctrl-C works. GIL: released, before the other one is rung.
         """
 
-def take_resolver_error() -> BaseException | None:
-    """Return and clear the exception that a resolver raised in this thread."""
+def noted_failure() -> BaseException:
+    """Take what was noted for this thread, and make its exception, where it has not surfaced and will not."""
 
 def failure_epoch() -> int:
     """Return how many pages have shown the error pattern so far: a moment for `failed_since`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from userfault import _core
-from userfault.errors import OptionError, PageError, RegionClosedError, UserFault, noted_failure
+from userfault.errors import OptionError, PageError, RegionClosedError, UserFault
 from userfault.region import Region, refresh_handlers
 
 __all__ = ["checked"]
@@ -71,6 +71,6 @@ class checked:
         _core.rearm_failed()
         if isinstance(error, PageError | UserFault):
             return
-        failure = noted_failure()
+        failure = _core.noted_failure()
         _core.drop_pending_error()
         raise failure from error

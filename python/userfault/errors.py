@@ -63,10 +63,7 @@ class PageError(UserfaultError, OSError):
     offset: int
     cause: BaseException | str
 
-    def __init__(self, source: str | None = None, offset: int | None = None, cause: BaseException | str | None = None) -> None:
-        """Make one; without arguments it picks up what the engine noted for the calling thread."""
-        if source is None:
-            source, offset, cause = _noted()
+    def __init__(self, source: str, offset: int | None = None, cause: BaseException | str | None = None) -> None:
         self.source = source
         self.offset = -1 if offset is None else offset
         self.cause = "unknown" if cause is None else cause
@@ -102,17 +99,11 @@ class UserFault(UserfaultError, OSError):
     address: int
     cause: BaseException | str
 
-    def __init__(self, address: int | None = None, cause: BaseException | str | None = None) -> None:
-        """Make one; without arguments it picks up what the engine noted for the calling thread."""
-        raised = None
-        if address is None:
-            raised = _core.take_resolver_error()
-            noted = _core.take_failure()
-            address, cause = (noted[4], _cause(noted)) if noted else (0, _REPLACED)
+    def __init__(self, address: int, cause: BaseException | str | None = None) -> None:
         self.address = address
         self.cause = "unknown" if cause is None else cause
         super().__init__(f"nobody resolved the fault at {address:#x}: {_described(self.cause)}")
-        self.__cause__ = raised if raised is not None else self.cause if isinstance(self.cause, BaseException) else None
+        self.__cause__ = self.cause if isinstance(self.cause, BaseException) else None
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -159,11 +150,6 @@ def _errno_of(error: BaseException) -> Any:
         return getattr(error, "errno", None)
     except Exception:
         return None
-
-
-def noted_failure() -> BaseException:
-    """Make the exception of what the engine noted for the calling thread, whose own has not surfaced."""
-    return failure_of(_core.take_failure())
 
 
 def failure_of(noted: _Taken | None, resolver_raised: BaseException | None = None) -> BaseException:
@@ -218,11 +204,6 @@ def _portable(cause: BaseException | str) -> BaseException | str:
     except Exception:
         return _described(cause)
     return cause
-
-
-def _noted() -> tuple[str, int | None, BaseException | str | None]:
-    noted = _core.take_failure()
-    return (noted[0], noted[1], _cause(noted)) if noted else ("a page could not be had", None, _REPLACED)
 
 
 class RefusedError(UserfaultError, PermissionError):

@@ -42,6 +42,39 @@ def test_an_inner_page_that_fails_is_never_data_of_the_outer_source(child, deliv
     child(code, args=[delivery], timeout=40).check()
 
 
+def test_what_a_resolver_raised_for_a_source_is_the_cause_of_that_fault_and_of_no_later_one(child, delivery):
+    """Its `UserFault` has not surfaced when the source returns: it is made there, with its cause, which nobody finds later."""
+
+    def code():
+        import sys
+
+        from support.lazy import raised
+
+        import userfault as uf
+        from userfault import mman
+
+        def refuse(address):
+            raise KeyError("mine")
+
+        flagged = mman.anonymous(1 << 20)
+        mman.madvise(flagged, mman.MADV_USERFAULT)
+        mman.on_sigbus(flagged, refuse)
+
+        def copy(offset, buffer):
+            buffer[:] = flagged[offset : offset + len(buffer)]  # no call after it, where an exception would surface
+
+        view = memoryview(uf.map(uf.Function(copy, "1MiB", unit="4KiB"), delivery=sys.argv[1], timeout="5s"))
+        error = raised(uf.PageError, lambda: bytes(view[:10]))
+        assert isinstance(error.__cause__, mman.UserFault), repr(error.__cause__)
+        assert isinstance(error.__cause__.__cause__, KeyError), repr(error.__cause__.__cause__)
+
+        mman.on_sigbus(flagged, lambda address: None)
+        error = raised(mman.UserFault, lambda: bytes(flagged[:10]))
+        assert error.__cause__ is None, repr(error.__cause__)
+
+    child(code, args=[delivery]).check()
+
+
 @pytest.mark.parametrize("handler", ["default", "ignored", "quiet"])
 def test_what_asks_the_process_to_end_is_no_page_error(child, delivery, handler):
     """KeyboardInterrupt and SystemExit of a source are raised at the touch as they are, whatever SIGINT does, in any thread."""

@@ -3,7 +3,7 @@
 //! An errno becomes the OSError subclass that Python has for it. A hint travels twice: as the attribute `hint`, for
 //! programs, and as a note of the exception, which a traceback shows.
 
-use crate::{gil, kept};
+use crate::kept;
 use engine::cause::Remote;
 use engine::error::Error;
 use engine::pager::spawn::How;
@@ -71,19 +71,6 @@ pub fn module(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
 /// An exception class by its name: exceptions over the stable ABI are Python classes.
 fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     module(py)?.getattr(name)
-}
-
-/// The exception of what the engine noted for the calling thread, whose own has not surfaced.
-fn noted(py: Python<'_>) -> PyErr {
-    raised(py, "noted_failure", ())
-}
-
-/// The exception that was set for the calling thread and has not surfaced, and will not.
-pub fn take_pending(py: Python<'_>) -> PyErr {
-    gil::take_back(); // first: it would surface in what makes the exception
-    let error = noted(py);
-    let _ = engine::latch::take();
-    error
 }
 
 /// A class that stands for the exception `value`: raised without arguments, it is `value` itself.

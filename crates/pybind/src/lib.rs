@@ -23,6 +23,7 @@ mod raised;
 mod readers;
 mod region;
 mod sources;
+mod surface;
 mod turn;
 mod volatile;
 
@@ -45,6 +46,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     readers::register(module)?;
     region::register(module)?;
     sources::register(module)?;
+    surface::register(module)?;
     turn::register(module)?;
     volatile::register(module)?;
     Ok(())

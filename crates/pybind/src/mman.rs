@@ -6,7 +6,7 @@ use crate::enter::enter;
 use crate::errors::{engine_error, os_error};
 use crate::kernel::place::{Place, transfer_length};
 use crate::sources::NativeSource;
-use crate::{gil, helper, raise};
+use crate::{gil, helper, surface};
 use engine::flagged::view::{Act, Token, take_released};
 use engine::flagged::{self, Called};
 use engine::mman::calls::{Failed, whole_pages};
@@ -214,7 +214,7 @@ fn call_resolver(token: usize, address: usize) -> Called {
             let called = match resolver.call1((address,)) {
                 Ok(_) => Called::Returned,
                 Err(error) => {
-                    raise::keep_resolver_error(py, error);
+                    surface::keep_resolver_error(py, error);
                     Called::Raised
                 }
             };

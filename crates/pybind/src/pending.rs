@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// The exception of each [`Kind`], kept alive for good.
 static CLASSES: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
-/// What a thread is told to raise for it: a class whose instances are made by [`crate::raise`]. Kept alive too.
+/// What a thread is told to raise for it: a class whose instances are made by [`crate::surface`]. Kept alive too.
 static SURFACING: [AtomicPtr<ffi::PyObject>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
 /// The main thread, which raises for threads that Python does not know.
 static MAIN_THREAD: AtomicU64 = AtomicU64::new(0);

@@ -3,7 +3,7 @@
 //! *Locks*: none. *GIL*: held by every caller but the helper.
 
 use crate::enter::enter;
-use crate::{errors, kept, readers};
+use crate::{errors, kept, readers, surface};
 use engine::latch;
 use engine::source::{Cause, SourceError};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -55,7 +55,7 @@ pub fn surfaced<T>(py: Python<'_>, offset: u64, answer: PyResult<T>) -> PyResult
     if failure.error.cause == Cause::Interrupted {
         return Ok(Err(SourceError::new(offset, Cause::Interrupted))); // KeyboardInterrupt is on its way
     }
-    let error = errors::take_pending(py);
+    let error = surface::take_pending(py);
     if let Err(other) = answer {
         error.set_context(py, Some(other));
     }

@@ -4,7 +4,7 @@
 //! *Locks*: the list of a pool, for a few instructions without the GIL. *GIL*: released while a reader waits.
 //! *Blocks on*: an engine thread waits for its answer, but not beyond its limit: a source that hangs keeps a reader, no fault.
 
-use crate::{enter, errors, gil};
+use crate::{enter, gil, surface};
 use engine::futex::{self, Bell};
 use engine::source::{Cause, SourceError};
 use pyo3::prelude::*;
@@ -119,7 +119,7 @@ fn serve_read(py: Python<'_>, start_another: Bound<'_, PyAny>) {
     pool.busy.fetch_sub(1, Ordering::SeqCst);
     if engine::latch::pending().is_some() {
         // Of a finalizer or a `close` that touched lazy memory: it would end this thread, which others need.
-        errors::take_pending(py).write_unraisable(py, None);
+        surface::take_pending(py).write_unraisable(py, None);
     }
 }
 
