@@ -295,6 +295,8 @@ class Region(_core.NativeRegion):
     def evict(self, where: slice | Buffer | None = None) -> int:
         """Give back the memory of the whole units inside `where`; they come back when touched.
 
+        A unit that is being filled is waited for, at most 0.1 s, and stays if it takes longer.
+
         Args:
             where: A view into the region, a slice of bytes, or None for all of it.
 
