@@ -309,6 +309,58 @@ def test_what_was_cached_of_a_closed_source_is_forgotten(counted, data):
         assert read(native(cached), 0, 5000) == turn[:5000]
 
 
+@pytest.mark.kernel
+def test_a_forked_child_has_a_cache_of_its_own(child):
+    """Open in the parent: the child keeps chunks, too. Being opened by a thread that the child does not have: no lock is taken
+    for good."""
+    code = """
+        import os, threading, time
+        import userfault as uf
+
+        class Slow(uf.Source):
+            reads, entered, pause = 0, threading.Event(), 0
+            @property
+            def length(self):
+                Slow.entered.set()
+                time.sleep(Slow.pause)
+                return 1 << 20
+            def read_into(self, offset, buffer):
+                Slow.reads += 1
+                buffer[:] = b"k" * len(buffer)
+
+        def in_child(work):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    work()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+
+        def read_all(cached):
+            view = memoryview(uf.map(cached, unit="4KiB"))
+            assert all(view[at] == ord("k") for at in range(0, 1 << 20, 65536))
+
+        once = uf.Cached(Slow())
+        read_all(once)
+        def again():
+            Slow.reads = 0
+            read_all(once)
+            assert Slow.reads == 1, Slow.reads
+        in_child(again)
+
+        Slow.pause, opening = 1, uf.Cached(Slow())
+        Slow.entered.clear()
+        thread = threading.Thread(target=lambda: opening.length)
+        thread.start()
+        Slow.entered.wait()
+        in_child(lambda: read_all(opening))
+        thread.join()
+        """
+    child(code, timeout=40).check()
+
+
 def test_it_travels_with_its_options(tmp_path):
     """Pickled and back."""
     cached = uf.Cached(uf.Zero(10), chunk=CHUNK, memory="1MiB", directory=tmp_path, disk=5000)

@@ -229,3 +229,22 @@ def test_a_lock_that_is_never_let_go_keeps_nobody(tmp_path, data):
     assert size_of(tmp_path) == 0
     assert read(opened, 0, 10) == data[:10]
     assert size_of(tmp_path) > 0
+
+
+def test_a_child_forked_meanwhile_does_not_keep_the_lock(child, tmp_path):
+    """It has the descriptor too, and may live for long."""
+    code = """
+        import os, signal, sys
+        from userfault.sources.disk import DiskChunks
+        kept = DiskChunks(sys.argv[1], 1 << 20)
+        with kept._alone() as is_locked:
+            assert is_locked
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+        kept.put("one", b"1" * 1000)
+        assert bytes(kept.get("one", 1000)) == b"1" * 1000
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        """
+    child(code, args=[tmp_path]).check()

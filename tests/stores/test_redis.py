@@ -36,6 +36,22 @@ def test_keys_are_as_documented(url, client, data):
     assert b"".join(values) == data
 
 
+def test_a_put_that_fails_leaves_nothing(url, client, data, monkeypatch):
+    """A server that is full is not to keep chunks that nobody finds."""
+    name, put = url.rpartition("/")[2], redis.Redis.set
+    left = iter(range(3))
+
+    def set_few(*arguments, **options):
+        if next(left, None) is None:
+            raise redis.exceptions.OutOfMemoryError("full")
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(redis.Redis, "set", set_few)
+    with pytest.raises(uf.StoreError, match="full"):
+        uf.Redis.put(url, data, chunk="64KiB")
+    assert client.keys(f"*{name}*") == []
+
+
 def test_a_missing_value_is_an_error(url, client, data):
     """The server may have evicted it: never zeros. The others are there."""
     opened = native(uf.Redis.put(url, data, chunk=10_000))

@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -57,7 +58,7 @@ class Pager:
             raise OptionError("path: whoever serves there is who it is; user and sandbox are for a process of our own")
         settings = Settings(
             version=VERSION,
-            path=[os.path.abspath(entry) for entry in sys.path],
+            path=_import_path(),
             directory=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH"),
             threads=parse_count(threads, "threads", 1, _MOST_THREADS),
@@ -120,24 +121,50 @@ class Pager:
         return f"<Pager{place} {state}, {regions} region(s){again}>"
 
 
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """What a process has from the one that started it; `directory` is None where that was removed."""
+
+    pid: int
+    directory: str | None
+    path: list[str]
+
+    @staticmethod
+    def now() -> _Home:
+        try:
+            return _Home(os.getpid(), os.getcwd(), _import_path())
+        except FileNotFoundError:
+            return _Home(os.getpid(), None, [])
+
+    def is_as(self, before: _Home) -> bool:
+        """In a directory that was removed no relative name means anything."""
+        return self == before or (self.pid == before.pid and self.directory is None)
+
+
+def _import_path() -> list[str]:
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
 # Reentrant: a finalizer or a signal handler may map something while it is held.
 _LOCK = threading.RLock()
-_DEFAULT: tuple[int, Pager] | None = None
+_DEFAULT: tuple[_Home, Pager] | None = None
 
 
 def default_pager() -> Pager:
     """The pager that regions of this process share; started if need be.
 
     Returns:
-        A pager that may serve: another one than before where that is gone.
+        A pager that may serve: another one than before where that is gone, or where this process has gone to another working
+        directory or imports from elsewhere since, as relative names in a source would mean something else there.
 
     Raises:
         RefusedError: As `Pager`.
     """
     global _DEFAULT
     with _LOCK:
-        if _DEFAULT is None or _DEFAULT[0] != os.getpid() or _DEFAULT[1].lost is not None:
-            _DEFAULT = (os.getpid(), Pager())
+        here = _Home.now()
+        if _DEFAULT is None or not here.is_as(_DEFAULT[0]) or _DEFAULT[1].lost is not None:
+            _DEFAULT = (here, Pager())  # the one before ends with its last region
         return _DEFAULT[1]
 
 
@@ -190,7 +217,7 @@ def _environment() -> list[bytes]:
 
 def _end() -> None:
     """At exit: whoever waits for the pager of an exiting process waits for nothing."""
-    if _DEFAULT is not None and _DEFAULT[0] == os.getpid() and not _DEFAULT[1].regions:
+    if _DEFAULT is not None and _DEFAULT[0].pid == os.getpid() and not _DEFAULT[1].regions:
         _DEFAULT[1].close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,16 @@ _MOST_BYTES = 8 << 20
 #: How long another thread's read of a chunk is waited for; a source of this package has given up by then.
 _PATIENCE = 30.0
 _TOKENS = itertools.count()
+#: Those of this process, by a number: a class derived from `Cached` may compare, and hash, as it likes.
+_ALL: weakref.WeakValueDictionary[int, Cached] = weakref.WeakValueDictionary()
+
+
+def _begin_all() -> None:
+    for cached in list(_ALL.values()):
+        cached._begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Cached(Source):
     """
 
     readahead = True
+    _open: _Open | None = None
 
     def __init__(
         self,
@@ -87,14 +99,14 @@ class Cached(Source):
         self.source = source
         self.chunk = parse_bytes(chunk, "chunk")
         self.memory = parse_bytes(memory, "memory")
-        self.directory = None if directory is None else os.fspath(directory)
+        self.directory = None if directory is None else os.path.abspath(directory)
         self.disk = parse_bytes(disk, "disk")
         self.unit = source.unit
         if not 0 < self.chunk <= 1 << 30:
             raise OptionError(f"chunk={chunk!r}: must be from 1 byte to 1 GiB")
         self.preferred_size = max(self.chunk, parse_bytes(source.preferred_size or 0))
-        self._lock = threading.RLock()
-        self._open: _Open | None = None
+        self._begin()
+        _ALL[next(_TOKENS)] = self
         self._counts = dict.fromkeys(("found", "awaited", "disk", "fetched", "reads"), 0)
 
     @property
@@ -126,6 +138,11 @@ class Cached(Source):
             opened, self._open = self._open, None
         if opened is not None:
             shared_chunks().leave(opened)
+
+    def _begin(self) -> None:
+        """Closed, in this process: a forked one may find the lock taken for good, and has no chunks in memory yet."""
+        self._lock = threading.RLock()
+        self._open = None
 
     def statistics(self) -> CacheStatistics:
         """What it did so far.

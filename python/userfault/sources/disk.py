@@ -128,6 +128,8 @@ class DiskChunks:
         try:
             yield _locked(descriptor)
         finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
             os.close(descriptor)
 
     def _count(self, more: int) -> None:

@@ -10,6 +10,7 @@ mixture. The braces keep all chunks of an object on one node of a cluster.
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -90,9 +91,14 @@ class Redis(RemoteSource):
         before = self._client.hgetall(self.key)
         version = secrets.token_hex(8)
         milliseconds = None if expire is None else max(1, round(expire * 1000))
-        for number in range(-(-len(data) // size)):
-            value = bytes(data[number * size : (number + 1) * size])
-            self._client.set(self._chunk_key(version, number), value, px=milliseconds)
+        try:
+            for number in range(-(-len(data) // size)):
+                value = bytes(data[number * size : (number + 1) * size])
+                self._client.set(self._chunk_key(version, number), value, px=milliseconds)
+        except BaseException:
+            with suppress(Exception):  # the first error is the one that counts
+                self._unlink(version, len(data), size)  # a server that is full is not to keep what nobody will find
+            raise
         with self._client.pipeline(transaction=True) as change:
             change.delete(self.key)
             change.hset(self.key, mapping={"length": len(data), "chunk": size, "version": version})
@@ -101,9 +107,12 @@ class Redis(RemoteSource):
             change.execute()
         if before:
             _, length, old_size, old = _manifest(before)
-            keys = [self._chunk_key(old, number) for number in range(-(-length // old_size))]
-            for first in range(0, len(keys), 1000):
-                self._client.unlink(*keys[first : first + 1000])
+            self._unlink(old, length, old_size)
+
+    def _unlink(self, version: str, length: int, size: int) -> None:
+        keys = [self._chunk_key(version, number) for number in range(-(-length // size))]
+        for first in range(0, len(keys), 1000):
+            self._client.unlink(*keys[first : first + 1000])
 
     def look(self) -> Version:
         """See `RemoteSource.look`."""
