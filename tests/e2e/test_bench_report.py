@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.child import run_command
+from support.house import ROOT
 
 from userfault.rivals import playing
 from userfault.rivals.child import measure, ways
@@ -97,7 +98,17 @@ def test_page_fills_a_browser_window(report, tmp_path, width):
     assert (pixels == (0x00, 0x72, 0xB2)).all(axis=2).any(), "no bar of ours"
 
 
-@pytest.mark.parametrize("arguments", [["--short"], ["--report", "x", "--size", "5MiB"], ["--report", "x", "--only", "nobody"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--short"],
+        ["--report", "x", "--size", "5MiB"],
+        ["--report", "x", "--only", "nobody"],
+        ["--report", "x", "--from", str(ROOT / "bench" / "speed.json")],
+        ["--report", "x", "--from", str(ROOT / "README.md")],
+        ["--report", "x", "--from", str(ROOT / "bench" / "speed.json"), "--rounds", "3"],
+    ],
+)
 def test_wrong_usage_is_told(arguments, tmp_path):
     """What cannot be measured is refused before anything is written."""
     result = run_command([sys.executable, "-m", "userfault", "bench", *arguments], timeout=30, cwd=tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from support.clouds import KINDS, cloud_of
 
 import userfault as uf
-from userfault.sources import native
+from userfault.sources import RemoteSource, Version, native
 from userfault.testing import Fault, FaultyProxy, TouchChild
 
 PAGE = 4096
@@ -227,3 +227,31 @@ def test_redis_that_is_gone_is_an_error(redis_proxy, data):
     with pytest.raises(uf.PageError) as caught:
         read(opened, 0, PAGE)
     assert caught.value.cause.transient
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError])
+def test_a_store_of_ones_own_is_tried_again_and_its_exception_is_kept(kind):
+    """What Python raises of a network may pass; what was raised last is the cause, and not taken for our own deadline."""
+    tries = []
+
+    class Own(RemoteSource):
+        def look(self):
+            return Version(1000, "one")
+
+        def get(self, version, start, stop):
+            tries.append(start)
+            if len(tries) < 3 or start:
+                raise kind("of the socket")
+            return b"o" * (stop - start)
+
+    opened = native(Own("own:object", attempts=3, deadline=20))
+    room = bytearray(10)
+    opened.read_into(0, room)
+    assert (room, tries) == (b"o" * 10, [0, 0, 0])
+    with pytest.raises(uf.PageError) as failed:
+        opened.read_into(5, room)
+    error = failed.value.__cause__
+    assert isinstance(error, uf.StoreError), repr(error)
+    assert error.transient
+    assert isinstance(error.__cause__, kind), repr(error.__cause__)
+    assert tries[3:] == [5, 5, 5]

@@ -29,7 +29,12 @@ CASES = (("kernel", "4KiB"), ("thread", "4KiB"), ("signal", "4KiB"), ("thread", 
 )
 @click.option("--short", is_flag=True, help="With --report: only see whether all works; one round of little.")
 @click.option("--only", multiple=True, metavar="TEXT", help="With --report: those whose names contain it; may be repeated.")
-@click.option("--from", "saved", type=click.Path(exists=True), help="With --report: draw a results.json again, measure nothing.")
+@click.option(
+    "--from",
+    "saved",
+    type=click.Path(exists=True, dir_okay=False),
+    help="With --report: draw a results.json again.",
+)
 def command(
     size: int | None, rounds: int | None, folder: str | None, short: bool, only: tuple[str, ...], saved: str | None
 ) -> int | None:
@@ -62,6 +67,8 @@ def compare(folder: str, size: int | None, rounds: int | None, short: bool, only
     from userfault.rivals.page import write_report
     from userfault.rivals.results import Results
 
+    if saved and (size or rounds or short or only):
+        raise click.UsageError("--from draws what was measured: --size, --rounds, --short and --only are for measuring")
     results = Results.load(saved) if saved else play(size, rounds, short, only)
     page = write_report(results, folder)
     if wants_json():

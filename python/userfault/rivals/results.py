@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from userfault.errors import OptionError
 from userfault.rivals.figures import quartiles
 
 SCHEMA = 1
@@ -100,8 +101,12 @@ class Results:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Results:
-        """Read a file that `save` wrote."""
-        return Results.from_data(json.loads(Path(path).read_text()))
+        """Read a file that `save` wrote; OptionError if it is another."""
+        try:
+            return Results.from_data(json.loads(Path(path).read_text()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise OptionError(f"{path}: no results.json of `userfault bench --report` ({why})") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file, replacing one that is there."""

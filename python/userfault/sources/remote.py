@@ -11,7 +11,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from userfault.errors import OptionError, StoreChanged, StoreError
+from userfault.errors import OptionError, StoreChanged, StoreError, shown
 from userfault.sources.aside import aside
 from userfault.sources.base import Source
 from userfault.units import parse_count, parse_seconds
@@ -164,9 +164,13 @@ class RemoteSource(Source):
             try:
                 return call(*arguments)
             except StoreError as error:
-                wait = pause * random.uniform(0.5, 1.5)  # or many readers that failed together would come back together
-                if not error.transient or not left or time.monotonic() + wait > until:
-                    raise
+                failed = error
+            except (ConnectionError, TimeoutError) as error:  # of a store of somebody's own
+                failed = StoreError(self.url, shown(error) or type(error).__name__, transient=True)
+                failed.__cause__ = error
+            wait = pause * random.uniform(0.5, 1.5)  # or many readers that failed together would come back together
+            if not failed.transient or not left or time.monotonic() + wait > until:
+                raise failed
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last attempt returns or raises")
