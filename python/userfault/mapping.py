@@ -100,9 +100,10 @@ def map(
         fallback=fallback,
         on_pager_death=on_pager_death,
     )
+    if delivery != "process" and (pager is not None or on_pager_death != "restart"):
+        what = "on_pager_death" if pager is None else "pager"
+        raise OptionError(f"{what}: only delivery='process' has a pager, and delivery={delivery!r} was asked for")
     if pager is not None:
-        if delivery != "process":
-            raise OptionError(f"pager: only delivery='process' has one, and delivery={delivery!r} was asked for")
         return _open_in_pager(source_of(source), options, pager)
     return open_region(source_of(source), options)
 

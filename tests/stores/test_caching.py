@@ -386,3 +386,10 @@ def wait_for(condition):
     turn = threading.Event()
     while not condition():
         turn.wait(0.001)
+
+
+@pytest.mark.parametrize("directory", ["", b"bytes", 7])
+def test_a_directory_that_is_none_is_refused(counted, directory):
+    """The empty one would be the working directory."""
+    with pytest.raises(uf.OptionError, match="directory="):
+        uf.Cached(counted, directory=directory)

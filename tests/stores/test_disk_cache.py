@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 
 import pytest
 
 import userfault as uf
-from userfault.sources import chunks, native
+from userfault.sources import chunks, disk, native
 
 from .test_caching import CHUNK, Counted, Named, read
 
@@ -219,8 +220,9 @@ def test_processes_share_a_directory(tmp_path):
     assert victims > 0
 
 
-def test_a_lock_that_is_never_let_go_keeps_nobody(tmp_path, data):
+def test_a_lock_that_is_never_let_go_keeps_nobody(tmp_path, data, monkeypatch):
     """A stopped process may hold it: then chunks are not kept."""
+    monkeypatch.setattr(disk, "_LOCK_PAUSE", 0.0)
     source = Named(data)
     opened = native(on_disk(source, tmp_path))
     with open(tmp_path / "lock", "rb") as lock:
@@ -229,6 +231,51 @@ def test_a_lock_that_is_never_let_go_keeps_nobody(tmp_path, data):
     assert size_of(tmp_path) == 0
     assert read(opened, 0, 10) == data[:10]
     assert size_of(tmp_path) > 0
+
+
+def test_a_lock_that_is_never_let_go_is_waited_for_once(tmp_path, data):
+    """Not for each chunk: the next seconds nothing is kept."""
+    opened = native(on_disk(Named(data), tmp_path))
+    with open(tmp_path / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert read(opened, 0, 50 * CHUNK) == data[: 50 * CHUNK]
+        assert time.monotonic() - began < 3  # 25 s with a wait for each
+    assert size_of(tmp_path) == 0
+
+
+@pytest.mark.parametrize("where", ["put", "get", "count", "list", "lock"])
+def test_the_timeout_of_a_touch_is_no_broken_disk(tmp_path, monkeypatch, where):
+    """It is sent as a TimeoutError into whatever runs; one with an errno is the disk's."""
+    kept = disk.DiskChunks(tmp_path, 5000)
+    kept.put("old", b"1" * 1000)
+    sent = TimeoutError("of map(timeout=...)")
+
+    def fail(*arguments, **options):
+        raise sent
+
+    module, name = {
+        "put": (os, "replace"),
+        "get": (os, "utime"),
+        "count": (disk.DiskChunks, "_make_room"),
+        "list": (os, "scandir"),
+        "lock": (fcntl, "flock"),
+    }[where]
+
+    def use():
+        if where == "get":
+            kept.get("old", 1000)
+        else:
+            kept.put("new", b"2" * (4500 if where in ("count", "list") else 100))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, fail)
+        with pytest.raises(TimeoutError, match="of map"):
+            use()
+        if where not in ("count", "lock"):
+            sent = TimeoutError(errno.ETIMEDOUT, "of a disk far away")
+            use()
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_child_forked_meanwhile_does_not_keep_the_lock(child, tmp_path):

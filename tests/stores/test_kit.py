@@ -181,3 +181,21 @@ def test_passwords_and_signatures_are_not_shown():
     with pytest.raises(uf.OptionError) as refused:
         uf.Redis("redis://user:pass-word@127.0.0.1:1/")
     assert "pass-word" not in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["error", "short", "long"])
+@pytest.mark.parametrize("bad", [slice(None), slice(-5000, None), range(20_000, 30_000), slice(20_000, None, 1)])
+def test_chaos_takes_slices_of_the_source(how, bad):
+    """From its end, and without one."""
+    opened = native(ChaosSource(uf.Bytes(bytes(24_000)), fail=[bad], how=how))
+    with pytest.raises(uf.PageError):
+        opened.read_into(23_000, bytearray(1000))
+    if bad != slice(None):
+        opened.read_into(0, bytearray(1000))
+
+
+@pytest.mark.parametrize("given", [{"fail": [5]}, {"fail": [range(0, 10, 2)]}, {"failures": -1, "fail": [range(1)]}])
+def test_chaos_refuses_what_it_cannot_do(given):
+    """At once, not in a read that then fails for another reason."""
+    with pytest.raises(uf.OptionError, match="fail"):
+        ChaosSource(uf.Bytes(b"abc"), **given)

@@ -7,6 +7,7 @@ import pytest
 
 import userfault as uf
 from userfault.sources import Fsspec, remote_of, source_of
+from userfault.sources.remote import without_secrets
 
 PAGE = 4096
 
@@ -153,3 +154,59 @@ def test_a_file_of_fsspec_that_changed_is_no_mixture(tmp_path):
     with pytest.raises(uf.PageError) as caught:
         opened.read_into(0, bytearray(10))
     assert isinstance(caught.value.cause, uf.StoreChanged)
+
+
+@pytest.mark.parametrize("rest", ["#x", "?x=1", "#x?y"])
+def test_a_file_url_with_more_than_a_path_is_refused(tmp_path, rest):
+    """It would be another file."""
+    (tmp_path / "file").write_bytes(b"bytes")
+    with pytest.raises(uf.OptionError, match="%23"):
+        source_of(f"file://{tmp_path}/file{rest}")
+
+
+def test_a_file_url_of_another_machine_is_refused(tmp_path):
+    """So is one that lacks a slash."""
+    (tmp_path / "file").write_bytes(b"bytes")
+    assert source_of(f"file://localhost{tmp_path}/file") == uf.File(str(tmp_path / "file"))
+    with pytest.raises(uf.OptionError, match="file:///"):
+        source_of(f"file:/{tmp_path}/file")
+
+
+@pytest.mark.parametrize("path", ["a%2Fb", "a%2fb", "folder/", "%E4", "a%25%2fb"])
+def test_a_url_of_the_web_that_obstore_would_change_goes_to_fsspec(path):
+    """To the server it is another page."""
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("obstore")
+    url = f"https://host.invalid/{path}"
+    assert isinstance(remote_of(url), Fsspec)
+    with pytest.raises(uf.OptionError, match="Fsspec"):
+        uf.Blob(url)
+    with pytest.raises(uf.OptionError, match="at the end"):
+        uf.Blob("s3://bucket/folder/", region="eu-central-1")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@host:1/0/k", "redis://:…@host:1/0/k"),
+        ("redis://:p@ss@host:1/0/k", "redis://:…@host:1/0/k"),
+        ("redis://:sec/ret@host:1/0/k", "redis://:…@host:1/0/k"),
+        ("redis://me:a/3?4@host/0/k", "redis://me:…@host/0/k"),
+        ("zip://a::sftp://me:secret@host/b.zip", "zip://a::sftp://me:…@host/b.zip"),
+        ("https://me:secret@host/x?sig=1", "https://me:…@host/x?…"),
+        ("https://host:8080/x@2.png", "https://host:8080/x@2.png"),
+        ("https://host:8080/?to=a@b", "https://host:8080/?…"),
+        ("redis://[::1]:6379/0/a@b", "redis://[::1]:6379/0/a@b"),
+        ("https://host/a:b@c", "https://host/a:b@c"),
+    ],
+)
+def test_a_password_is_not_shown(url, shown):
+    """Nor part of one that has an @ or a / in it; ports and paths are."""
+    assert without_secrets(url) == shown
+
+
+def test_urls_that_look_alike_are_told_apart():
+    """By what is not shown of them."""
+    pytest.importorskip("fsspec")
+    places = {Fsspec(f"memory://{password}@host/x").place() for password in ("me:one", "me:two")}
+    assert len(places) == 2

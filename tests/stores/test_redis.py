@@ -1,5 +1,7 @@
 """Redis and Valkey: chunks under keys, one version at a time."""
 
+import threading
+
 import pytest
 
 import userfault as uf
@@ -136,3 +138,46 @@ def test_a_url_without_a_key_is_refused(url):
     """With a word on how it should look."""
     with pytest.raises(uf.OptionError, match="redis://host:6379/0/KEY"):
         uf.Redis(url)
+
+
+def test_a_put_over_a_key_of_somebody_else_leaves_it_alone(url, client, data):
+    """Refused before anything is stored."""
+    key = url.rpartition("/")[2]
+    client.hset(key, mapping={"name": "ann", "mail": "a@b"})
+    with pytest.raises(uf.StoreError, match="something else"):
+        uf.Redis.put(url, data)
+    assert client.hgetall(key) == {b"name": b"ann", b"mail": b"a@b"}
+    assert client.keys(f"*{key}*") == [key.encode()]
+
+
+def test_a_put_whose_last_step_fails_leaves_nothing(url, client, data):
+    """A user who may store values, and no hash."""
+    name = url.rpartition("/")[2]
+    client.acl_setuser("half", enabled=True, passwords=["+pass"], keys=["*"], categories=["+@all"], commands=["-hset"])
+    with pytest.raises(uf.StoreError, match="permission"):
+        uf.Redis.put(url.replace("//", "//half:pass@"), data, chunk="64KiB")
+    assert client.keys(f"*{name}*") == []
+
+
+def test_puts_at_a_time_leave_the_chunks_of_one(url, client, data):
+    """Each deletes what it replaced, not what it saw before."""
+
+    def put():
+        for _ in range(10):
+            uf.Redis.put(url, data, chunk="64KiB")
+
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(client.keys(f"*{url.rpartition('/')[2]}*")) == 1 + 5
+    assert read(native(uf.Redis(url)), 0, len(data)) == data
+
+
+@pytest.mark.parametrize("expire", [0, -1, float("nan"), float("inf"), "soon", 0.0001])
+def test_a_time_to_expire_that_is_none_is_refused(url, client, data, expire):
+    """Before anything is stored."""
+    with pytest.raises(uf.OptionError, match="expire"):
+        uf.Redis.put(url, data, expire=expire)
+    assert client.keys(f"*{url.rpartition('/')[2]}*") == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +15,7 @@ import userfault as uf
 from userfault.sources import native
 
 pytest.importorskip("aiohttp")
+fsspec = pytest.importorskip("fsspec")
 PAGE = 4096
 HEADERS = {"ETag": '"one"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
 
@@ -171,3 +175,48 @@ def test_what_the_caller_gave_to_fsspec_holds_for_ranges(server, data):
     assert failure(opened).transient
     assert time.monotonic() - began < 4
     server.goes_on.set()
+
+
+def test_a_path_is_sent_as_it_is(server, data, monkeypatch):
+    """To the server a%2Fb is not a/b."""
+    asked = []
+    head = Handler.do_HEAD
+    monkeypatch.setattr(Handler, "do_HEAD", lambda self: asked.append(self.path) or head(self))
+    for path in ("/a%2Fb", "/folder/"):
+        assert native(uf.Fsspec(server.url.replace("/file?signature=secret", path))).length == len(data)
+    assert asked == ["/a%2Fb", "/folder/"]
+
+
+def archive(path, content):
+    with tarfile.open(path, "w") as file:
+        member = tarfile.TarInfo("w.bin")
+        member.size = len(content)
+        file.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_files_that_differ_in_an_option_only_are_not_shared(tmp_path):
+    """Two archives with members of one name, age and length, kept in memory and in one directory."""
+    kept = []
+    for content in (b"A" * PAGE, b"B" * PAGE):
+        source = uf.Fsspec("tar://w.bin", fo=archive(tmp_path / content[:1].decode(), content))
+        kept.append(read(native(uf.Cached(source, directory=tmp_path / "kept")), 0, PAGE))
+    assert kept == [b"A" * PAGE, b"B" * PAGE]
+
+
+def test_an_option_that_has_no_form_of_its_own_has_no_identity(tmp_path):
+    """An open file, say; another filesystem has one."""
+    path = archive(tmp_path / "a.tar", b"A" * PAGE)
+    with open(path, "rb") as file:
+        assert uf.Fsspec("tar://w.bin", fo=file).identity is None
+    named = [uf.Fsspec("tar://w.bin", fo=path, fs=fsspec.filesystem("local")).identity for _ in range(2)]
+    assert named[0] == named[1] != None  # noqa: E711
+
+
+def test_an_option_in_memory_is_of_this_process(tmp_path):
+    """Another process has another file of that name there."""
+    with open(archive(tmp_path / "a.tar", b"A" * PAGE), "rb") as file:
+        fsspec.filesystem("memory").pipe("/a.tar", file.read())
+    assert f"process {os.getpid()}" in uf.Fsspec("tar://w.bin", fo="/a.tar", target_protocol="memory").identity
+    assert f"process {os.getpid()}" in uf.Fsspec("tar://w.bin::memory://a.tar").identity
+    assert "process" not in uf.Fsspec("tar://w.bin", fo=str(tmp_path / "a.tar")).identity

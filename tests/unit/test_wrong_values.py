@@ -10,6 +10,30 @@ from userfault.testing import Chaos
 ZERO = uf.Zero(4096)
 
 
+class Lengthy(uf.Source):
+    """Says of its length what it is told to, or fails to find it out."""
+
+    def __init__(self, length, error=None):
+        self.given = length
+        self.error = error
+
+    @property
+    def length(self):
+        if self.error is not None:
+            raise self.error
+        return self.given
+
+    def read_into(self, offset, buffer):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("error", [TypeError("inside"), AttributeError("inside"), KeyError("inside")])
+def test_what_the_code_of_a_length_raises_is_not_hidden(error):
+    """It is not as if there was no length."""
+    with pytest.raises(type(error), match="inside"):
+        uf.map(Lengthy(1, error))
+
+
 @pytest.mark.parametrize(
     ("open_it", "words"),
     [
@@ -51,6 +75,10 @@ ZERO = uf.Zero(4096)
         (lambda: uf.Region(ZERO, {"unit": 4096}), "options: must be userfault.region.Options, .*dict"),
         (lambda: Options(unit=-1), "unit=-1: must be 0 or more"),
         (lambda: Options(timeout=float("nan")), "timeout=nan: must be finite"),
+        (lambda: uf.map(b"x", on_pager_death="poison"), "on_pager_death: only delivery='process'"),
+        (lambda: uf.map(b"x", pager=5), "pager: only delivery='process'"),
+        (lambda: uf.sources.Computed(max, 5, "3i4"), "is an array itself"),
+        (lambda: uf.map(Lengthy(None)), "Lengthy.length: must be a number of bytes, and is of type NoneType"),
         (lambda: uf.checked("x"), "checked: takes regions and was given a str"),
     ],
 )

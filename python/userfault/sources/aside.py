@@ -9,6 +9,7 @@ and sleep again.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -28,7 +29,7 @@ _SLICE = 0.05
 T = TypeVar("T")
 
 
-def in_slices(wait: Callable[[float], bool], seconds: float) -> bool:
+def in_slices(wait: Callable[[float], bool], seconds: float = math.inf) -> bool:
     """Wait in small pieces: the exception that `map(timeout=...)` sends into a read arrives between two of them only.
 
     Args:

@@ -14,20 +14,16 @@ from userfault import _core
 from userfault.errors import OptionError, PageError
 from userfault.sources.aside import in_slices
 from userfault.sources.base import Source, native
-from userfault.sources.chunks import Flight, Key, shared_chunks
+from userfault.sources.chunks import Chunk, Flight, Key, shared_chunks
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from userfault.sources.disk import DiskChunks
 
 __all__ = ["CacheStatistics", "Cached"]
 
 #: Adjacent missing chunks come with one read, but never more than this in one.
 _MOST_BYTES = 8 << 20
-#: How long another thread's read of a chunk is waited for; a source of this package has given up by then.
-_PATIENCE = 30.0
 _TOKENS = itertools.count()
 #: Those of this process, by a number: a class derived from `Cached` may compare, and hash, as it likes.
 _ALL: weakref.WeakValueDictionary[int, Cached] = weakref.WeakValueDictionary()
@@ -99,7 +95,7 @@ class Cached(Source):
         self.source = source
         self.chunk = parse_bytes(chunk, "chunk")
         self.memory = parse_bytes(memory, "memory")
-        self.directory = None if directory is None else os.path.abspath(directory)
+        self.directory = None if directory is None else _directory(directory)
         self.disk = parse_bytes(disk, "disk")
         self.unit = source.unit
         if not 0 < self.chunk <= 1 << 30:
@@ -177,7 +173,7 @@ class Cached(Source):
             disk = DiskChunks(self.directory, self.disk)
         return _Open(inner, name or f"\0{next(_TOKENS)}", disk)
 
-    def _chunks(self, first: int, stop: int) -> Iterator[tuple[int, Buffer]]:
+    def _chunks(self, first: int, stop: int) -> Iterator[tuple[int, Chunk]]:
         """The chunks with these numbers, in any order. What this thread has to fetch it fetches first, then it waits."""
         opened, shared = self._opened(), shared_chunks()
         others: list[tuple[int, Flight]] = []
@@ -197,8 +193,7 @@ class Cached(Source):
             raise
         for number, flight in others:
             self._tell("awaited")
-            if not in_slices(flight.landed.wait, _PATIENCE):
-                raise TimeoutError(f"another thread's read of {self.source!r} took more than {_PATIENCE:g} s")
+            in_slices(flight.wait)  # as long as the read lasts: what limits that, and a touch, limits this
             if flight.chunk is not None:
                 yield number, flight.chunk
             elif flight.error is not None:
@@ -206,7 +201,7 @@ class Cached(Source):
             else:
                 yield from self._chunks(number, number + 1)
 
-    def _fetched(self, opened: _Open, mine: dict[Key, Flight]) -> Iterator[tuple[int, Buffer]]:
+    def _fetched(self, opened: _Open, mine: dict[Key, Flight]) -> Iterator[tuple[int, Chunk]]:
         missing = []
         for (_, _, number), flight in mine.items():
             kept = opened.disk.get(self._disk_name(opened, number), self._size(opened, number)) if opened.disk else None
@@ -224,7 +219,7 @@ class Cached(Source):
                 if opened.disk:
                     opened.disk.put(self._disk_name(opened, number), chunk)
 
-    def _read(self, opened: _Open, run: range) -> Iterator[tuple[int, Buffer]]:
+    def _read(self, opened: _Open, run: range) -> Iterator[tuple[int, Chunk]]:
         """Adjacent chunks, with one read."""
         start = run.start * self.chunk
         fresh = bytearray(sum(self._size(opened, number) for number in run))
@@ -270,7 +265,7 @@ def _give_up(mine: dict[Key, Flight], error: BaseException) -> None:
     """Whoever waits for what this thread claimed hears why it does not come; of Ctrl-C he hears nothing, and tries."""
     reason = error if isinstance(error, Exception) else None
     for key, flight in mine.items():
-        if not flight.landed.is_set():
+        if not flight.is_landed:
             shared_chunks().land(key, flight, None, reason)
 
 
@@ -285,6 +280,13 @@ class _Open:
 
 def _cached(source: Source, options: dict[str, Any]) -> Cached:
     return Cached(source, **options)
+
+
+def _directory(given: str | os.PathLike[str]) -> str:
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not path or not isinstance(path, str):
+        raise OptionError(f"directory={given!r}: must be the path of a directory, a str or os.PathLike")
+    return os.path.abspath(path)
 
 
 def _runs(numbers: list[int], most: int) -> Iterator[range]:

@@ -166,11 +166,20 @@ def wish_of(source: object, name: str) -> int:
 
 def _length(source: Any) -> int:
     kind = type(source).__name__
+    given = _given_length(source, kind)
     try:
-        given = source.length if hasattr(source, "length") else len(source)
         length = parse_bytes(given, f"{kind}.length") if isinstance(given, str) else operator.index(given)
     except TypeError:
-        raise OptionError(f"{kind} must have a length: an attribute `length` in bytes, or __len__") from None
+        raise OptionError(f"{kind}.length: must be a number of bytes, and is of type {type(given).__name__}") from None
     if not 0 <= length < 1 << 63:
         raise OptionError(f"{kind}: a length of {length} bytes cannot be mapped")
     return length
+
+
+def _given_length(source: Any, kind: str) -> Any:
+    """What it says; an exception of the code that finds it out is the source's own."""
+    if inspect.getattr_static(source, "length", None) is not None or hasattr(source, "length"):
+        return source.length
+    if hasattr(source, "__len__"):
+        return len(source)
+    raise OptionError(f"{kind} must have a length: an attribute `length` in bytes, or __len__")

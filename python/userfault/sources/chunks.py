@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+from _thread import allocate_lock
 from collections import OrderedDict
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-__all__ = ["Flight", "Key", "MemoryChunks", "shared_chunks"]
+__all__ = ["Chunk", "Flight", "Key", "MemoryChunks", "shared_chunks"]
 
 #: Which bytes, and which chunk of them.
 Key: TypeAlias = tuple[str, int, int]
+Chunk: TypeAlias = bytes | bytearray | memoryview
 
 
 class Flight:
@@ -27,13 +26,36 @@ class Flight:
         owner: That thread.
         chunk: The bytes, once they are there.
         error: Why there are none.
+        is_landed: Whether there is one or the other.
     """
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
-        self.chunk: Buffer | None = None
+        self.chunk: Chunk | None = None
         self.error: Exception | None = None
-        self.landed = threading.Event()
+        self.is_landed = False
+        # No Event: an exception from outside (Ctrl-C) in the middle of its code would leave the lock inside it taken for good.
+        self._gate = allocate_lock()
+        self._gate.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has landed; one who is not woken at once, after an exception from outside, sees it when that is over.
+
+        Args:
+            seconds: At most.
+
+        Returns:
+            Whether it has.
+        """
+        if not self.is_landed and self._gate.acquire(timeout=seconds):
+            self._gate.release()  # for the next one who waits
+        return self.is_landed
+
+    def land(self) -> None:
+        """Wake who waits."""
+        self.is_landed = True
+        if self._gate.locked():  # only its owner lands it, and a second time after an exception only
+            self._gate.release()
 
 
 class MemoryChunks:
@@ -47,9 +69,10 @@ class MemoryChunks:
         self.process = os.getpid()
         self.size = 0
         self._lock = threading.RLock()
-        self._chunks: OrderedDict[Key, Buffer] = OrderedDict()
+        self._chunks: OrderedDict[Key, Chunk] = OrderedDict()
         self._flights: dict[Key, Flight] = {}
         self._limits: dict[int, int] = {}
+        self._until_count = 0
 
     def want(self, who: object, limit: int) -> None:
         """Have room for `limit` bytes as long as `who` is open. The largest that is wanted holds for all.
@@ -71,7 +94,7 @@ class MemoryChunks:
             self._limits.pop(id(who), None)
             self._shrink()
 
-    def find_or_claim(self, key: Key, mine: dict[Key, Flight]) -> Buffer | Flight:
+    def find_or_claim(self, key: Key, mine: dict[Key, Flight]) -> Chunk | Flight:
         """The chunk, or who fetches it.
 
         Args:
@@ -96,7 +119,7 @@ class MemoryChunks:
                 self._flights[key] = fresh
             return fresh
 
-    def land(self, key: Key, flight: Flight, chunk: Buffer | None, error: Exception | None) -> None:
+    def land(self, key: Key, flight: Flight, chunk: Chunk | None, error: Exception | None) -> None:
         """A flight ended.
 
         Args:
@@ -111,19 +134,23 @@ class MemoryChunks:
                 del self._flights[key]
             if chunk is not None:
                 self._keep(key, chunk)
-        flight.landed.set()
+        flight.land()
 
-    def _keep(self, key: Key, chunk: Buffer) -> None:
-        old = self._chunks.pop(key, None)
-        self.size += memoryview(chunk).nbytes - (memoryview(old).nbytes if old is not None else 0)
+    def _keep(self, key: Key, chunk: Chunk) -> None:
+        old = self._chunks.pop(key, b"")
         self._chunks[key] = chunk
+        self.size += len(chunk) - len(old)
+        self._until_count -= 1
+        if self._until_count < 0:  # now and then: an exception from outside may have come between the dictionary and the sum
+            self.size = sum(map(len, list(self._chunks.values())))
+            self._until_count = len(self._chunks)
         self._shrink()
 
     def _shrink(self) -> None:
         limit = max(self._limits.values(), default=0)
         while self.size > limit and self._chunks:
             _, chunk = self._chunks.popitem(last=False)
-            self.size -= memoryview(chunk).nbytes
+            self.size -= len(chunk)
 
 
 _SHARED: MemoryChunks | None = None

@@ -50,6 +50,8 @@ class Computed(Source):
         self.unit = unit
         if self.dtype.hasobject or not self.dtype.itemsize:
             raise OptionError(f"Computed: elements of {self.dtype} have no bytes of their own")
+        if self.dtype.subdtype is not None:
+            raise OptionError(f"Computed: {self.dtype} is an array itself: its lengths belong to shape")
         if min(self.shape, default=0) < 0:
             raise OptionError(f"Computed: shape {self.shape}: no length may be negative")
 

@@ -18,10 +18,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from userfault.sources.chunks import Chunk
 
 __all__ = ["DiskChunks"]
 
@@ -33,6 +31,8 @@ _KEEP = 0.9
 #: An unfinished file as old as this was left by a process that died.
 _STALE_SECONDS = 600.0
 _LOCK_PATIENCE = 0.5
+#: After the lock was not to be had: so long nothing is kept, for whoever holds it may be stopped.
+_LOCK_PAUSE = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,6 +54,7 @@ class DiskChunks:
         self.directory = os.fspath(directory)
         self.limit = limit
         self.corrupt = 0
+        self._paused_until = 0.0
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             with self._alone() as is_locked:
@@ -77,19 +78,20 @@ class DiskChunks:
         try:
             with open(path, "rb") as file:
                 found = file.read()
-        except OSError:
+        except OSError as error:
+            _raise_if_sent(error)
             return None
         body = memoryview(found)[_HEAD_BYTES:]
         if len(body) != length or found[:_HEAD_BYTES] != _MAGIC + _sum(name, body):
             self.corrupt += 1
-            with suppress(OSError):
+            with _if_possible():
                 os.unlink(path)
             return None
-        with suppress(OSError):
+        with _if_possible():
             os.utime(path)  # used last
         return body
 
-    def put(self, name: str, chunk: Buffer) -> None:
+    def put(self, name: str, chunk: Chunk) -> None:
         """Keep a chunk. A disk that is full or broken is no error: then it is not kept.
 
         Args:
@@ -97,13 +99,14 @@ class DiskChunks:
             chunk: The bytes.
         """
         size = memoryview(chunk).nbytes + _HEAD_BYTES
-        if size > self.limit:
+        if size > self.limit or time.monotonic() < self._paused_until:
             return
         path = self._path(name)
         part = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.part"
         try:
             with self._alone() as is_locked:
                 if not is_locked:
+                    self._paused_until = time.monotonic() + _LOCK_PAUSE
                     return
                 self._count(size)  # before the file is there: a process that dies has counted too much
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -113,9 +116,10 @@ class DiskChunks:
                 file.write(_MAGIC + _sum(name, chunk))
                 file.write(chunk)
             os.replace(part, path)
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 os.unlink(part)
+            _raise_if_sent(error)
 
     def _path(self, name: str) -> str:
         digest = hashlib.sha256(_bytes(name)).hexdigest()
@@ -138,7 +142,8 @@ class DiskChunks:
         try:
             with open(path, "rb") as file:
                 size = int(file.read())
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            _raise_if_sent(error)
             size = self.limit + 1  # unknown: look
         if size + more > self.limit:
             size = self._make_room(more)
@@ -154,7 +159,7 @@ class DiskChunks:
         for _, length, path in files:
             if size + more <= self.limit * _KEEP:
                 break
-            with suppress(OSError):
+            with _if_possible():
                 os.unlink(path)
                 size -= length
         return size
@@ -166,7 +171,7 @@ class DiskChunks:
             if not folder.is_dir(follow_symlinks=False):
                 continue
             for entry in _entries(folder.path):
-                with suppress(OSError):  # deleted meanwhile
+                with _if_possible():  # deleted meanwhile
                     about = entry.stat(follow_symlinks=False)
                     if entry.name.endswith(".part") and about.st_mtime < stale:
                         os.unlink(entry.path)
@@ -178,8 +183,24 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return list(entries)
-    except OSError:
+    except OSError as error:
+        _raise_if_sent(error)
         return []
+
+
+def _raise_if_sent(error: Exception) -> None:
+    """Not the system's: the TimeoutError that `map(timeout=...)` sends into a read, which has no errno, is no broken disk."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        raise error
+
+
+@contextmanager
+def _if_possible() -> Iterator[None]:
+    """What the system refuses inside is left undone."""
+    try:
+        yield
+    except OSError as error:
+        _raise_if_sent(error)
 
 
 def _locked(descriptor: int) -> bool:
@@ -189,7 +210,7 @@ def _locked(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() > until:
                 return False
             time.sleep(0.001)
@@ -200,7 +221,7 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def _sum(name: str, chunk: Buffer) -> bytes:
+def _sum(name: str, chunk: Chunk) -> bytes:
     digest = hashlib.blake2b(_bytes(name), digest_size=_SUM_BYTES)
     digest.update(chunk)
     return digest.digest()

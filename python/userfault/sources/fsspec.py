@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError, StoreError, StoreMissing
@@ -32,6 +35,8 @@ _TELLING = (
     ),
     *("LastModified", "last_modified", "Last-Modified", "mtime", "modified", "updated", "created", "ino"),
 )
+#: A filesystem in memory, in a URL or among the options: of this process alone.
+_MEMORY = re.compile(r"\bmemory(:|\\*\")")
 
 
 class Fsspec(RemoteSource):
@@ -107,11 +112,16 @@ class Fsspec(RemoteSource):
         if now != version:
             raise self.changed(version, f"{now.tag} with {now.length} bytes")
 
+    @property
+    def identity(self) -> str | None:
+        """See `RemoteSource.identity`. None, too, with an option that has no form of its own, such as an open file."""
+        return None if _told(self.options) is None else super().identity
+
     def place(self) -> str:
-        """See `RemoteSource.place`."""
-        told = {name: value for name, value in self.options.items() if name in ("host", "port", "endpoint_url", "client_kwargs")}
-        here = f" in process {os.getpid()}" if "memory" in self.filesystem.protocol else ""
-        return f"{super().place()} {told}{here}"
+        """See `RemoteSource.place`: with other options it may be another file. A hash of them: a password may be among them."""
+        told = _told(self.options) or ""
+        here = f" in process {os.getpid()}" if _MEMORY.search(f"{self._address} {told}") else ""
+        return f"{super().place()} {hashlib.sha256(told.encode()).hexdigest()}{here}"
 
     def _opened(self) -> tuple[Any, str]:
         fsspec = needed("fsspec", "fsspec")
@@ -143,6 +153,22 @@ class Fsspec(RemoteSource):
         self.filesystem, self.path = self._opened()
 
     _KEPT_HERE = frozenset({"_lock", "filesystem", "path"})
+
+
+def _told(options: dict[str, Any]) -> str | None:
+    """Options in a form that is the same in every process; None where one has none."""
+    try:
+        return json.dumps(options, sort_keys=True, default=_text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: object) -> str:
+    """Of another filesystem, say; TypeError of what cannot be written down, such as an open file."""
+    text = value.to_json() if hasattr(value, "to_json") else repr(value)
+    if text.startswith("<") or " at 0x" in text:
+        raise TypeError(text)
+    return str(text)
 
 
 def _telling(about: dict[str, Any]) -> list[str]:

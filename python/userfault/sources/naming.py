@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from userfault.errors import OptionError
 from userfault.sources.base import Source
 from userfault.sources.local import Bytes, File, Image
 
@@ -41,7 +42,7 @@ def source_of(what: Source | str | os.PathLike[str] | Buffer) -> Source:
         return what
     if isinstance(what, str) and _URL.match(what):
         if what.lower().startswith("file://"):
-            return source_of(unquote(urlsplit(what).path) or "/")
+            return source_of(_path_of(what))
         from userfault.sources.caching import Cached  # of no use to those who have no URL
 
         cached = Cached(remote_of(what))
@@ -61,7 +62,7 @@ def remote_of(url: str) -> RemoteSource:
 
     Args:
         url: "s3://…", "gs://…", "az://…", "https://…": a Blob; "redis://…": Redis; any other: Fsspec, and so are web pages with
-            a query, which obstore does not send.
+            a query or a path that obstore would not send as it is.
 
     Raises:
         OptionError: It names nothing; the library for it is not installed.
@@ -72,9 +73,18 @@ def remote_of(url: str) -> RemoteSource:
     parts = urlsplit(url)
     if parts.scheme in redis.SCHEMES:
         return redis.Redis(url)
-    if parts.scheme in objects.SCHEMES and "::" not in url and not (parts.query or parts.fragment):
+    if parts.scheme in objects.SCHEMES and "::" not in url and not objects.has_more(parts):
         return objects.Blob(url)
     return Fsspec(url)
+
+
+def _path_of(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise OptionError(f"{url!r}: file://{parts.netloc}/… is on another machine; a path of this one begins with file:///")
+    if parts.query or parts.fragment:
+        raise OptionError(f"{url!r}: a file's name with '?' or '#' in it is written with %3F or %23 in a URL; or give its path")
+    return unquote(parts.path) or "/"
 
 
 def _first_bytes(source: Cached) -> bytes:

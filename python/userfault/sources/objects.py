@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from userfault.errors import OptionError, StoreError, StoreMissing
 from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
@@ -207,6 +207,24 @@ def _from_environment() -> dict[str, Any]:
     return found
 
 
+def has_more(parts: SplitResult) -> bool:
+    """Whether a URL has a query, a fragment, or, on the web, a path that would arrive at the server as another one.
+
+    Args:
+        parts: The URL.
+    """
+    return bool(parts.query or parts.fragment) or (parts.scheme in _WEB and not _is_kept(parts))
+
+
+def _is_kept(parts: SplitResult) -> bool:
+    """Whether obstore, which takes paths without percent signs and "/" at the end, asks for this very path."""
+    try:
+        is_text = bool(unquote(parts.path, errors="strict"))
+    except UnicodeDecodeError:
+        return False
+    return is_text and not parts.path.endswith("/") and (parts.scheme not in _WEB or "%2f" not in parts.path.lower())
+
+
 def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectStore, str]:
     """The store, and the path in it."""
     from datetime import timedelta
@@ -219,10 +237,11 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
             f"{without_secrets(url)!r}: the scheme must be one of {', '.join(sorted(SCHEMES))}; Fsspec knows others"
         )
     path = unquote(parts.path).lstrip("/")
-    if not parts.netloc or not path:
-        raise OptionError(f"{without_secrets(url)!r} names no object: it should look like s3://bucket/key or https://host/path")
-    if parts.query or parts.fragment:
-        raise OptionError(f"{without_secrets(url)!r}: object stores know no '?' and '#' in a URL; Fsspec sends them")
+    if not parts.netloc or not path or (parts.scheme not in _WEB and not _is_kept(parts)):
+        wanted = "it should look like s3://bucket/key or https://host/path, with no '/' at the end"
+        raise OptionError(f"{without_secrets(url)!r} names no object: {wanted}")
+    if has_more(parts):
+        raise OptionError(f"{without_secrets(url)!r}: obstore sends no '?' and '#', '%2F', or '/' at the end; Fsspec does")
     client: dict[str, Any] = {"timeout": timedelta(seconds=deadline), "read_timeout": timedelta(seconds=deadline / 4)}
     client |= _from_environment()
     # Repeated by RemoteSource too, but obstore knows which answers of a server pass, and when its credentials are stale.

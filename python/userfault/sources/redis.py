@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from userfault.errors import OptionError, StoreError, StoreMissing
 from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
-from userfault.units import parse_bytes
+from userfault.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -59,55 +59,75 @@ class Redis(RemoteSource):
         self._client = self._connected()
 
     @classmethod
-    def put(cls, url: str, data: Buffer, *, chunk: int | str = "256KiB", expire: float | None = None, **options: Any) -> Redis:
+    def put(
+        cls, url: str, data: Buffer, *, chunk: int | str = "256KiB", expire: float | str | None = None, **options: Any
+    ) -> Redis:
         """Store bytes, in place of those that are there.
 
         Args:
             url: As `Redis`.
             data: Any buffer. One with gaps, such as `array[::2]`, is copied first, row by row.
             chunk: Bytes in a value, or a string such as "256KiB".
-            expire: Seconds after which the server drops them all; None: never.
+            expire: After which time the server drops them all: seconds, or a string such as "1h"; None: never.
             **options: As `Redis`.
 
         Returns:
             The source that reads them.
 
         Raises:
-            OptionError: As `Redis`; `chunk` is none.
-            StoreError: The server did not take them; what was there is as it was.
+            OptionError: As `Redis`; `chunk` or `expire` is none.
+            StoreError: The server did not take them, or the key holds something else; what was there is as it was. Only if the
+                connection breaks while the server changes the key nobody can tell: it holds the old bytes or the new ones.
         """
         size = parse_bytes(chunk, "chunk")
         if not size:
             raise OptionError("chunk=0: a value needs at least one byte")
+        milliseconds = None if expire is None else round(parse_seconds(expire, "expire") * 1000)
+        if milliseconds == 0:
+            raise OptionError(f"expire={expire!r}: must be a millisecond at least, or the bytes would never be there")
         source = cls(url, **options)
         view = _bytes_of(data)
         try:
-            source._store(view, size, expire)
+            source._store(view, size, milliseconds)
         except Exception as error:
             raise source._meaning(error) from error
         return source
 
-    def _store(self, data: memoryview, size: int, expire: float | None) -> None:
-        before = self._client.hgetall(self.key)
+    def _store(self, data: memoryview, size: int, milliseconds: int | None) -> None:
+        _look_at(self._client.hgetall(self.key))
         version = secrets.token_hex(8)
-        milliseconds = None if expire is None else max(1, round(expire * 1000))
         try:
             for number in range(-(-len(data) // size)):
                 value = bytes(data[number * size : (number + 1) * size])
                 self._client.set(self._chunk_key(version, number), value, px=milliseconds)
+            before = self._exchange({"length": len(data), "chunk": size, "version": version}, milliseconds)
         except BaseException:
             with suppress(Exception):  # the first error is the one that counts
-                self._unlink(version, len(data), size)  # a server that is full is not to keep what nobody will find
+                if self._client.hget(self.key, "version") != version.encode():
+                    self._unlink(version, len(data), size)  # a server that is full is not to keep what nobody will find
             raise
-        with self._client.pipeline(transaction=True) as change:
-            change.delete(self.key)
-            change.hset(self.key, mapping={"length": len(data), "chunk": size, "version": version})
-            if milliseconds is not None:
-                change.pexpire(self.key, milliseconds)
-            change.execute()
         if before:
             _, length, old_size, old = _manifest(before)
             self._unlink(old, length, old_size)
+
+    def _exchange(self, manifest: dict[str, Any], milliseconds: int | None) -> dict[bytes, bytes]:
+        """Have the key say what is there now; what it said until then, and nobody else changed in between."""
+        import redis
+
+        with self._client.pipeline(transaction=True) as change:
+            while True:
+                change.watch(self.key)
+                before = _look_at(change.hgetall(self.key))
+                change.multi()
+                change.delete(self.key)
+                change.hset(self.key, mapping=manifest)
+                if milliseconds is not None:
+                    change.pexpire(self.key, milliseconds)
+                try:
+                    change.execute()
+                except redis.WatchError:  # another put came first
+                    continue
+                return before
 
     def _unlink(self, version: str, length: int, size: int) -> None:
         keys = [self._chunk_key(version, number) for number in range(-(-length // size))]
@@ -192,6 +212,13 @@ def _bytes_of(data: Buffer) -> memoryview:
         return view.cast("B")
     except (TypeError, ValueError):  # it has gaps, no elements, or elements of a kind that views do not know
         return memoryview(view.tobytes())
+
+
+def _look_at(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """What a key holds, which may be nothing; ValueError of another's hash."""
+    if found:
+        _manifest(found)
+    return found
 
 
 def _manifest(found: dict[bytes, bytes]) -> tuple[str, int, int, str]:

@@ -23,6 +23,8 @@ __all__ = ["RemoteSource", "Version", "needed", "without_secrets"]
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
+#: From the colon to the last @: people write passwords with @ and / in them. Neither a port nor the colon of "zip://a::sftp://b".
+_PASSWORD = re.compile(r"(//[^/:@?\[]*):(?!(?<=[^/]:)\d{1,5}(?:[/?]|$))(?!:[A-Za-z][\w+.-]*://).*@")
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class RemoteSource(Source):
         unversioned: bool = False,
     ) -> None:
         self.url = without_secrets(url)
-        # A query may be a signature: it tells addresses apart, and is not shown.
-        self._query = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest() if "?" in url else ""
+        # What is not shown (a query may be a signature) tells addresses apart all the same.
+        self._whole = "" if self.url == url else hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         self.deadline = parse_seconds(deadline, "deadline")
         self.attempts = parse_count(attempts, "attempts", 1, 2**31)
         self.unit = unit
@@ -139,7 +141,7 @@ class RemoteSource(Source):
 
     def place(self) -> str:
         """The object's full address, in which two of different stores differ. The URL, unless overridden."""
-        return f"{self.url} {self._query}" if self._query else self.url
+        return f"{self.url} {self._whole}" if self._whole else self.url
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See `Source.read_into`."""
@@ -210,7 +212,7 @@ def without_secrets(url: str) -> str:
     Args:
         url: Any.
     """
-    return re.sub(r"\?.+", "?…", re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:…@", url))
+    return re.sub(r"\?.+", "?…", _PASSWORD.sub(r"\1:…@", url))
 
 
 def needed(module: str, extra: str) -> Any:

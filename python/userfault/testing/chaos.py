@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from userfault import _core
 from userfault.errors import OptionError, PageError
 from userfault.sources import Source, native
-from userfault.units import parse_seconds
+from userfault.units import parse_count, parse_seconds
 
 __all__ = ["Chaos", "ChaosSource"]
 
@@ -50,13 +50,16 @@ class ChaosSource(Source):
             raise OptionError(f"how={how!r}: must be one of {', '.join(_WAYS)}")
         self.source = source
         self.fail = tuple(fail)
+        for bad in self.fail:
+            if not isinstance(bad, range | slice) or bad.step not in (None, 1):
+                raise OptionError(f"fail: {bad!r} is no range or slice of bytes, without a step")
         self.delay = delay
         self.failures = failures
         self.how = how
         self.unit = getattr(source, "unit", None)  # what is no source is refused when it is opened
         self._inner: _core.NativeSource | None = None
         #: One for each read that is still to misbehave: taking one is a single step, whatever threads there are.
-        self._left = None if failures is None else [None] * failures
+        self._left = None if failures is None else [None] * parse_count(failures, "failures", 0, 2**31)
 
     @property
     def length(self) -> int:
@@ -67,7 +70,8 @@ class ChaosSource(Source):
         """Open it; see `Source.open`."""
         if self.how != "error":
             return super().open()
-        return native(self.source).chaos(self._ranges(), parse_seconds(self.delay, "delay"), self.failures)
+        inner = native(self.source)
+        return inner.chaos(self._ranges(inner.length), parse_seconds(self.delay, "delay"), self.failures)
 
     def read_into(self, offset: int, buffer: memoryview) -> int | None:
         """See `Source.read_into`."""
@@ -87,11 +91,12 @@ class ChaosSource(Source):
             self._inner = native(self.source)
         return self._inner
 
-    def _ranges(self) -> list[tuple[int, int]]:
-        return [(bad.start or 0, bad.stop) for bad in self.fail]
+    def _ranges(self, length: int) -> list[tuple[int, int]]:
+        spans = [bad.indices(length)[:2] if isinstance(bad, slice) else (bad.start, bad.stop) for bad in self.fail]
+        return [(max(start, 0), stop) for start, stop in spans if start < stop]
 
     def _first_bad(self, start: int, stop: int) -> int | None:
-        hits = [max(low, start) for low, high in self._ranges() if low < stop and start < high]
+        hits = [max(low, start) for low, high in self._ranges(self.length) if low < stop and start < high]
         return min(hits, default=None)
 
     def _takes_a_turn(self) -> bool:

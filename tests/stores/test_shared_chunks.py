@@ -1,0 +1,104 @@
+"""The chunks in memory after exceptions from outside, and waiting for what another thread fetches."""
+
+import pytest
+
+import userfault as uf
+from userfault.sources import chunks, native
+
+from .test_caching import CHUNK, Counted, read
+
+
+@pytest.fixture
+def counted(data, monkeypatch):
+    """A source, and a cache that begins empty."""
+    monkeypatch.setattr(chunks, "_SHARED", None)
+    return Counted(data[:50_500])
+
+
+def test_interrupts_at_any_moment_leave_the_cache_as_it_should_be(child):
+    """No chunk that is waited for in vain, nor one that is kept and not counted, or counted and not kept."""
+    code = """
+        import random, signal, sys, threading, time
+        import userfault as uf
+        from userfault.sources import chunks
+
+        class Numbers(uf.Source):
+            length = 4 << 20
+
+            def read_into(self, offset, buffer):
+                buffer[:] = b"1" * len(buffer)
+
+        region = uf.map(uf.Cached(Numbers(), chunk="16KiB", memory="256KiB"), unit="4KiB", resident="256KiB")
+        view, dice = memoryview(region), random.Random(3)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        is_over, interrupts = False, 0
+
+        def touch():
+            other = random.Random(4)
+            while not is_over:
+                assert view[other.randrange(len(view))] == 49
+
+        thread = threading.Thread(target=touch)
+        thread.start()
+        sys.unraisablehook = lambda _: None  # an interrupt while another is raised is told there
+        until = time.monotonic() + 6
+
+        def touch_and_be_interrupted():
+            global interrupts
+            while time.monotonic() < until:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, dice.random() * 0.0002 + 1e-5)
+                    view[dice.randrange(len(view))]
+                except (KeyboardInterrupt, uf.PageError):
+                    interrupts += 1
+
+        while time.monotonic() < until:
+            try:
+                touch_and_be_interrupted()
+            except (KeyboardInterrupt, uf.PageError):
+                interrupts += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        is_over = True
+        thread.join()
+        assert interrupts > 100
+        region.evict()
+        assert bytes(view) == b"1" * len(view)
+        shared = chunks.shared_chunks()
+        assert not shared._flights
+        assert shared.size == sum(map(len, shared._chunks.values())) == 256 << 10, shared.size
+        """
+    child(code, timeout=60).check()
+
+
+def test_a_sum_that_is_wrong_is_mended(counted):
+    """Whatever made it so: soon chunks are kept again, within the bound."""
+    opened = native(uf.Cached(counted, chunk=CHUNK, memory=10_000))
+    read(opened, 0, 50_000)
+    for wrong in (10_000_000, -10_000_000):
+        chunks.shared_chunks().size += wrong
+        for _ in range(3):
+            read(opened, 0, 50_000)
+        assert chunks.shared_chunks().size == 10_000
+        assert len(chunks.shared_chunks()._chunks) == 10
+
+
+@pytest.mark.slow
+def test_a_chunk_is_waited_for_as_long_as_its_read_lasts(child):
+    """Longer than half a minute, where the region has the time."""
+    code = """
+        import threading, time
+        import userfault as uf
+
+        def fill(offset, buffer):
+            time.sleep(35)
+            buffer[:] = b"x" * len(buffer)
+
+        region = uf.map(uf.Cached(uf.Function(fill, "1MiB")), unit="4KiB", timeout="100s")
+        seen = []
+        threads = [threading.Thread(target=lambda at=at: seen.append(memoryview(region)[at])) for at in (0, 8192)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert seen == [120, 120], seen
+        """
+    child(code, timeout=90).check()
