@@ -118,7 +118,12 @@ def parse_count(count: SupportsIndex, name: str, least: int, most: int) -> int:
         >>> parse_count(3, "attempts", 1, 10)
         3
     """
-    number = operator.index(count)
+    try:
+        number = None if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, not {type(count).__name__}")
     if not least <= number <= most:
         raise OptionError(f"{_shown(number, name)}: must be from {least} to {most}")
     return number

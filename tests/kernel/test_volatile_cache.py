@@ -319,7 +319,10 @@ def test_forked_child_is_told_and_does_not_hang(child):
 cache = uf.VolatileCache()
 cache["a"] = b"a"
 view = cache.borrow("a").__enter__()
-cache._turns.__enter__()
+held, go_on = threading.Event(), threading.Event()
+holder = threading.Thread(target=cache._turns.run, args=(lambda: held.set() or go_on.wait(),))
+holder.start()
+held.wait()
 pid = os.fork()
 if pid == 0:
     try:
@@ -330,7 +333,8 @@ if pid == 0:
         os._exit(0)
     finally:
         os._exit(1)
-cache._turns.__exit__(None, None, None)
+go_on.set()
+holder.join()
 assert os.waitpid(pid, 0)[1] == 0
 assert cache.get("a") == b"a"
 """,

@@ -79,6 +79,7 @@ def test_what_the_code_of_a_length_raises_is_not_hidden(error):
         (lambda: uf.map(b"x", pager=5), "pager: only delivery='process'"),
         (lambda: uf.sources.Computed(max, 5, "3i4"), "is an array itself"),
         (lambda: uf.map(Lengthy(None)), "Lengthy.length: must be a number of bytes, and is of type NoneType"),
+        (lambda: uf.VolatileCache(0), "maxsize=0: must be from 1 to"),
         (lambda: uf.checked("x"), "checked: takes regions and was given a str"),
     ],
 )
@@ -86,3 +87,10 @@ def test_wrong_value_is_refused_by_name(open_it, words):
     """What it is, where it was given, and what would do instead."""
     with pytest.raises(uf.OptionError, match=words):
         open_it()
+
+
+@pytest.mark.parametrize("maxsize", [True, 1.5, "x"])
+def test_a_count_is_a_whole_number(maxsize):
+    """The error says of which parameter."""
+    with pytest.raises(TypeError, match="maxsize must be a whole number"):
+        uf.VolatileCache(maxsize)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from userfault import _core
+from userfault.errors import RegionClosedError
 from userfault.volatile.buffer import VolatileBuffer
 
 __all__ = ["Arena", "Extent"]
@@ -44,8 +45,11 @@ class Extent:
 
     @property
     def memory(self) -> memoryview:
-        """Its bytes, writable."""
-        return self.slab.memory[self.start : self.stop]
+        """Its bytes, writable; RegionClosedError once the slab is closed."""
+        try:
+            return self.slab.memory[self.start : self.stop]
+        except ValueError:
+            raise RegionClosedError("the VolatileCache is closed") from None
 
     @property
     def pages(self) -> slice:

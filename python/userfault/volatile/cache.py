@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from userfault import _core
-from userfault.errors import OptionError, RegionClosedError
-from userfault.units import format_bytes
+from userfault.errors import RegionClosedError
+from userfault.units import format_bytes, parse_count
 from userfault.volatile.arena import Arena, Extent
 from userfault.volatile.turns import Turns
 from userfault.volatile.values import Form, form_of, show, write
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CacheStatistics", "VolatileCache"]
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 _NOTHING = object()
 _PURGED = 3  # as `VolatileBuffer.page_states` says it
 
@@ -60,7 +63,12 @@ class _Entry:
     extent: Extent | None  # None: it has no bytes
     form: Form | None
     holders: int = 0
+    kept: bool = False
     dropped: bool = False
+
+    @property
+    def memory(self) -> memoryview:
+        return self.extent.memory if self.extent else memoryview(b"")
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +91,9 @@ class VolatileCache(Generic[K]):
         OptionError: A ValueError: maxsize below 1.
         RefusedError: A PermissionError, by the first value: this process may not have a userfaultfd.
 
-    Threads: all methods are safe from any. Fork: a child cannot use it. Pickle: refused.
+    Threads: all methods are safe from any, and from what may run in the middle of one: signal handlers, finalizers, the `__eq__`
+    of keys. There nothing is found, and what they store or delete is stored or deleted once that method returns. Fork: a child
+    cannot use it. Pickle: refused.
 
     Example:
         >>> cache = VolatileCache()
@@ -93,9 +103,7 @@ class VolatileCache(Generic[K]):
     """
 
     def __init__(self, maxsize: int | None = None) -> None:
-        if maxsize is not None and maxsize < 1:
-            raise OptionError(f"maxsize={maxsize}: must be 1 or more, or None")
-        self.maxsize = maxsize
+        self.maxsize = None if maxsize is None else parse_count(maxsize, "maxsize", 1, sys.maxsize)
         self._entries: OrderedDict[K, _Entry] = OrderedDict()
         self._arena = Arena()
         self._hits = self._misses = self._purges = self._evictions = 0
@@ -116,18 +124,18 @@ class VolatileCache(Generic[K]):
         """
         hash(key)
         form, length, data = form_of(value)
-        with self._turn():
-            entry = _Entry(self._arena.allocate(length) if length else None, form)
+        self._must_be_usable()
+        if self._turns.is_inside:
+            self._turns.afterwards(partial(self._replace, key, bytes(data) if form is None else data.copy()))
+            return
+        entry = _Entry(None, form)
         try:
-            if entry.extent:
-                write(entry.extent.memory, form, data)
-            with self._turn():
-                if entry.extent:
-                    entry.extent.unpin()
-                self._keep(key, entry)
+            if length:
+                self._in_turn(self._find_room, entry, length)
+                write(entry.memory, form, data)
+            self._in_turn(self._keep, key, entry)
         except BaseException:
-            with self._turns:
-                self._free(entry)  # nobody knows it
+            self._turns.run(self._abandon, entry)
             raise
 
     def get(self, key: K, default: Any = None) -> Any:
@@ -144,7 +152,7 @@ class VolatileCache(Generic[K]):
         if entry is None:
             return default
         try:
-            return show(entry.extent.memory if entry.extent else b"", entry.form, copy=True)
+            return show(entry.memory, entry.form, copy=True)
         finally:
             self._turns.later(entry)
 
@@ -188,9 +196,10 @@ class VolatileCache(Generic[K]):
 
     def __delitem__(self, key: K) -> None:
         """Forget a value; KeyError if there is none. Its memory is given back once nobody looks at it."""
-        with self._turn():
-            if not self._drop(key):
-                raise KeyError(key)
+        if self._turns.is_inside and key in self._entries:
+            self._turns.afterwards(partial(self._forget, key))
+        elif self._turns.is_inside or not self._in_turn(self._drop, key):
+            raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether there is a value that was not found to be taken yet: `get` may miss all the same."""
@@ -202,14 +211,13 @@ class VolatileCache(Generic[K]):
 
     def __iter__(self) -> Iterator[K]:
         """The keys there are now, those not used for longest first."""
-        with self._turn():
-            return iter(list(self._entries))
+        self._must_be_usable()
+        return iter(list(self._entries))
 
     def clear(self) -> None:
         """Forget all values."""
-        with self._turn():
-            for key in list(self._entries):
-                self._drop(key)
+        for key in list(self):
+            self._forget(key)
 
     def statistics(self) -> CacheStatistics:
         """What happened so far. Looks at the state of every page, so that each value that was taken by now is counted.
@@ -219,27 +227,20 @@ class VolatileCache(Generic[K]):
 
         Cost: some 20 ns per page.
         """
-        with self._turn():
-            states = {id(slab): found for slab, found in self._arena.states()}
-            stored = resident = 0
-            for key, entry in list(self._entries.items()):
-                found = states[id(entry.extent.slab)][entry.extent.pages] if entry.extent else b""
-                if _PURGED in found and not entry.holders:
-                    self._purges += 1
-                    self._drop(key)
-                else:
-                    stored += entry.nbytes
-                    resident += len(found) * mmap.PAGESIZE
-            counts = self._hits, self._misses, self._purges, self._evictions
-            return CacheStatistics(*counts, len(self._entries), stored, resident)
+        if self._turns.is_inside:
+            self._must_be_usable()
+            return self._count(is_inside=True)
+        return self._in_turn(self._count)
 
     def close(self) -> None:
         """Forget all values and give the memory back; twice is fine. Views that live keep theirs until they die."""
-        if self._process == os.getpid():
-            with self._turns:
-                self._closed = True
-                self._entries.clear()
-                self._arena.close()
+        if self._process != os.getpid() or self._closed:
+            return
+        self._closed = True
+        if self._turns.is_inside:
+            self._turns.afterwards(self._give_back)
+        else:
+            self._turns.run(self._give_back)
 
     def __repr__(self) -> str:
         if self._closed or self._process != os.getpid():
@@ -257,31 +258,47 @@ class VolatileCache(Generic[K]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The lock, of an open cache of this process: in a forked child it may be taken for good."""
+    def _must_be_usable(self) -> None:
+        """Of this process: in a forked child the lock may be taken for good."""
         if self._process != os.getpid():
             raise RegionClosedError("this VolatileCache belongs to the process this one was forked from; make another one here")
-        with self._turns:
-            if self._closed:
-                raise RegionClosedError("the VolatileCache is closed")
-            yield
+        if self._closed:
+            raise RegionClosedError("the VolatileCache is closed")
+
+    def _in_turn(self, function: Callable[..., T], *arguments: Any) -> T:
+        self._must_be_usable()
+        answer: T = self._turns.run(self._if_usable, function, *arguments)
+        return answer
+
+    def _if_usable(self, function: Callable[..., T], *arguments: Any) -> T:
+        self._must_be_usable()  # closed while this thread waited for its turn
+        return function(*arguments)
+
+    def _find_room(self, entry: _Entry, length: int) -> None:
+        entry.extent = self._arena.allocate(length)
 
     def _hold(self, key: K) -> _Entry | None:
-        """Pin a value and count one more who looks at it; None if it is not there, or not whole any more."""
-        with self._turn():
-            entry = self._entries.get(key)
-            if entry and entry.extent and not entry.holders and not entry.extent.pin():
-                self._purges += 1
-                self._drop(key)
-                entry = None
-            if entry is None:
-                self._misses += 1
-                return None
-            self._hits += 1
-            self._entries.move_to_end(key)
-            entry.holders += 1
-            return entry
+        """Pin a value and count one more who looks at it; None if it is not there, or not whole, or not to be had now."""
+        hash(key)
+        self._must_be_usable()
+        if self._turns.is_inside:
+            self._misses += 1
+            return None
+        return self._in_turn(self._held, key)
+
+    def _held(self, key: K) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry and entry.extent and not entry.holders and not entry.extent.pin():
+            self._purges += 1
+            self._drop(key)
+            entry = None
+        if entry is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        self._entries.move_to_end(key)
+        entry.holders += 1
+        return entry
 
     def _let_go(self, entry: _Entry) -> None:
         """One looks at it no more. Called in a turn."""
@@ -303,11 +320,19 @@ class VolatileCache(Generic[K]):
         return show(window, entry.form, copy=False)
 
     def _keep(self, key: K, entry: _Entry) -> None:
+        if entry.extent:
+            entry.extent.unpin()
         self._drop(key)
+        entry.kept = True
         self._entries[key] = entry
         while self.maxsize is not None and len(self._entries) > self.maxsize:
             self._drop(next(iter(self._entries)))
             self._evictions += 1
+
+    def _abandon(self, entry: _Entry) -> None:
+        """Nobody knows it, unless an exception from outside came after it was kept."""
+        if not entry.kept:
+            self._free(entry)
 
     def _drop(self, key: K) -> bool:
         entry = self._entries.pop(key, None)
@@ -321,3 +346,33 @@ class VolatileCache(Generic[K]):
     def _free(self, entry: _Entry) -> None:
         if entry.extent:
             self._arena.free(entry.extent)
+
+    def _forget(self, key: K) -> None:
+        with suppress(KeyError):
+            del self[key]
+
+    def _replace(self, key: K, value: Any) -> None:
+        """What came in the middle of a turn. Without room for it the kernel has taken it, so to speak."""
+        with suppress(RegionClosedError):
+            self._forget(key)
+            with suppress(OSError):
+                self[key] = value
+
+    def _count(self, is_inside: bool = False) -> CacheStatistics:
+        states = {id(slab): found for slab, found in self._arena.states()}
+        stored = resident = 0
+        for key, entry in list(self._entries.items()):
+            found = states[id(entry.extent.slab)][entry.extent.pages] if entry.extent else b""
+            if _PURGED not in found or entry.holders:
+                stored += entry.nbytes
+                resident += len(found) * mmap.PAGESIZE
+                continue
+            if not is_inside:
+                self._purges += 1
+                self._drop(key)
+        counts = self._hits, self._misses, self._purges, self._evictions
+        return CacheStatistics(*counts, len(self._entries), stored, resident)
+
+    def _give_back(self) -> None:
+        self._entries.clear()
+        self._arena.close()
