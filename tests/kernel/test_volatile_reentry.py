@@ -8,9 +8,33 @@ from support.volatile import run as run_volatile
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(90)]
 
 
+BASE = """
+import gc, random, signal
+
+class Refill(uf.Source):
+    "Calls `meanwhile(page)` before it fills a page with that number."
+    length = 64 * PAGE
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+
+    def read_into(self, offset, buffer):
+        self.meanwhile(offset // PAGE)
+        buffer[:] = bytes([offset // PAGE]) * len(buffer)
+
+def taken(meanwhile, **options):
+    "A buffer of which the kernel has all pages but the last."
+    buffer = uf.VolatileBuffer(64 * PAGE, refill=Refill(meanwhile), **options)
+    buffer.numpy()[:] = 99
+    buffer.unpin(0, 63 * PAGE)
+    purge(buffer)
+    return buffer
+"""
+
+
 def run(child, code):
     """Run in a child that must say nothing."""
-    run_volatile(child, "import gc, random, signal\n" + code)
+    run_volatile(child, BASE + code)
 
 
 def test_finalizers_may_use_the_cache(child):
@@ -175,5 +199,175 @@ class Closing(Key):
 
 raised(uf.RegionClosedError, lambda: (cache.get(Closing(1)), cache.get("x")))
 assert "closed" in repr(cache)
+""",
+    )
+
+
+def test_a_refill_may_pin_what_it_does_not_fill(child):
+    """Pages that are there, others that are not, and unpin; not those of the pin that it is called by."""
+    run(
+        child,
+        """
+def use(page):
+    if page == 10:
+        assert buffer.pin(63 * PAGE) == []
+        assert buffer.pin(20 * PAGE, 21 * PAGE) == [slice(20 * PAGE, 21 * PAGE)]
+        buffer.unpin(63 * PAGE)
+        with buffer.pinned(30 * PAGE, 31 * PAGE):
+            assert buffer.numpy()[30 * PAGE] == 30
+        for wrong in (10, 11):
+            error = raised(uf.PageError, lambda: buffer.pin(wrong * PAGE, 12 * PAGE))
+            assert "fill itself" in str(error), error
+        assert buffer.state().purged > 0
+
+buffer = taken(use, timeout="20s")
+start = time.monotonic()
+assert buffer.pin(10 * PAGE, 12 * PAGE) == [slice(10 * PAGE, 12 * PAGE)]
+assert time.monotonic() - start < 5
+assert set(buffer.numpy()[10 * PAGE : 12 * PAGE]) == {10, 11}
+states = buffer.page_states()
+assert (states[10], states[11], states[20], states[30], states[63]) == (1, 1, 1, 2, 2), states
+""",
+    )
+
+
+def test_a_touch_whose_refill_pins_ends_at_once(child):
+    """It would wait for itself."""
+    run(
+        child,
+        """
+buffer = taken(lambda page: page == 5 and buffer.pin(40 * PAGE, 41 * PAGE), delivery="signal", timeout="20s")
+start = time.monotonic()
+
+def touch():
+    with uf.checked():
+        buffer.numpy()[5 * PAGE]
+
+assert "fill itself" in str(raised(uf.PageError, touch))
+assert time.monotonic() - start < 5
+""",
+    )
+
+
+def test_a_slow_refill_keeps_nobody(child):
+    """Other pages are pinned and unpinned, and all looked at, while it is read; the same ones are waited for, and told once."""
+    run(
+        child,
+        """
+begun, go_on = threading.Event(), threading.Event()
+
+def wait(page):
+    if page < 6:
+        begun.set()
+        go_on.wait()
+
+buffer = taken(wait)
+told = []
+threads = [threading.Thread(target=lambda: told.append(buffer.pin(0, 6 * PAGE))) for _ in range(2)]
+threads[0].start()
+begun.wait()
+start = time.monotonic()
+assert buffer.pin(30 * PAGE, 31 * PAGE) == [slice(30 * PAGE, 31 * PAGE)]
+buffer.unpin(30 * PAGE)
+with buffer.pinned(40 * PAGE, 41 * PAGE) as lost:
+    assert lost
+assert buffer.state().purged > 6 * PAGE
+assert time.monotonic() - start < 5
+threads[1].start()
+time.sleep(0.2)
+assert told == []
+go_on.set()
+[thread.join() for thread in threads]
+assert sorted(map(len, told)) == [0, 1], told
+assert buffer.page_states()[:6] == bytes([1] * 6)
+""",
+    )
+
+
+def test_a_buffer_that_is_closed_ends_a_slow_pin(child):
+    """At the next page; and Ctrl-C ends the wait for another thread's."""
+    run(
+        child,
+        """
+import _thread
+begun, errors = threading.Event(), []
+
+def wait(page):
+    begun.set()
+    time.sleep(0.1)
+
+def pin():
+    errors.append(raised(uf.RegionClosedError, buffer.pin))
+
+buffer = taken(wait)
+thread = threading.Thread(target=pin)
+thread.start()
+begun.wait()
+threading.Timer(0.3, _thread.interrupt_main).start()
+start = time.monotonic()
+raised(KeyboardInterrupt, buffer.pin)
+buffer.close()
+thread.join()
+assert time.monotonic() - start < 5  # 6 s for all pages
+assert len(errors) == 1
+""",
+    )
+
+
+def test_signal_handlers_may_pin(child):
+    """In the middle of the block of the code that they interrupt, and of its refill."""
+    run(
+        child,
+        """
+handled = 0
+
+def handle(*_):
+    global handled
+    with buffer.pinned(63 * PAGE):
+        handled += 1
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+buffer = taken(lambda page: None)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+until = time.monotonic() + 3
+while time.monotonic() < until or handled < 20:
+    with buffer.pinned(0, 63 * PAGE):
+        pass
+    purge(buffer)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+assert not buffer._blocks
+buffer.unpin(0, PAGE)
+with buffer.pinned():
+    assert set(buffer.page_states()) == {1}
+""",
+    )
+
+
+def test_what_is_written_while_the_refill_is_read_is_kept(child):
+    """A touch brings the refill's bytes and writes to them; the pin brings the same ones a little later."""
+    run(
+        child,
+        """
+begun, go_on, calls = threading.Event(), threading.Event(), []
+
+def wait(page):
+    calls.append(page)
+    if len(calls) == 1:
+        begun.set()
+        go_on.wait()
+
+for delivery in ("signal", "thread"):
+    [one.clear() for one in (begun, go_on, calls)]
+    buffer = taken(wait, delivery=delivery)
+    array, told = buffer.numpy(), []
+    thread = threading.Thread(target=lambda: told.append(buffer.pin(7 * PAGE, 9 * PAGE)))
+    thread.start()
+    begun.wait()
+    array[7 * PAGE] = 77
+    go_on.set()
+    thread.join()
+    assert (array[7 * PAGE], array[7 * PAGE + 1], array[8 * PAGE]) == (77, 7, 8)
+    assert told == [[slice(7 * PAGE, 9 * PAGE)]]
 """,
     )

@@ -1,6 +1,6 @@
 //! Volatile memory as Python calls it. The GIL is released in all of it.
 
-use crate::errors::option_error;
+use crate::errors::{engine_error, option_error};
 use crate::region::NativeRegion;
 use crate::sources::NativeSource;
 use engine::source::volatile::Volatile;
@@ -40,11 +40,14 @@ fn volatile_pin(py: Python<'_>, region: &Bound<'_, NativeRegion>, start: usize, 
         raised = Python::attach(|py| py.check_signals()).err();
         raised.is_some()
     };
-    let pinned = region.get().with_lazy(py, |owned| volatile::pin(owned.get()?, start..stop, &mut interrupted));
+    // Not with the region's lock held: a refill may be slow, and who closes the region waits for it to notice only.
+    let Some(kept) = region.get().with_lazy(py, |owned| owned.get().cloned())? else { return Ok(Default::default()) };
+    let pinned = py.detach(|| volatile::pin(&kept, start..stop, &mut interrupted));
     match (pinned, raised) {
         (Err(_), Some(interrupt)) => Err(interrupt),
         (pinned, _) => {
-            pinned.map(Option::unwrap_or_default).map(|found| (runs(&found.lost), runs(&found.were_volatile)))
+            let found = pinned.map_err(|error| engine_error(py, error))?;
+            Ok((runs(&found.lost), runs(&found.were_volatile)))
         }
     }
 }

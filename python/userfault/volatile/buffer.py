@@ -94,7 +94,7 @@ class VolatileBuffer(Region):
 
     source: _Lost
     _blocks: list[_Block]
-    _lock: threading.Lock  # of _blocks
+    _lock: threading.RLock  # of _blocks; a signal handler may come in between
 
     def __new__(
         cls,
@@ -115,7 +115,7 @@ class VolatileBuffer(Region):
         options = Options(delivery=chosen, unit=mmap.PAGESIZE, mode="c", timeout=seconds)
         self = super().__new__(cls, _Lost(length, source, native), options)
         self._blocks = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         return self
 
     def unpin(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> None:
@@ -177,17 +177,19 @@ class VolatileBuffer(Region):
             PageError: As `pin`; likewise for the others.
         """
         first, last = self._bounds(start, stop)
-        with self._lock:
-            lost, were_volatile = _core.volatile_pin(self, first, last)
-            block = _Block(range(first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)), [range(*run) for run in were_volatile])
-            self._blocks.append(block)
+        block = _Block(range(first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)), [])
         try:
+            with self._lock:
+                self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
+            lost, were_volatile = _core.volatile_pin(self, first, last)
+            block.owed += [range(*run) for run in were_volatile]
             yield self._slices(lost)
         finally:
             with self._lock:
-                self._blocks.remove(block)
-                if self._phase() == "open":
-                    self._leave(block)
+                if block in self._blocks:
+                    self._blocks.remove(block)
+                    if self._phase() == "open":
+                        self._leave(block)
 
     def state(self) -> VolatileState:  # type: ignore[override]
         """Count the bytes in each state, as the kernel has it now.

@@ -1,10 +1,11 @@
 //! Volatile memory as a source: zeros at first, and after that nothing but what stands in the pages. A page that the
 //! kernel took while it was offered is an error, or is read from another source.
 //!
-//! *Locks*: `gate`, by application threads that pin and unpin, never on the fault path. *Threads*: the states of pages
+//! *Locks*: `gate`, by application threads that pin and unpin, never on the fault path and not while a refill is read. *Threads*: the states of pages
 //! from anywhere, handlers too. *Blocks on*: the refill, if there is one.
 
 use super::{Cause, Extent, Latency, Reading, ScratchNeeds, Source, SourceError};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,10 +36,19 @@ impl Page {
     }
 }
 
+/// Pages that a thread pins while it reads the refill, without the gate. Until it is over nobody else pins or discards any of them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// Who.
+    pub thread: i32,
+    /// Which.
+    pub pages: Range<usize>,
+}
+
 /// The states of all pages of a volatile region.
 pub struct Offers {
     pages: Box<[AtomicU8]>,
-    gate: Mutex<()>,
+    gate: Mutex<Vec<Renewal>>,
     /// What lost pages are read from.
     pub refill: Option<Arc<dyn Source>>,
 }
@@ -48,8 +58,8 @@ impl Offers {
         Self { pages: (0..pages).map(|_| AtomicU8::new(0)).collect(), gate: Mutex::default(), refill }
     }
 
-    /// One pin or unpin at a time.
-    pub fn gate(&self) -> MutexGuard<'_, ()> {
+    /// One pin or unpin at a time; and those that read a refill just now.
+    pub fn gate(&self) -> MutexGuard<'_, Vec<Renewal>> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -72,7 +82,7 @@ impl Offers {
 
     /// The state of the first of some pages, above none, and where the pages in that state end.
     #[must_use]
-    pub fn run(&self, pages: std::ops::Range<usize>) -> (Page, usize) {
+    pub fn run(&self, pages: Range<usize>) -> (Page, usize) {
         let state = self.pages[pages.start].load(Ordering::SeqCst);
         let same = self.pages[pages.clone()].iter().take_while(|page| page.load(Ordering::SeqCst) == state);
         (Page::from(state), pages.start + same.count())

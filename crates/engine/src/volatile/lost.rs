@@ -1,22 +1,75 @@
 //! Lost pages become pages again. Whoever does that claims them first: a claimed page (`Pinning`) is touched in vain, and nobody
 //! else drops what stands there.
 //!
-//! *Locks*: the gate, held by the caller. *Threads*: application threads. *Blocks on*: the refill.
+//! *Locks*: the gate, held by the caller, and given up while a refill is read. *Threads*: application threads. *Blocks on*: the
+//! refill.
 
 use super::{Memory, TRIES, joined};
 use crate::error::Error;
+use crate::mapping::is_poisoned;
 use crate::nest;
-use crate::source::volatile::Page;
+use crate::region::A_LITTLE;
+use crate::source::volatile::{Page, Renewal};
 use crate::source::{Cause, Reading, Source, SourceError, Table};
 use crate::threads::thread_id;
 use std::ops::Range;
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 use uffd::{CopyMode, Errno, Outcome, Wake};
 
 /// How often a long refill asks whether it shall go on.
 const LOOK_UP: Duration = Duration::from_millis(50);
+/// How long who waits for another thread's refill sleeps: about as long as he has waited.
+const SHORTEST_WAIT: Duration = Duration::from_micros(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-impl Memory<'_> {
+/// The gate, closed.
+type Gate<'a> = MutexGuard<'a, Vec<Renewal>>;
+
+impl<'a> Memory<'a> {
+    /// The gate, once nobody reads a refill for any of these pages.
+    ///
+    /// # Errors
+    /// [`Error::Page`]: the calling thread does, and would wait for itself; or it was interrupted. [`Error::Os`]: ETIMEDOUT.
+    pub(super) fn gate_for(
+        self,
+        pages: &Range<usize>,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Gate<'a>, Error> {
+        let (began, mut looked) = (Instant::now(), Instant::now());
+        loop {
+            let gate = self.offers.gate();
+            let overlaps = |renewal: &&Renewal| renewal.pages.start < pages.end && pages.start < renewal.pages.end;
+            match gate.iter().find(overlaps) {
+                None => return Ok(gate),
+                Some(renewal) if renewal.thread == thread_id() => {
+                    return Err(self.failed(error_at(pages.start, Cause::OwnRegion)));
+                }
+                Some(_) => drop(gate),
+            }
+            if began.elapsed() > self.region.options.timeout {
+                let what = "waiting for another thread's refill of the same volatile memory".into();
+                return Err(Error::Os { what, errno: Errno(libc::ETIMEDOUT) });
+            }
+            self.look_up(&mut looked, pages.start, interrupted)?;
+            std::thread::sleep(began.elapsed().clamp(SHORTEST_WAIT, LONGEST_WAIT));
+        }
+    }
+
+    /// Every now and then: shall it go on?
+    fn look_up(self, looked: &mut Instant, page: usize, interrupted: &mut dyn FnMut() -> bool) -> Result<(), Error> {
+        if self.region.is_closing() {
+            return Err(Error::Closed("the Region was closed while it was pinned".into()));
+        }
+        if looked.elapsed() > LOOK_UP {
+            *looked = Instant::now();
+            if interrupted() {
+                return Err(self.failed(error_at(page, Cause::Interrupted)));
+            }
+        }
+        Ok(())
+    }
+
     /// Make the pages in one of the states ours alone: `Pinning`.
     pub(super) fn claim(self, pages: Range<usize>, states: &[Page]) -> Vec<Range<usize>> {
         let mut claimed = vec![];
@@ -46,34 +99,49 @@ impl Memory<'_> {
         }
     }
 
-    /// Lost pages become pages again: zeros, or what the refill says.
-    pub(super) fn renew(self, runs: &[Range<usize>], interrupted: &mut dyn FnMut() -> bool) -> Result<(), Error> {
-        let mut looked = Instant::now();
-        for run in runs {
-            self.drop_pages(run.clone())?;
-            let Some(refill) = &self.offers.refill else {
-                self.zero(run.clone())?;
-                continue; // not settled yet: if another run fails, none of them was told
-            };
-            for page in run.clone() {
-                self.read_again(&**refill, page)?;
-                self.answered(page, Page::Refilled);
-                if looked.elapsed() > LOOK_UP {
-                    looked = Instant::now();
-                    if interrupted() {
-                        let offset = (page * uffd::page_size()) as u64;
-                        return Err(self.failed(SourceError::new(offset, Cause::Interrupted)));
-                    }
-                }
-            }
-        }
-        if self.offers.refill.is_none() {
+    /// Lost pages become pages again: zeros, or what the refill says. That is read without the gate, and noted there.
+    ///
+    /// # Errors
+    /// As the refill says. What was read by then is there, `Refilled`.
+    pub(super) fn renew(
+        self,
+        mut gate: Gate<'a>,
+        pages: Range<usize>,
+        runs: &[Range<usize>],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Gate<'a>, Error> {
+        runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
+        let Some(refill) = self.offers.refill.as_ref().filter(|_| !runs.is_empty()) else {
+            // Not settled one by one: if a run fails, none of them was told.
+            runs.iter().try_for_each(|run| self.zero(run.clone()))?;
             runs.iter().cloned().flatten().for_each(|page| self.answered(page, Page::Untouched));
+            return Ok(gate);
+        };
+        let thread = thread_id();
+        gate.push(Renewal { thread, pages: pages.clone() });
+        drop(gate);
+        let outcome = self.read_all(&**refill, runs, interrupted);
+        let mut gate = self.offers.gate();
+        gate.retain(|renewal| renewal.thread != thread || renewal.pages != pages);
+        outcome.map(|()| gate)
+    }
+
+    fn read_all(
+        self,
+        refill: &dyn Source,
+        runs: &[Range<usize>],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let mut looked = Instant::now();
+        for page in runs.iter().cloned().flatten() {
+            self.look_up(&mut looked, page, interrupted)?;
+            self.read_again(refill, page)?;
+            self.answered(page, Page::Refilled);
         }
         Ok(())
     }
 
-    fn failed(self, error: SourceError) -> Error {
+    pub(super) fn failed(self, error: SourceError) -> Error {
         Error::Page { source_name: self.region.source_name.clone(), error }
     }
 
@@ -93,7 +161,15 @@ impl Memory<'_> {
         refill.read_into(offset as u64, &mut out[..wanted], &mut how).map_err(|error| self.failed(error))?;
         out[wanted..].fill(0);
         let handle = self.region.handle(Table::Application);
-        self.install(page..page + 1, |start, bytes| handle.copy(start, from, bytes, CopyMode::NONE))
+        self.install(page..page + 1, |start, bytes| match handle.copy(start, from, bytes, CopyMode::NONE) {
+            // A touch in between brought the same bytes, and perhaps wrote to them since.
+            Outcome::Exists if !self.shows_an_error(page) => Outcome::Done,
+            outcome => outcome,
+        })
+    }
+
+    fn shows_an_error(self, page: usize) -> bool {
+        self.region.shows_pattern_in(page..page + 1, A_LITTLE) || is_poisoned(self.region.page_address(page))
     }
 
     pub(super) fn zero(self, pages: Range<usize>) -> Result<(), Error> {
@@ -139,4 +215,8 @@ impl Memory<'_> {
         self.offers.set(page, now);
         self.settled(page);
     }
+}
+
+pub(super) fn error_at(page: usize, cause: Cause) -> SourceError {
+    SourceError::new((page * uffd::page_size()) as u64, cause)
 }

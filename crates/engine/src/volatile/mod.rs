@@ -6,16 +6,19 @@
 //! pages that are there, then waits until everybody who was answering a fault has noted that he did, and then looks which of them
 //! are noted as lost.
 //!
-//! *Locks*: the gate of the region. *Threads*: application threads, which must not hold the GIL here. *Blocks on*: faults
-//! of this region being answered (signal delivery); the refill.
+//! *Locks*: the gate of the region, but not while a refill is read: that is somebody's code, and may be slow. *Threads*: application
+//! threads, which must not hold the GIL here. *Blocks on*: faults of this region being answered (signal delivery); the refill.
 
 mod lost;
 
 use crate::error::Error;
 use crate::mapping::advise;
-use crate::region::{Delivery, Region};
+use crate::nest;
+use crate::region::{A_LITTLE, Delivery, Region};
+use crate::source::Cause;
 use crate::source::volatile::{Offers, Page};
 use crate::states::State;
+use crate::threads::thread_id;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -100,33 +103,32 @@ pub struct Pinned {
 /// Keep all pages that `bytes` touches; tells which of them were lost.
 ///
 /// # Errors
-/// [`Error::Page`]: the refill failed; what is lost stays so, and the next pin says it again. [`Error::Os`].
+/// [`Error::Page`]: the refill failed, or the caller is part of it; what is lost stays so, and the next pin says it again.
+/// [`Error::Closed`]: the region was closed while the refill was read. [`Error::Os`].
 pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -> bool) -> Result<Pinned, Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
-    let _gate = memory.offers.gate();
+    let gate = memory.gate_for(&pages, interrupted)?;
     let before = memory.runs(pages.clone());
-    let kept = |state: &Page| matches!(state, Page::Untouched | Page::Pinned);
     memory.keep(pages.clone())?;
     memory.await_answers()?;
     memory.note_half_filled(pages.clone())?;
     let absent = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
-    if let Err(error) = memory.renew(&absent, interrupted) {
+    let offered = memory.all_in(pages.clone(), Page::Offered);
+    let mut lost = memory.all_in(pages.clone(), Page::Refilled);
+    offered.iter().for_each(|page| memory.offers.settle(*page, Page::Pinned));
+    let gate = memory.renew(gate, pages, &absent, interrupted).inspect_err(|_| {
         memory.leave_lost(&absent);
-        return Err(error);
-    }
-    let mut lost = if memory.offers.refill.is_some() { vec![] } else { absent };
-    for (state, run) in memory.runs(pages) {
-        if matches!(state, Page::Refilled | Page::Offered) {
-            run.clone().for_each(|page| memory.offers.settle(page, Page::Pinned));
-        }
-        if state == Page::Refilled {
-            lost.push(run);
-        }
-    }
-    lost.sort_by_key(|run| run.start);
-    let were_volatile = before.into_iter().filter(|(state, _)| !kept(state)).map(|(_, run)| run);
-    Ok(Pinned { lost: joined(lost), were_volatile: joined(were_volatile) })
+        memory.swap_all(&offered, Page::Pinned, Page::Offered);
+    })?;
+    lost.extend(absent.into_iter().flatten());
+    // One that was unpinned while the refill was read stays so: the last word counts.
+    memory.swap_all(&lost, Page::Refilled, Page::Pinned);
+    drop(gate);
+    lost.sort_unstable();
+    let were_kept = |state: Page| matches!(state, Page::Untouched | Page::Pinned);
+    let were_volatile = before.into_iter().filter(|(state, _)| !were_kept(*state)).map(|(_, run)| run);
+    Ok(Pinned { lost: joined(lost.into_iter().map(|page| page..page + 1)), were_volatile: joined(were_volatile) })
 }
 
 /// Zeros again in the pages that `bytes` touches, whatever was there; they cost no memory then.
@@ -136,7 +138,7 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
 pub fn discard(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
-    let _gate = memory.offers.gate();
+    let _gate = memory.gate_for(&pages, &mut || false)?;
     let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Dropping, Page::Refilled];
     let runs = memory.claim(pages, &all);
     let empty = |run: &Range<usize>| memory.drop_pages(run.clone()).and_then(|()| memory.zero(run.clone()));
@@ -184,6 +186,17 @@ impl Memory<'_> {
             start = stop;
         }
         runs
+    }
+
+    fn all_in(self, pages: Range<usize>, state: Page) -> Vec<usize> {
+        self.runs(pages).into_iter().filter(|(found, _)| *found == state).flat_map(|(_, run)| run).collect()
+    }
+
+    /// Those that are still in the first of the two states.
+    fn swap_all(self, pages: &[usize], from: Page, to: Page) {
+        for page in pages {
+            self.offers.swap(*page, from, to);
+        }
     }
 
     /// From the first to the last page in one state.
@@ -286,10 +299,16 @@ impl Memory<'_> {
             self.region.settle_poison();
             return Ok(());
         }
-        let patience = Instant::now() + self.region.options.timeout;
+        let whole = self.region.base..self.region.base + self.region.len;
+        // One of them may be the calling thread itself, in the middle of the refill.
+        let is_inside = nest::resolves_some_of(thread_id(), &whole);
+        let patience = Instant::now() + if is_inside { A_LITTLE } else { self.region.options.timeout };
         let mut looks = 0;
         while self.region.counters.in_flight.load(Ordering::SeqCst) > 0 {
             if Instant::now() > patience {
+                if is_inside {
+                    return Err(self.failed(lost::error_at(0, Cause::OwnRegion)));
+                }
                 let what = "waiting for threads that touch the same volatile memory".into();
                 return Err(Error::Os { what, errno: Errno(libc::ETIMEDOUT) });
             }
