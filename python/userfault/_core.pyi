@@ -45,13 +45,16 @@ class PagerServer:
     def settings(self) -> bytes:
         """Return what the owner has set."""
 
-    def next_region(self) -> bytes | None:
-        """Wait for a region, and return what describes its source; None: the owner is gone. GIL: released."""
+    def next_region(self) -> tuple[int, bytes] | None:
+        """Wait for a source to be opened: a number for its end, and what describes it; None: the owner is gone. GIL: released."""
 
-    def accept(self, source: NativeSource) -> None:
-        """Serve the region that was waited for last."""
+    def waiting_region(self) -> tuple[int, bytes] | None:
+        """Return one that had to wait for a thread, or None."""
 
-    def refuse(self, text: str) -> None:
+    def accept(self, number: int, source: NativeSource) -> None:
+        """Serve the region of a request; where nobody wants it any more the source is let go, and so closed."""
+
+    def refuse(self, number: int, text: str) -> None:
         """Tell its owner why not: class, message and traceback, with zero bytes between them."""
 
     def serve(self) -> None:

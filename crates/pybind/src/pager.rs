@@ -11,10 +11,9 @@ use engine::pager::connect::Start;
 use engine::pager::opening::Served;
 use engine::pager::owner::Pager;
 use engine::pager::policy::{Limit, OnDeath};
-use engine::pager::serve::{Language, Server};
+use engine::pager::serve::{Language, Request, Server};
 use engine::pager::spawn::{How, Program};
 use engine::pager::watch;
-use engine::pager::wire::Attach;
 use engine::source::Cause;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -117,8 +116,6 @@ impl Drop for NativePager {
 #[pyclass(frozen, module = "userfault._core")]
 pub struct PagerServer {
     server: Arc<Server>,
-    /// The region that was asked for last and has not been answered.
-    asked: Mutex<Option<Attach>>,
 }
 
 struct PythonLanguage;
@@ -153,38 +150,32 @@ impl PagerServer {
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         let started = py.detach(|| Server::start(socket, Box::new(PythonLanguage)));
         let server = started.map_err(|error| engine_error(py, error))?;
-        Ok(Self { server, asked: Mutex::new(None) })
+        Ok(Self { server })
     }
 
     fn settings<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.server.settings())
     }
 
-    /// Wait for a region; the bytes that describe its source. None: the owner is gone.
-    fn next_region<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        let (attach, source) = py.detach(|| self.server.next_region())?;
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(attach);
-        Some(PyBytes::new(py, &source))
+    /// Wait for a source to be opened: the number of the request, and the bytes that describe it. None: the owner is gone.
+    fn next_region<'py>(&self, py: Python<'py>) -> Option<(u64, Bound<'py, PyBytes>)> {
+        py.detach(|| self.server.next_region()).map(|request| given(py, &request))
     }
 
-    /// Serve the region that was waited for from this source.
-    fn accept(&self, py: Python<'_>, source: PyRef<'_, NativeSource>) -> PyResult<()> {
-        let Some(attach) = self.taken() else { return Ok(()) };
+    /// One that had to wait for a thread, if there is any.
+    fn waiting_region<'py>(&self, py: Python<'py>) -> Option<(u64, Bound<'py, PyBytes>)> {
+        py.detach(|| self.server.waiting_region()).map(|request| given(py, &request))
+    }
+
+    /// Serve the region of a request from this source; where nobody wants it any more it is let go.
+    fn accept(&self, py: Python<'_>, number: u64, source: PyRef<'_, NativeSource>) -> PyResult<()> {
         let source = source.0.clone();
-        if source.len() != attach.len {
-            let text =
-                format!("OptionError\0the source has {} bytes here, and {} in its owner\0", source.len(), attach.len);
-            py.detach(|| self.server.refuse(&attach, &text));
-            return Ok(());
-        }
-        py.detach(|| self.server.attach(attach, Ok(source))).map_err(|error| engine_error(py, error))
+        py.detach(|| self.server.accept(number, source)).map_err(|error| engine_error(py, error))
     }
 
     /// Its source cannot be had, for the reason in `text`: class, message and traceback with zero bytes between them.
-    fn refuse(&self, py: Python<'_>, text: &str) {
-        if let Some(attach) = self.taken() {
-            py.detach(|| self.server.refuse(&attach, text));
-        }
+    fn refuse(&self, py: Python<'_>, number: u64, text: &str) {
+        py.detach(|| self.server.refuse(number, text));
     }
 
     /// Answer faults, for good, in the calling thread.
@@ -193,10 +184,8 @@ impl PagerServer {
     }
 }
 
-impl PagerServer {
-    fn taken(&self) -> Option<Attach> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+fn given<'py>(py: Python<'py>, request: &Request) -> (u64, Bound<'py, PyBytes>) {
+    (request.number, PyBytes::new(py, &request.told))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -34,7 +34,7 @@ def main() -> None:
     for _ in range(min(settings.threads, 32)):
         threading.Thread(target=server.serve, name="userfault-serve", daemon=True).start()
     while (request := server.next_region()) is not None:
-        _open(server, request, data_only)
+        _open_beside(server, request, data_only)
     close_all()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -61,9 +61,24 @@ def _be_isolated(given: list[str]) -> None:
             give_up()
 
 
-def _open(server: _core.PagerServer, request: bytes, data_only: bool) -> None:
+def _open_beside(server: _core.PagerServer, request: tuple[int, bytes], data_only: bool) -> None:
+    """In a thread: a source that takes long to open, or for ever, keeps nobody else waiting."""
+    thread = threading.Thread(target=_open_all, args=(server, request, data_only), name="userfault-open", daemon=True)
     try:
-        message = decode(SourceMessage, request)
+        thread.start()
+    except BaseException as error:  # none is to be had, and the owner waits for an answer
+        server.refuse(request[0], described(error))
+
+
+def _open_all(server: _core.PagerServer, request: tuple[int, bytes] | None, data_only: bool) -> None:
+    while request is not None:
+        _open(server, *request, data_only)
+        request = server.waiting_region()
+
+
+def _open(server: _core.PagerServer, number: int, told: bytes, data_only: bool) -> None:
+    try:
+        message = decode(SourceMessage, told)
         if message.described is not None:
             source = source_from(message.described)
         elif data_only or message.pickled is None:
@@ -72,9 +87,9 @@ def _open(server: _core.PagerServer, request: bytes, data_only: bool) -> None:
             source = pickle.loads(message.pickled)
         if not isinstance(source, Source):
             raise TypeError(f"a source was expected, and came a {type(source).__name__}")
-        server.accept(native(source))
+        server.accept(number, native(source))
     except BaseException as error:  # whatever it is, the owner waits for an answer
-        server.refuse(described(error))
+        server.refuse(number, described(error))
 
 
 if __name__ == "__main__":

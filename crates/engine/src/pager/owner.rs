@@ -6,6 +6,7 @@
 use super::connect::Start;
 use super::policy::{Limit, OnDeath};
 use super::remember;
+use super::serve;
 use super::spawn::How;
 use super::state::{Answer, Entry, State, Ticket};
 use super::wire::{Attach, Frame, Kind};
@@ -62,10 +63,14 @@ pub struct Kept {
 
 static SPARE: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 
-/// How long a region may wait to be served at first: its source is opened there.
+/// How long a region may wait for a pager that does not say how opening its source went, beyond the time that this may take.
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 /// How long closing a region waits for its pager's word; after that somebody else waits.
 pub const DETACH_LIMIT: Duration = Duration::from_secs(2);
+/// The same for a region whose source is not open yet.
+const NEW_LIMIT: Duration = Duration::from_millis(200);
+/// An [`Instant`] can be so much later: a hundred years.
+const MOST_NS: u64 = 100 * 366 * 86400 * 1_000_000_000;
 
 impl Pager {
     /// Put one together; nothing is started yet.
@@ -164,7 +169,7 @@ impl Pager {
             return Err(self.gone());
         }
         self.ring();
-        let until = Instant::now() + ATTACH_LIMIT;
+        let until = Instant::now() + ATTACH_LIMIT + Duration::from_nanos(serve::limit_ns(&attach).min(MOST_NS));
         loop {
             let rung = self.news.rung();
             let answer = self.state().entry(attach.region).map(|entry| entry.answer);
@@ -195,17 +200,17 @@ impl Pager {
     /// No page shall be put into the region any more; true: none will be.
     pub fn detach(self: &Arc<Self>, region: &Region) -> bool {
         let (this, id) = (self.clone(), region.id);
-        let busy = self.engine.root.run(move || {
+        let is_new = self.engine.root.run(move || {
             let mut state = this.state();
             let Some(entry) = state.entry(id) else { return false };
             entry.detaching = true;
-            let busy = entry.answer == Answer::Pending;
+            let is_new = entry.answer == Answer::Pending;
             state.post(Frame::new(Kind::Detach, id, &[]));
-            busy
+            is_new
         });
         self.ring();
-        // One that is still opening the source hears of this only afterwards.
-        self.wait_detached(region, if busy { Duration::ZERO } else { DETACH_LIMIT })
+        // Who gave up opening it is not kept by a pager that has not even begun to hear.
+        self.wait_detached(region, if is_new { NEW_LIMIT } else { DETACH_LIMIT })
     }
 
     /// Nobody puts a page into it any more.

@@ -8,7 +8,7 @@
 use super::fill::{Bench, Fill};
 use super::flight::Overdue;
 use super::table::Served;
-use super::{Server, alarm};
+use super::{Server, alarm, hints};
 use crate::cause::{Cause, SourceError};
 use crate::counters::add;
 use crate::fill::Stop;
@@ -54,10 +54,10 @@ enum Over {
     GivenUp,
 }
 
-struct Bulk {
+pub struct Bulk {
     /// The owner's; `Err`: it is for this scan of the region, and nobody hears how it went.
     ticket: Result<u64, usize>,
-    served: Arc<Served>,
+    pub(super) served: Arc<Served>,
     end: usize,
     /// Units of one read.
     step: usize,
@@ -78,7 +78,6 @@ pub fn begin(server: &Server, frame: &Frame) {
     let piece = source.piece().clamp(served.unit, PIECE.max(served.unit));
     let units = served.mapped.div_ceil(served.unit);
     let end = number(first).saturating_add(number(count)).min(units);
-    source.hint(first * served.unit as u64..((end * served.unit) as u64).min(served.len as u64));
     let bulk = Bulk {
         ticket: Ok(ticket),
         served: served.clone(),
@@ -89,9 +88,7 @@ pub fn begin(server: &Server, frame: &Frame) {
         working: AtomicUsize::new(0),
         failed: Mutex::default(),
     };
-    server.bulks.list().push_back(Arc::new(bulk));
-    server.work.ring();
-    alarm::wake(server);
+    hints::begin(server, Arc::new(bulk));
 }
 
 /// A unit is touched that was not there: what follows it, if that is a scan.
@@ -218,7 +215,22 @@ impl Bulks {
     }
 }
 
+impl Server {
+    /// Have a bulk read.
+    pub(super) fn push(&self, bulk: Arc<Bulk>) {
+        self.bulks.list().push_back(bulk);
+        self.work.ring();
+        alarm::wake(self);
+    }
+}
+
 impl Bulk {
+    /// The bytes of a whole one that nobody has begun, as offsets.
+    pub(super) fn hinted(&self) -> Range<u64> {
+        let at = |unit: usize| (unit.saturating_mul(self.served.unit) as u64).min(self.served.len as u64);
+        at(self.next.load(Ordering::SeqCst))..at(self.end)
+    }
+
     fn fail(&self, server: &Server, error: SourceError) {
         if let Err(stream) = self.ticket {
             self.served.ahead.stop(stream); // a touch of it shows why

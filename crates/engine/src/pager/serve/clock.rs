@@ -3,7 +3,7 @@
 //! *Threads*: one. *Blocks on*: time.
 
 use super::alarm::{TICK, give_up};
-use super::{Server, bulk, lead};
+use super::{Server, bulk, hints, lead, opens};
 use crate::cause::Cause;
 use crate::counters::add;
 use crate::error::Error;
@@ -80,13 +80,14 @@ fn is_quiet(server: &Server) -> bool {
         && server.flights.is_empty()
         && !server.work.is_waiting()
         && !server.bulks.is_busy()
-        && !server.opening.load(Ordering::SeqCst)
+        && !server.hints.is_busy()
+        && !server.opens.is_busy()
 }
 
 /// Nobody is there to lead, or to work: somebody has to.
 fn hire(server: &Arc<Server>) {
     let work = &server.work;
-    if !server.lead.is_vacant() && !work.is_waiting() && !server.bulks.is_waiting() {
+    if !server.lead.is_vacant() && !work.is_waiting() && !server.bulks.is_waiting() && !server.hints.is_waiting() {
         return;
     }
     work.ring();
@@ -104,6 +105,8 @@ fn hire(server: &Arc<Server>) {
 }
 
 fn answer_overdue(server: &Arc<Server>, now: u64) {
+    hints::give_up(server, now);
+    let opens_late = server.refuse_late(now);
     let mut overdue = bulk::give_up(server, now);
     overdue.extend(server.flights.overdue(now));
     for group in &overdue {
@@ -118,7 +121,10 @@ fn answer_overdue(server: &Arc<Server>, now: u64) {
     if server.flights.hung.load(Ordering::SeqCst) >= MOST_SERVERS {
         give_up(format_args!("userfault pager: {MOST_SERVERS} reads do not come back: another pager shall try\n"));
     }
-    if !overdue.is_empty() && !server.clock.probing.swap(true, Ordering::SeqCst) {
+    if server.opens.over() >= opens::MOST_OVER {
+        give_up(format_args!("userfault pager: {} sources do not open: another pager shall try\n", opens::MOST_OVER));
+    }
+    if (opens_late || !overdue.is_empty()) && !server.clock.probing.swap(true, Ordering::SeqCst) {
         probe(server);
     }
 }

@@ -6,7 +6,7 @@
 
 use super::answer::{Job, admit, run};
 use super::fill::Bench;
-use super::{Server, alarm, bulk};
+use super::{Server, alarm, bulk, hints};
 use crate::futex::Bell;
 use crate::futex::now_ns;
 use crate::thread::Place;
@@ -128,7 +128,7 @@ pub fn serve(server: &Arc<Server>) {
         } else if let Some(mine) = server.lead.take() {
             lead(server, mine, &mut bench, &mut place);
             place.leave();
-        } else if !bulk::work(server, &mut bench) {
+        } else if !hints::work(server) && !bulk::work(server, &mut bench) {
             work.idle.fetch_add(1, Ordering::SeqCst);
             work.bell.wait(rung, None);
             work.idle.fetch_sub(1, Ordering::SeqCst);

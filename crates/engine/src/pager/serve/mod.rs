@@ -8,12 +8,14 @@
 //! alarm    what wakes the clock
 //! answer   one fault, from message to ending
 //! bulk     prefetch and populate
+//! hints    what sources are told before
+//! opens    regions whose sources are being opened
 //! lead     one thread reads messages at a time
 //! clock    deadlines, a reader that stays away, threads that do not come back
 //! ```
 //!
-//! *Threads*: servers, some of them of the language above; the clock; the one that hears the owner. *Blocks on*: read(2) on the
-//! userfaultfd, the socket, sources.
+//! *Threads*: servers, and those that open sources, some of them of the language above; the clock; the one that hears the owner.
+//! *Blocks on*: read(2) on the userfaultfd, the socket, sources.
 
 mod alarm;
 mod answer;
@@ -21,20 +23,28 @@ mod bulk;
 mod clock;
 mod fill;
 mod flight;
+mod hints;
 mod lead;
+mod opens;
 mod table;
 
 use super::sealed;
 use super::wire::{self, Attach, Frame, Kind};
 use crate::cause::Cause;
 use crate::error::Error;
+use crate::futex::now_ns;
 use crate::shared::{Header, MappedPart, Mapping, VERSION, header_bytes};
 use crate::source::Source;
+pub use opens::{Request, limit_ns};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 use table::{Served, Table};
 use uffd::{Errno, Handle};
+
+/// How often to look whether another source can be opened.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
 
 /// What the language above tells about its sources.
 pub trait Language: Send + Sync {
@@ -60,9 +70,9 @@ pub struct Server {
     lead: lead::Lead,
     work: lead::Work,
     bulks: bulk::Bulks,
+    hints: hints::Hints,
+    opens: opens::Opens,
     clock: alarm::Alarm,
-    /// A source is being opened: that may take long, and is no reason to be taken for dead.
-    opening: AtomicBool,
 }
 
 impl Server {
@@ -106,8 +116,9 @@ impl Server {
             lead: lead::Lead::default(),
             work: lead::Work::default(),
             bulks: bulk::Bulks::default(),
+            hints: hints::Hints::default(),
+            opens: opens::Opens::default(),
             clock: alarm::Alarm::default(),
-            opening: AtomicBool::new(false),
         });
         clock::start(&server)?;
         server.say(&Frame::new(Kind::Started, 0, &[u64::from(std::process::id())]));
@@ -120,64 +131,112 @@ impl Server {
         &self.settings
     }
 
-    /// Wait for a region to be served: what it is, and the bytes that describe its source (none for one that has lost its
-    /// pager). Everything else that the owner says is done meanwhile. `None`: the owner is gone.
-    pub fn next_region(self: &Arc<Self>) -> Option<(Attach, Vec<u8>)> {
+    /// Wait for a source to be opened, in a thread of its own, for a region to be served. Everything else that the owner says is
+    /// done meanwhile. `None`: the owner is gone.
+    pub fn next_region(&self) -> Option<Request> {
         loop {
-            self.opening.store(false, Ordering::SeqCst);
-            let (frame, told) = match wire::receive(self.socket.as_raw_fd()) {
-                Ok(Some(heard)) => heard,
-                Err(Errno(libc::EINTR)) => continue,
+            if let Some(request) = self.opens.next() {
+                return Some(request);
+            }
+            // A thread that is given up makes room without a word from the owner.
+            if self.opens.is_waiting() && wire::wait_readable([self.socket.as_raw_fd()], Some(ROOM_LOOK)) == [false] {
+                continue;
+            }
+            match wire::receive(self.socket.as_raw_fd()) {
+                Ok(Some((frame, told))) => self.heard(&frame, told)?,
+                Err(Errno(libc::EINTR)) => {}
                 _ => return None,
-            };
-            match frame.kind() {
-                Some(Kind::Attach) => {
-                    let attach = Attach::of(&frame);
-                    if !attach.is_sound() {
-                        return None; // no owner of this build says so
-                    }
-                    if attach.lost != 0 {
-                        let _ = self.attach(attach, Err(Cause::PagerLost(attach.lost as u32 as i32)));
-                        continue;
-                    }
-                    self.opening.store(true, Ordering::SeqCst);
-                    alarm::wake(self);
-                    match told.into_iter().next().map(sealed::read) {
-                        Some(Ok(bytes)) => return Some((attach, bytes)),
-                        _ => self.refuse(&attach, "OSError\0no memory, or no descriptor, for what the source is\0"),
-                    }
-                }
-                Some(Kind::Detach) => {
-                    self.table.remove(frame.region);
-                    self.say(&Frame::new(Kind::Detached, frame.region, &[]));
-                }
-                Some(Kind::Fill) => bulk::begin(self, &frame),
-                _ => {}
             }
         }
     }
 
-    /// Serve a region from `source`; without one every page fails for the reason given.
+    /// One that had to wait, for a thread that has opened another one.
+    pub fn waiting_region(&self) -> Option<Request> {
+        self.opens.next()
+    }
+
+    /// `None`: no owner of this build says so.
+    fn heard(&self, frame: &Frame, told: Vec<OwnedFd>) -> Option<()> {
+        match frame.kind() {
+            Some(Kind::Attach) => {
+                let attach = Attach::of(frame);
+                if !attach.is_sound() {
+                    return None;
+                }
+                if attach.lost != 0 {
+                    self.lose(attach, Cause::PagerLost(attach.lost as u32 as i32));
+                    return Some(());
+                }
+                match told.into_iter().next().map(sealed::read) {
+                    Some(Ok(bytes)) => self.opens.add(attach, bytes, now_ns()),
+                    _ => {
+                        let text = "OSError\0no memory, or no descriptor, for what the source is\0";
+                        self.refuse_as(self.opens.list(), &attach, &[], text);
+                    }
+                }
+                alarm::wake(self);
+            }
+            Some(Kind::Detach) => {
+                self.opens.abandon(frame.region);
+                self.table.remove(frame.region);
+                self.say(&Frame::new(Kind::Detached, frame.region, &[]));
+            }
+            Some(Kind::Fill) if !self.opens.keep(frame) => bulk::begin(self, frame),
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// The source of this request is open. Where nobody wants it any more it is dropped, and so closed.
     ///
     /// # Errors
-    /// [`Error::Os`] when what is shared of it cannot be mapped.
-    pub fn attach(&self, attach: Attach, source: Result<Arc<dyn Source>, Cause>) -> Result<(), Error> {
+    /// [`Error::Os`] when what is shared of its region cannot be mapped.
+    pub fn accept(&self, number: u64, source: Arc<dyn Source>) -> Result<(), Error> {
+        let Some(attach) = self.opens.attach_of(number) else {
+            self.opens.list().end(number);
+            return Ok(());
+        };
+        if source.len() != attach.len {
+            let (here, there) = (source.len(), attach.len);
+            self.refuse(number, &format!("OptionError\0the source has {here} bytes here, and {there} in its owner\0"));
+            return Ok(());
+        }
         let part = self.part_of(&attach)?;
-        self.table.insert(Served::new(attach, part, source));
+        let mut list = self.opens.list();
+        let Some(opening) = list.end(number) else { return Ok(()) };
+        self.table.insert(Served::new(attach, part, Ok(source)));
+        drop(list);
         self.say(&Frame::new(Kind::Ready, attach.region, &[0]));
+        opening.fills.iter().for_each(|fill| bulk::begin(self, fill));
         Ok(())
     }
 
-    /// Its source cannot be had, for the reason in `text` (as [`Language::describe`]). Its pages fail.
-    pub fn refuse(&self, attach: &Attach, text: &str) {
+    /// The source of this request cannot be had, for the reason in `text` (as [`Language::describe`]). Its region's pages fail.
+    pub fn refuse(&self, number: u64, text: &str) {
+        let mut list = self.opens.list();
+        let Some(opening) = list.end(number) else { return };
+        self.refuse_as(list, &opening.attach, &opening.fills, text);
+    }
+
+    /// `list`: held until it is in the table, for its owner may let go of it at any time.
+    fn refuse_as(&self, list: MutexGuard<'_, opens::List>, attach: &Attach, fills: &[Frame], text: &str) {
         let error = crate::cause::SourceError::new(0, Cause::Corrupt);
         let code = self.header.record(attach.region, u64::MAX, error, text);
         let cause = crate::shared::decode(0, code);
         if let Ok(part) = self.part_of(attach) {
             self.table.insert(Served::new(*attach, part, Err(cause)).with_text(text));
         }
+        drop(list);
         let words = [1, code[0], code[1], code[2]].map(u64::from);
         self.say(&Frame::new(Kind::Ready, attach.region, &words));
+        fills.iter().for_each(|fill| bulk::begin(self, fill));
+    }
+
+    /// Every page of it fails, for this reason.
+    fn lose(&self, attach: Attach, cause: Cause) {
+        let Ok(part) = self.part_of(&attach) else { return };
+        self.table.insert(Served::new(attach, part, Err(cause)));
+        self.say(&Frame::new(Kind::Ready, attach.region, &[0]));
     }
 
     fn part_of(&self, attach: &Attach) -> Result<MappedPart, Error> {
