@@ -215,3 +215,29 @@ while True:
 assert slow.pager.restarts == 1, slow.pager
 """
     child(code, args=[tmp_path], timeout=50).check()
+
+
+def test_a_source_that_takes_long_to_close_keeps_nobody(child, tmp_path):
+    """The pager closes it in a thread of its own; the region's own close() has a limit."""
+    code = f"""{PROLOGUE}{SOURCES}
+class Closing(Known):
+    def close(self):
+        (here / "closing").touch()
+        until((here / "go").exists)
+        (here / "closed").touch()
+
+slow = uf.map(Closing(1 << 20, unit=4096), delivery="process", timeout="5s")
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="5s")
+assert memoryview(slow)[0] == known(0, 8)[0]
+thread = threading.Thread(target=slow.close)
+thread.start()
+until((here / "closing").exists)
+at_once(good.populate)
+is_well(uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="5s"))
+at_once(good.close)
+(here / "go").touch()
+until((here / "closed").exists)
+thread.join(10)
+assert not thread.is_alive()
+"""
+    child(code, args=[tmp_path], timeout=50).check()

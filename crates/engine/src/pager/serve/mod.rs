@@ -75,6 +75,31 @@ pub struct Server {
     clock: alarm::Alarm,
 }
 
+/// A region that is gone; its owner hears it once the source is closed, where nobody else reads that.
+struct Detaching {
+    server: Arc<Server>,
+    region: u64,
+    gone: Option<Arc<Served>>,
+}
+
+impl Detaching {
+    /// Closing a source is somebody's code: in a thread of its own, or here where there is none to be had.
+    fn go_on(self) {
+        let is_called =
+            self.gone.as_ref().and_then(|gone| gone.source.as_ref().ok()).is_some_and(|source| source.is_called());
+        if is_called {
+            let _ = std::thread::Builder::new().name("userfault-close".into()).spawn(move || drop(self));
+        }
+    }
+}
+
+impl Drop for Detaching {
+    fn drop(&mut self) {
+        drop(self.gone.take());
+        self.server.say(&Frame::new(Kind::Detached, self.region, &[]));
+    }
+}
+
 impl Server {
     /// Hear the owner's first words on `socket`, and tell the clock to run.
     ///
@@ -133,7 +158,7 @@ impl Server {
 
     /// Wait for a source to be opened, in a thread of its own, for a region to be served. Everything else that the owner says is
     /// done meanwhile. `None`: the owner is gone.
-    pub fn next_region(&self) -> Option<Request> {
+    pub fn next_region(self: &Arc<Self>) -> Option<Request> {
         loop {
             if let Some(request) = self.opens.next() {
                 return Some(request);
@@ -156,7 +181,7 @@ impl Server {
     }
 
     /// `None`: no owner of this build says so.
-    fn heard(&self, frame: &Frame, told: Vec<OwnedFd>) -> Option<()> {
+    fn heard(self: &Arc<Self>, frame: &Frame, told: Vec<OwnedFd>) -> Option<()> {
         match frame.kind() {
             Some(Kind::Attach) => {
                 let attach = Attach::of(frame);
@@ -178,8 +203,8 @@ impl Server {
             }
             Some(Kind::Detach) => {
                 self.opens.abandon(frame.region);
-                self.table.remove(frame.region);
-                self.say(&Frame::new(Kind::Detached, frame.region, &[]));
+                let gone = self.table.remove(frame.region);
+                Detaching { server: self.clone(), region: frame.region, gone }.go_on();
             }
             Some(Kind::Fill) if !self.opens.keep(frame) => bulk::begin(self, frame),
             _ => {}

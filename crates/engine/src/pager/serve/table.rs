@@ -144,10 +144,12 @@ impl Table {
         regions.values().find(|served| served.id == id).cloned()
     }
 
-    /// Let go of it: when this returns no page is put there any more. Its source goes with the last read of it.
-    pub fn remove(&self, id: u64) {
-        let Some(served) = self.by_id(id) else { return };
+    /// Let go of it: when this returns no page is put there any more. Its source goes with the last read of it, or with the answer.
+    #[must_use]
+    pub fn remove(&self, id: u64) -> Option<Arc<Served>> {
+        let served = self.by_id(id)?;
         self.regions.write().unwrap_or_else(PoisonError::into_inner).remove(&served.base);
         *served.live.write().unwrap_or_else(PoisonError::into_inner) = false;
+        Some(served)
     }
 }
