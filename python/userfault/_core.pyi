@@ -436,6 +436,9 @@ def take_failure() -> tuple[str, int, int | None, str, int, type[BaseException],
 def surface(_class: type[BaseException], *arguments: object) -> BaseException:
     """Take what was noted for this thread, and make its exception: the `__new__` of classes that a thread is told to raise."""
 
+def count_repeats(repeats: int) -> None:
+    """Say, in the thread that reads a source, how often the read was made again; the region's statistics add it up."""
+
 def serve_read(start_another: Callable[[int], object]) -> None:
     """Wait for a read of a Python source that an engine thread wants, and do it.
 

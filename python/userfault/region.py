@@ -85,6 +85,7 @@ class Statistics:
         retries: Kernel calls repeated after EAGAIN or a transient EBUSY.
         deferred: Faults put off to the timer queue.
         source_errors: Reads of the source that failed.
+        source_retries: Reads that a `RemoteSource` or a `Retry` made again after a failure that may pass.
         exposed_pages: Pages that showed the error pattern to their toucher.
         dispatched: Faults handed to the worker pool.
         readaheads: Requests of sequential detection.
@@ -119,6 +120,7 @@ class Statistics:
     retries: int = 0
     deferred: int = 0
     source_errors: int = 0
+    source_retries: int = 0
     exposed_pages: int = 0
     dispatched: int = 0
     readaheads: int = 0

@@ -128,8 +128,8 @@ else:
     raise AssertionError
 try:
     uf.map(uf.Zero(4096), delivery="process", pager=uf.pager.Pager(path=folder + "/nothing"))
-except uf.RegionClosedError:
-    pass
+except FileNotFoundError as error:
+    assert "/nothing" in str(error), error
 else:
     raise AssertionError
 """

@@ -94,3 +94,12 @@ def test_a_count_is_a_whole_number(maxsize):
     """The error says of which parameter."""
     with pytest.raises(TypeError, match="maxsize must be a whole number"):
         uf.VolatileCache(maxsize)
+
+
+def test_a_pager_at_a_path_is_a_socket(tmp_path):
+    """Not another file, nor nothing."""
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        uf.pager.Pager(path=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(uf.OptionError, match="is no socket"):
+        uf.pager.Pager(path=tmp_path / "file")

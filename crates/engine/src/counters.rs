@@ -95,6 +95,8 @@ counters! {
     deferred,
     /// Reads of the source that failed.
     source_errors,
+    /// Reads that the source, or a layer around it, made again after a failure that may pass.
+    source_retries,
     /// Pages that showed the error pattern to their toucher.
     exposed_pages,
     /// Faults handed to the worker pool.

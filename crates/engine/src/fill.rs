@@ -282,6 +282,7 @@ impl Fill<'_> {
         if tally != Tally::default() {
             add(&self.region.counters.frames_decoded, tally.decoded);
             add(&self.region.counters.frames_found, tally.found);
+            add(&self.region.counters.source_retries, tally.repeated);
         }
         outcome?;
         out[bytes..].fill(0);

@@ -32,17 +32,19 @@ pub struct Scratch {
     pub frame_tag: Option<(u64, u64)>,
     /// The decoder, if the needs asked for one.
     pub decoder: Option<zstd_safe::DCtx<'static>>,
-    /// What became of frames since somebody last looked.
+    /// What happened in reads since somebody last looked.
     pub tally: Tally,
 }
 
-/// Frames of an image, counted.
+/// What happened in reads, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Decoded.
+    /// Frames of an image that were decoded.
     pub decoded: usize,
-    /// Found decoded.
+    /// Frames that were found decoded.
     pub found: usize,
+    /// Reads that failed in passing and were made again.
+    pub repeated: usize,
 }
 
 impl Scratch {

@@ -4,7 +4,7 @@
 
 use crate::enter::enter;
 use crate::raised::{self, By};
-use crate::{buffers, gil, kept, later, overdue, readers};
+use crate::{buffers, gil, kept, later, overdue, readers, repeats};
 use engine::source::{Cause, Latency, Reading, Source, SourceError, Table};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What Python says of a source when it is opened.
 #[derive(FromPyObject)]
@@ -109,18 +110,24 @@ impl Source for PythonSource {
         if how.table == Table::Engine {
             let (reader, length) = (self.0.clone(), out.len());
             let own = how.own.0..how.own.1;
+            let repeated = Arc::new(AtomicUsize::new(0));
+            let theirs = repeated.clone();
             let read = move |py: Python<'_>| {
                 let _running = engine::nest::begin(engine::threads::thread_id(), &own);
                 let mut bytes = vec![0; length];
-                reader.read(py, offset, &mut bytes, By::Library).map(|()| bytes)
+                let (outcome, count) = repeats::of(|| reader.read(py, offset, &mut bytes, By::Library));
+                theirs.store(count, Ordering::Relaxed); // before the answer
+                outcome.map(|()| bytes)
             };
-            let bytes = readers::call(offset, how.limit, read)?;
-            out.copy_from_slice(&bytes);
+            let answer = readers::call(offset, how.limit, read);
+            how.scratch.tally.repeated += repeated.load(Ordering::Relaxed);
+            out.copy_from_slice(&answer?);
             return Ok(());
         }
         let read = enter(|py| {
             let watched = overdue::watch(how.limit);
-            let read = self.0.read(py, offset, out, By::Toucher);
+            let (read, repeated) = repeats::of(|| self.0.read(py, offset, out, By::Toucher));
+            how.scratch.tally.repeated += repeated;
             match read {
                 Err(error) if watched.end() && kept::itself_of(py, error.cause).is_none() => {
                     Err(SourceError::new(offset, Cause::Timeout))

@@ -21,6 +21,7 @@ mod pending;
 mod raise;
 mod raised;
 mod readers;
+mod repeats;
 mod region;
 mod sources;
 mod surface;
@@ -44,6 +45,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pager::register(module)?;
     raise::register(module)?;
     readers::register(module)?;
+    repeats::register(module)?;
     region::register(module)?;
     sources::register(module)?;
     surface::register(module)?;

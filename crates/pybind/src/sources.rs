@@ -2,14 +2,16 @@
 
 use crate::called::{Called, PythonSource};
 use crate::errors::{engine_error, option_error, page_error};
+use crate::repeats;
+use engine::scratch::Scratch;
 use engine::source::bytes::Bytes;
 use engine::source::fd::FileHandle;
 use engine::source::file::File;
 use engine::source::image::ImageSource;
-use engine::source::layers::{Chaos, Checksum, Deadline, Retry, read_plainly};
+use engine::source::layers::{Chaos, Checksum, Deadline, Retry};
 use engine::source::remote::Remote;
 use engine::source::zero::Zero;
-use engine::source::{ScratchNeeds, Source};
+use engine::source::{Reading, ScratchNeeds, Source};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -103,7 +105,12 @@ impl NativeSource {
         // SAFETY: the export keeps these bytes where they are until the buffer is dropped, and the caller gives them away for
         // the call, as with `readinto` of files.
         let out = unsafe { std::slice::from_raw_parts_mut(address, len) };
-        let outcome = py.detach(|| read_plainly(&*self.0, offset, out));
+        let outcome = py.detach(|| {
+            let mut scratch = Scratch::new(uffd::page_size(), self.0.needs());
+            let outcome = self.0.read_into(offset, out, &mut Reading::plain(&mut scratch));
+            repeats::count(scratch.tally.repeated); // of the source that is being read with this one
+            outcome
+        });
         outcome.map_err(|error| page_error(py, &self.0.name(), &error))
     }
 

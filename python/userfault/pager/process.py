@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import stat
 import sys
 import threading
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Pager:
     Raises:
         RefusedError: This process may not have a userfaultfd.
         OptionError: A parameter makes no sense.
-        OSError: No process can be started.
+        OSError: No process can be started; FileNotFoundError: nobody serves at `path`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Pager:
         isolation = _isolation(user, sandbox)
         most = parse_count(restarts, "restarts", 0, 2**31)
         seconds = parse_seconds(within, "within")
-        self.path = None if path is None else os.path.abspath(path)
+        self.path = None if path is None else _socket_at(path)
         where = None if self.path is None else os.fsencode(self.path)
         self._native = _core.NativePager(where, _arguments() + isolation, _environment(), encode(settings), most, seconds)
 
@@ -174,6 +175,13 @@ def _new_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_new_lock)
+
+
+def _socket_at(path: str | os.PathLike[str]) -> str:
+    absolute = os.path.abspath(path)
+    if not stat.S_ISSOCK(os.stat(absolute).st_mode):
+        raise OptionError(f"path={os.fspath(path)!r}: is no socket; userfault.pager.serve makes one")
+    return absolute
 
 
 def _isolation(user: str | None, sandbox: bool) -> list[bytes]:

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from userfault import _core
 from userfault.errors import OptionError, StoreChanged, StoreError, shown
 from userfault.sources.aside import aside
 from userfault.sources.base import Source
@@ -153,13 +154,16 @@ class RemoteSource(Source):
         self._found = None
 
     def _in_time(self, call: Any, *arguments: Any) -> Any:
-        until = time.monotonic() + self.deadline
+        until, repeats = time.monotonic() + self.deadline, [0]
         try:
-            return aside(self._again, until, call, arguments, seconds=self.deadline)
+            return aside(self._again, until, repeats, call, arguments, seconds=self.deadline)
         except TimeoutError as late:
             raise StoreError(self.url, str(late), transient=True) from None
+        finally:
+            if repeats[0]:
+                _core.count_repeats(repeats[0])
 
-    def _again(self, until: float, call: Any, arguments: tuple[Any, ...]) -> Any:
+    def _again(self, until: float, repeats: list[int], call: Any, arguments: tuple[Any, ...]) -> Any:
         """Until it succeeds, fails for good, or was tried often enough."""
         pause = _FIRST_PAUSE
         for left in reversed(range(self.attempts)):
@@ -174,6 +178,7 @@ class RemoteSource(Source):
             if not failed.transient or not left or time.monotonic() + wait > until:
                 raise failed
             time.sleep(wait)
+            repeats[0] += 1
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last attempt returns or raises")
 

@@ -106,7 +106,7 @@ class Served(RemoteSource):
         super().close()
         self._hang_up()
 
-    def _again(self, until: float, call: Any, arguments: tuple[Any, ...]) -> Any:
+    def _again(self, until: float, repeats: list[int], call: Any, arguments: tuple[Any, ...]) -> Any:
         """Until it succeeds or fails for good. A socket of this machine that nobody listens at costs little to try often."""
         until = min(until, time.monotonic() + self.patience)
         while True:
@@ -116,6 +116,7 @@ class Served(RemoteSource):
                 if not error.transient or time.monotonic() + _PAUSE_SECONDS > until:
                     raise
             time.sleep(_PAUSE_SECONDS)
+            repeats[0] += 1
 
     def _answer(self, ask: Ask, room: memoryview | None) -> Answer:
         """What the pager says, its bytes in `room`. A connection on which anything goes wrong is not used again."""

@@ -50,8 +50,11 @@ fn parts_of_a_frame_decode_it_once_whichever_region_and_thread_wants_them() {
                         assert!(got == good[unit * 65_536..][..65_536]);
                     }
                     let mut sum = decoded.lock().unwrap();
-                    *sum =
-                        Tally { decoded: sum.decoded + scratch.tally.decoded, found: sum.found + scratch.tally.found };
+                    *sum = Tally {
+                        decoded: sum.decoded + scratch.tally.decoded,
+                        found: sum.found + scratch.tally.found,
+                        repeated: 0,
+                    };
                 });
             }
         });
@@ -73,7 +76,7 @@ fn a_frame_that_is_damaged_is_not_kept() {
     assert!(read(&source, &mut scratch, 0, 65_536).is_err() && read(&source, &mut scratch, 65_536, 65_536).is_err());
     write(bytes[5000]);
     assert!(read(&source, &mut scratch, 65_536, 65_536).unwrap() == good[65_536..131_072]);
-    assert_eq!(scratch.tally, Tally { decoded: 3, found: 0 });
+    assert_eq!(scratch.tally, Tally { decoded: 3, found: 0, repeated: 0 });
 }
 
 #[test]
@@ -85,5 +88,5 @@ fn without_a_cache_the_scratch_does() {
     let mut scratch = Scratch::new(65_536, source.needs());
     assert!(read(&source, &mut scratch, 10, 1000).unwrap() == good[10..1010]);
     assert!(read(&source, &mut scratch, 250_000, 1000).unwrap() == good[250_000..251_000]);
-    assert_eq!(scratch.tally, Tally { decoded: 1, found: 1 });
+    assert_eq!(scratch.tally, Tally { decoded: 1, found: 1, repeated: 0 });
 }

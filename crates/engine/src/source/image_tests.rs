@@ -65,10 +65,10 @@ fn a_whole_frame_is_decoded_in_place_and_a_part_leaves_the_frame_behind() {
     let mut scratch = Scratch::new(65_536, source.needs());
     read(&source, &mut scratch, 0, 65_536).unwrap();
     assert_eq!(scratch.frame_tag, None);
-    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 0 });
+    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 0, repeated: 0 });
     read(&source, &mut scratch, 4096, 4096).unwrap();
     read(&source, &mut scratch, 0, 4096).unwrap();
-    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 1 });
+    assert_eq!(std::mem::take(&mut scratch.tally), Tally { decoded: 1, found: 1, repeated: 0 });
     read(&source, &mut scratch, 65_536, 3 << 16).unwrap();
     assert_eq!(scratch.tally, Tally::default(), "zeros decode nothing");
 }

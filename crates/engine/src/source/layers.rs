@@ -58,7 +58,10 @@ impl Source for Retry {
             let outcome = self.inner.read_into(offset, out, how);
             let is_over = left == 0 || began.elapsed().saturating_add(pause) >= limit;
             match outcome {
-                Err(error) if error.cause.is_transient() && !is_over => language::pause(pause),
+                Err(error) if error.cause.is_transient() && !is_over => {
+                    how.scratch.tally.repeated += 1;
+                    language::pause(pause);
+                }
                 outcome => {
                     how.limit = limit;
                     return outcome;
@@ -136,8 +139,9 @@ impl Source for Deadline {
             let mut scratch = Scratch::new(uffd::page_size(), inner.needs());
             let mut how = Reading { table, ..Reading::plain(&mut scratch) };
             let outcome = inner.read_into(offset, &mut bytes, &mut how).map(|()| bytes);
+            let tally = scratch.tally;
             drop(scratch);
-            if let Err(late) = answer.send((outcome, inner)) {
+            if let Err(late) = answer.send((outcome, tally, inner)) {
                 leave(Box::new(late)); // nobody listens any more after the deadline, and this may be the last of the source
             }
         };
@@ -146,7 +150,10 @@ impl Source for Deadline {
             .spawn(read)
             .map_err(|error| SourceError::new(offset, Cause::Os(error.raw_os_error().unwrap_or(libc::EAGAIN))))?;
         match wait.recv_timeout(self.limit) {
-            Ok((outcome, _)) => outcome.map(|bytes| out.copy_from_slice(&bytes)),
+            Ok((outcome, tally, _)) => {
+                how.scratch.tally.repeated += tally.repeated;
+                outcome.map(|bytes| out.copy_from_slice(&bytes))
+            }
             Err(_) => Err(SourceError::new(offset, Cause::Timeout)),
         }
     }
@@ -330,6 +337,7 @@ impl Source for Chaos {
 ///
 /// # Errors
 /// As the source's.
+#[cfg(test)]
 pub fn read_plainly(source: &dyn Source, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
     let mut scratch = Scratch::new(uffd::page_size(), source.needs());
     let mut how = Reading::plain(&mut scratch);

@@ -98,11 +98,13 @@ impl Fill<'_> {
         // SAFETY: this thread's own scratch, at least `padded` bytes, which nobody else reaches.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer as *mut u8, padded) };
         let mut how = Reading::plain(scratch);
-        self.source.read_into(at as u64, &mut out[..bytes], &mut how)?;
-        out[bytes..].fill(0);
+        let outcome = self.source.read_into(at as u64, &mut out[..bytes], &mut how);
         let tally = std::mem::take(&mut scratch.tally);
         add(&self.counters().frames_decoded, tally.decoded);
         add(&self.counters().frames_found, tally.found);
+        add(&self.counters().source_retries, tally.repeated);
+        outcome?;
+        out[bytes..].fill(0);
         self.copy(at, buffer, padded)
     }
 
