@@ -574,7 +574,7 @@ class NativeUserfaultfd2014:
         Blocks: until a fork, or the limit; Ctrl-C works. GIL: released.
         """
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         """Write 8 bytes of protocol, or 16 bytes of command: start with the command in its low two bits, and end.
 
         0 wakes, 1 registers, 2 unregisters.

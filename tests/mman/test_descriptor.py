@@ -313,3 +313,38 @@ def test_write_of_the_fourth_command_is_einval(act):
             assert errno_of(it.write, command(at(memory), at(memory, 1), 3)) == errno.EINVAL
 
     act(code)
+
+
+def test_write_takes_any_buffer(act):
+    """As the write of a file does; what is no buffer is a TypeError, and what has gaps too."""
+
+    def code():
+        import array
+
+        memory = flagged(1)
+        for made in (bytes, bytearray, memoryview, lambda data: array.array("Q", data)):
+            with mman.userfaultfd() as it:
+                for number in (1, 2):
+                    assert it.write(made(command(at(memory), at(memory, 1), number))) == 16
+                assert errno_of(it.write, made(bytes(8))) == errno.EINVAL
+        with mman.userfaultfd() as it:
+            for wrong in ("text", 5, None):
+                raised(TypeError, lambda wrong=wrong: it.write(wrong))
+            raised(BufferError, lambda: it.write(memoryview(bytes(64))[::2]))
+
+    act(code)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1.0])
+def test_a_timeout_that_is_none_is_refused(act, timeout):
+    """By the class as by the function."""
+
+    def code():
+        timeout = float(sys.argv[1])
+        for make in (
+            lambda: mman.userfaultfd(timeout=timeout),
+            lambda: mman.Userfaultfd2014(nonblocking=False, user_mode_only=True, timeout_seconds=timeout),
+        ):
+            assert "timeout" in str(raised(ValueError, make))
+
+    act(code, args=[timeout])

@@ -316,3 +316,21 @@ for flag in (mman.PROT_NONE, mman.PROT_USERFAULT):
 assert memory[PAGE] == 5
 """.replace("mman.set_policy", "from userfault import _core\nmman.set_policy", 1)
     )
+
+
+def test_what_keeps_the_policy_can_be_ended_as_the_error_says(act):
+    """Under "register-only" close() leaves ranges behind, which must not become zeros: another descriptor lets go of them."""
+
+    def code():
+        mman.set_policy("register-only")
+        memory = mman.anonymous(2 * PAGE)
+        with mman.userfaultfd() as it:
+            it.register(memory)
+        assert "once more" in str(raised(RuntimeError, lambda: mman.set_policy("madvise")))
+        with mman.userfaultfd() as it:
+            it.register(memory)
+            it.unregister(memory)
+        mman.set_policy("madvise")
+        assert touch(at(memory)) == 0
+
+    act(code)

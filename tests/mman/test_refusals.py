@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 from support.child import source_of
 
-from mman.kit import PAGE, at, filled, flagged, libc, mapped, mman, other_memory, raised
+from mman.kit import PAGE, at, filled, flagged, libc, mapped, mman, other_memory, raised, touch
 from userfault.kernel import Userfaultfd
 
 pytestmark = pytest.mark.kernel
@@ -241,7 +243,7 @@ def test_on_sigbus_and_set_policy_say_what_stands_in_the_way(refused):
         mman.madvise((at(memory), PAGE), mman.MADV_USERFAULT)
         told(errno.EINVAL, lambda: mman.on_sigbus(memory, None), at(memory, 1), "not flagged", "MADV_USERFAULT")
         error = raised(RuntimeError, lambda: mman.set_policy("mprotect"))
-        for word in (hex(at(memory)), f"{PAGE} bytes", "mman.ranges()", "clear flags and close descriptors"):
+        for word in (hex(at(memory)), f"{PAGE} bytes", "mman.ranges()", "clear flags, close descriptors, or unmap it"):
             assert word in str(error), error
         mman.madvise(memory, mman.MADV_NOUSERFAULT)
         mman.set_policy("mprotect")
@@ -293,3 +295,61 @@ assert it.fileno() > 0
 os._exit(0)
 """
     )
+
+
+def test_bytes_of_flagged_memory_are_no_source(act):
+    """Only as long as it is flagged, and only where: a tail that was given back is ordinary memory, and may be a source again."""
+
+    def code():
+        import ctypes
+
+        import userfault as uf
+
+        memory = flagged(16)
+        whole, tail = (ctypes.c_char * (16 * PAGE)).from_address(at(memory)), at(memory, 8)
+        assert "flagged" in str(raised(uf.OptionError, uf.Bytes(whole).open))
+        libc.munmap(tail, 8 * PAGE)
+        fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
+        assert libc.mmap(tail, 8 * PAGE, 3, fixed, -1, 0) == tail
+        again = (ctypes.c_char * (8 * PAGE)).from_address(tail)
+        again[5] = b"5"
+        with uf.map(again) as region:
+            assert region.read(5, 1) == b"5"
+        assert "flagged" in str(raised(uf.OptionError, uf.Bytes((ctypes.c_char * PAGE).from_address(at(memory))).open))
+        mman.madvise((at(memory), 8 * PAGE), mman.MADV_NOUSERFAULT)
+        uf.Bytes((ctypes.c_char * PAGE).from_address(at(memory))).open()
+
+    act(code)
+
+
+def test_no_room_for_another_mapping_is_enomem(act):
+    """vm.max_map_count: with its name, the pages before it are flagged, and later ones are once there is room."""
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if limit > 100_000:
+        pytest.skip(f"max_map_count is {limit}: too many mappings to try")
+
+    def code():
+        memory, count = mman.anonymous(400 * PAGE), 200_000
+        mman.madvise((at(memory), PAGE), mman.MADV_USERFAULT)
+        base = libc.mmap(None, count * PAGE, 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        used = 0
+        while libc.mprotect(base + (2 * used + 1) * PAGE, PAGE, 3) == 0:
+            used += 1
+        for last in range(used - 8, used):
+            libc.mprotect(base + (2 * last + 1) * PAGE, PAGE, 1)
+        done = []
+
+        def flag_more():
+            for page in range(2, 100, 2):
+                mman.madvise((at(memory, page), PAGE), mman.MADV_USERFAULT)
+                done.append(at(memory, page))
+
+        error = raised(OSError, flag_more)
+        libc.munmap(base, count * PAGE)
+        assert error.errno == errno.ENOMEM, error
+        assert "vm.max_map_count" in str(error), error
+        assert [one.start for one in mman.ranges() if one.start > at(memory)] == done
+        assert touch(at(memory, 2 * len(done) + 2)) == 0
+        flag_more()
+
+    act(code)

@@ -210,8 +210,7 @@ class Machine(RuleBasedStateMachine):
     def remap(self, to, source, holes):
         dst, end = bounds(to)
         start = ARENA + min(source, PAGES - to[1]) * PAGE
-        if start + end - dst <= dst or end <= start:  # what overlaps is left to the kernel
-            self.move_pages(dst, start, end - dst, int(holes))
+        self.move_pages(dst, start, end - dst, int(holes))
 
     @rule(page=ONE, content=TOKENS)
     def fill(self, page, content):

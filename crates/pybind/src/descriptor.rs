@@ -3,7 +3,7 @@
 //! *GIL*: released in everything that waits.
 
 use crate::enter::enter;
-use crate::errors::{closed, engine_error, os_error};
+use crate::errors::{closed, engine_error, option_error, os_error};
 use crate::forked::{LOOK, NativeForkedUserfaultfd};
 use crate::kernel::place::Place;
 use crate::late::{self, LateLine, late_line};
@@ -13,7 +13,8 @@ use engine::error::Error;
 use engine::mman::descriptor::{Descriptor, Phase};
 use engine::mman::protocol::{Command, Written};
 use engine::mman::{self, why};
-use pyo3::exceptions::PyValueError;
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ops::Range;
@@ -34,6 +35,9 @@ impl NativeUserfaultfd2014 {
     #[pyo3(signature = (*, nonblocking, user_mode_only, timeout_seconds))]
     fn new(py: Python<'_>, nonblocking: bool, user_mode_only: bool, timeout_seconds: Option<f64>) -> PyResult<Self> {
         let mman = room(py)?;
+        if let Some(wrong) = timeout_seconds.filter(|given| !given.is_finite() || *given < 0.0) {
+            return Err(option_error(py, &format!("timeout_seconds={wrong}: must be finite, and 0 or more")));
+        }
         let timeout = timeout_seconds.map(seconds);
         let opened = py.detach(|| mman.open_descriptor(nonblocking, user_mode_only, timeout));
         let inner = opened.map_err(|error| engine_error(py, error))?;
@@ -59,8 +63,9 @@ impl NativeUserfaultfd2014 {
         self.next_word(py, 8)
     }
 
-    /// Write a protocol or a command.
-    fn write(&self, py: Python<'_>, data: &[u8]) -> PyResult<usize> {
+    /// Write a protocol or a command: any contiguous buffer.
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let data = &bytes_of(data)?[..];
         self.check("write")?;
         let phase = self.inner.standing().0; // before a write that changes it
         match self.inner.write(data).map_err(|errno| refused("write", errno, &why::of_write(data, phase)))? {
@@ -216,6 +221,17 @@ fn refused(what: &str, errno: Errno, why: &str) -> PyErr {
         Errno(libc::EBADF) => closed(),
         errno => os_error(errno, &because(format!("{what} of a userfaultfd"), why)),
     }
+}
+
+/// What a contiguous buffer holds, whatever its elements are.
+fn bytes_of(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    let buffer = PyUntypedBuffer::get(data)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer must be contiguous"));
+    }
+    let (address, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+    // SAFETY: the export keeps so many bytes there; the GIL is held, and the copy is made at once.
+    Ok(if len == 0 { vec![] } else { unsafe { std::slice::from_raw_parts(address, len) }.to_vec() })
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

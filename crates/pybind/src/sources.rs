@@ -3,6 +3,7 @@
 use crate::called::{Called, PythonSource};
 use crate::errors::{engine_error, option_error, page_error};
 use crate::repeats;
+use engine::cause::Kind;
 use engine::scratch::Scratch;
 use engine::source::bytes::Bytes;
 use engine::source::fd::FileHandle;
@@ -45,11 +46,9 @@ impl NativeSource {
             return Err(option_error(py, "the buffer must be contiguous"));
         }
         let (address, len) = (buffer.buf_ptr() as usize, buffer.len_bytes());
-        if overlaps_a_region(address, len) {
-            return Err(option_error(
-                py,
-                "these bytes are lazy memory of a Region: filling pages from them would fault on itself",
-            ));
+        if let Some(what) = lazy_memory_at(address, len) {
+            let text = format!("these bytes are {what}: filling pages from them would fault on itself");
+            return Err(option_error(py, &text));
         }
         // SAFETY: the export keeps the bytes where they are until the buffer is dropped, and they are not lazy memory; the
         // caller says `heap` of bytes and bytearray objects only, whose memory the interpreter allocated.
@@ -184,13 +183,18 @@ pub fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_SECONDS))
 }
 
-fn overlaps_a_region(address: usize, len: usize) -> bool {
-    let Some(engine) = engine::engine::Engine::current() else { return false };
+/// What lazy memory some bytes lie in, if they do.
+fn lazy_memory_at(address: usize, len: usize) -> Option<&'static str> {
+    if engine::mman::is_flagged(&(address..address + len)) {
+        return Some("flagged or registered memory (userfault.mman)");
+    }
     let mut hit = false;
-    engine.table.for_each(|region| {
-        hit |= address < region.base + region.mapped && region.base < address + len;
+    engine::engine::Engine::current()?.table.for_each(|region| {
+        // What stands behind flagged memory is noted with the range that it was made for, and that may be ordinary memory by now.
+        let is_here = region.options.kind != Kind::UserFault;
+        hit |= is_here && address < region.base + region.mapped && region.base < address + len;
     });
-    hit
+    hit.then_some("lazy memory of a Region")
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

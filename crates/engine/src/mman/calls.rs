@@ -139,10 +139,14 @@ impl Mman {
             change.absorb(0..usize::MAX)?;
             if let Some((first, _)) = change.book.ledger.iter().next() {
                 let why = format!(
-                    "memory is flagged or registered (mman.ranges() shows it; the first is {} bytes at {:#x}): clear flags and \
-                     close descriptors before",
+                    "memory is flagged or registered (mman.ranges() shows it; the first is {} bytes at {:#x}): clear flags, {}, \
+                     or unmap it",
                     first.len(),
-                    first.start
+                    first.start,
+                    match change.book.policy {
+                        Policy::RegisterOnly => "unregister it (after close() by registering it once more)",
+                        _ => "close descriptors",
+                    }
                 );
                 return Err(failed(libc::EBUSY, why));
             }

@@ -245,7 +245,11 @@ impl Change<'_> {
         }
         advise(&(piece.start..middle), libc::MADV_DONTFORK)?;
         let now = bounds()?;
-        advise(&(middle..piece.end), libc::MADV_DONTFORK)?;
+        advise(&(middle..piece.end), libc::MADV_DONTFORK).inspect_err(|_| {
+            if now != before {
+                let _ = advise(&(piece.start..middle), libc::MADV_DOFORK);
+            }
+        })?;
         Ok(now == before)
     }
 
@@ -288,7 +292,11 @@ impl Change<'_> {
 fn advise(range: &Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
     // SAFETY: the advices used here change what a fork does, not what is in memory.
     let done = unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
-    if done == 0 { Ok(()) } else { Err(Errno::last()) }
+    match Errno::last() {
+        _ if done == 0 => Ok(()),
+        Errno(libc::EAGAIN) => Err(Errno(libc::ENOMEM)), // madvise's word for no room for another mapping
+        errno => Err(errno),
+    }
 }
 
 /// Where a range is cut in two without cutting a huge page: at a multiple of 2 MiB if there is one inside, in the middle of a

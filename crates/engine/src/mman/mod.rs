@@ -61,6 +61,7 @@ use crate::mman::ledger::{Ledger, Policy};
 use crate::region::Handles;
 use crate::threads::Root;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,6 +135,17 @@ pub fn get() -> Result<&'static Mman, Error> {
     crate::signal::ensure_front();
     CURRENT.store(std::ptr::from_ref(mman).cast_mut(), Ordering::Release);
     Ok(mman)
+}
+
+/// Is any of these addresses flagged, as it is now?
+#[must_use]
+pub fn is_flagged(range: &Range<usize>) -> bool {
+    let Some(mman) = current() else { return false };
+    let is_found = || view::read(|view| !view.within(range).is_empty());
+    is_found() && {
+        mman.note_news(); // perhaps of a mapping that is gone
+        is_found()
+    }
 }
 
 /// Before a fork, which keeps everybody from changing anything: note what has happened so far.

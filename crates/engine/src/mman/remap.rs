@@ -131,14 +131,17 @@ fn owner(mman: &Mman, entry: &Entry) -> Option<Handles> {
 
 /// Today's kernel wants a registered destination, that of 2014 did not care: it is registered for the moment, with a
 /// userfaultfd that nobody reads. Who touches a hole there meanwhile waits until that is over, and finds zeros as before.
+/// Registering splits a mapping: where the two ends overlap they are registered as one, for each must lie in one mapping.
 fn step_unregistered(mman: &Mman, dst: usize, src: usize, len: usize, mode: MoveMode) -> Outcome {
+    let overlap = dst < src + len && src < dst + len;
+    let whole = if overlap { dst.min(src)..dst.max(src) + len } else { dst..dst + len };
     mman.with_bridge(|bridge| {
         // SAFETY: what a registration changes is undone below, before anybody else learns of it; the caller says that the
         // pages at `src` may go.
         unsafe {
-            bridge.register(dst, len, RegisterModes::MISSING)?;
+            bridge.register(whole.start, whole.len(), RegisterModes::MISSING)?;
             let outcome = bridge.move_pages(dst, src, len, mode);
-            let _ = bridge.unregister(dst, len);
+            let _ = bridge.unregister(whole.start, whole.len());
             Ok(outcome)
         }
     })
