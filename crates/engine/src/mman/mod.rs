@@ -141,11 +141,13 @@ pub fn get() -> Result<&'static Mman, Error> {
 #[must_use]
 pub fn is_flagged(range: &Range<usize>) -> bool {
     let Some(mman) = current() else { return false };
-    let is_found = || view::read(|view| !view.within(range).is_empty());
-    is_found() && {
-        mman.note_news(); // perhaps of a mapping that is gone
-        is_found()
+    if view::read(|view| view.within(range).is_empty()) {
+        return false;
     }
+    // Perhaps the mapping is gone: its end is noted a moment after munmap has returned, so the kernel is asked too.
+    mman.note_news();
+    let _inside = gate::enter();
+    view::read(|view| view.within(range).iter().any(|entry| mman.is_registered(entry.range.start.max(range.start))))
 }
 
 /// Before a fork, which keeps everybody from changing anything: note what has happened so far.
