@@ -247,3 +247,53 @@ def test_what_comes_after_the_timeout_is_quiet(child, delivery):
         assert not said, [str(one.exc_info or one.msg) for one in said]
 
     child(code, args=[delivery]).check()
+
+
+def test_interrupts_at_any_moment_leave_the_loop_running(child):
+    """No lock that it needs stays taken, no second loop is started and left, and no coroutine is forgotten."""
+
+    def code():
+        import random
+        import signal
+        import sys
+        import threading
+        import time
+
+        import userfault as uf
+
+        class Numbers(uf.Source):
+            length = 4 << 20
+
+            async def read_into(self, offset, buffer):
+                buffer[:] = b"1" * len(buffer)
+
+        region = uf.map(uf.Retry(Numbers()), unit="4KiB", resident="256KiB")
+        view, dice = memoryview(region), random.Random(3)
+        interrupts, is_over = 0, False
+        sys.unraisablehook = lambda _: None  # an interrupt while another is raised is told there
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        until = time.monotonic() + 4
+
+        def touch_and_be_interrupted():
+            nonlocal interrupts
+            while time.monotonic() < until:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, dice.random() * 0.0003 + 1e-5)
+                    view[dice.randrange(len(view))]
+                except (KeyboardInterrupt, uf.PageError):
+                    interrupts += 1
+
+        while not is_over:
+            try:
+                touch_and_be_interrupted()
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+                is_over = True
+            except (KeyboardInterrupt, uf.PageError):
+                interrupts += 1
+        assert time.monotonic() < until + 5  # a touch that waits in vain would take 30 s
+        assert interrupts > 100
+        region.evict()
+        assert bytes(view) == b"1" * len(view)
+        assert sum(thread.name == "userfault-loop" for thread in threading.enumerate()) == 1
+
+    child(code, timeout=60).check()
