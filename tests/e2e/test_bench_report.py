@@ -1,9 +1,12 @@
 """`userfault bench --report` from its processes to a picture of its page. Times are not judged here."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +178,42 @@ def test_elements_lie_in_distinct_stretches():
     assert stretches[0] == 0
     assert sorted(stretches) == list(range(4))
     assert measure.places((256, 8192), 3) == places != measure.places((256, 8192), 4)
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_report_that_is_killed_leaves_nothing(tmp_path, number):
+    """No files, no processes; and it ends by the signal, as everybody does."""
+    (tmp_path / "files").mkdir()
+    command = [sys.executable, "-m", "userfault", "bench", "--report", str(tmp_path / "report"), "--short"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while not (children := [child for child in children_of(process.pid) if is_measuring(child)]):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(20) == -number
+    finally:
+        process.kill()
+        process.wait()
+    assert list((tmp_path / "files").iterdir()) == []
+    end = time.monotonic() + 10
+    while any(is_measuring(child) for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_measuring(pid):
+    """Not one that is not yet what it will be: whom its parent starts just then, it does not know."""
+    try:
+        return b"measure.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def children_of(pid):
+    """Those of its only thread that is to have any."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

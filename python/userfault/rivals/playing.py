@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -184,6 +184,31 @@ def unmount_all(folder: Path) -> None:
         subprocess.run([unmounter(), "-u", "-z", str(place)], check=False, stderr=subprocess.DEVNULL)
 
 
+class _Ended(BaseException):
+    """A signal asks this process to end."""
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """For a block that has files and children: SIGTERM and SIGHUP end it, and then the process, as if nobody had handled them."""
+    came: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        came.append(number)
+        raise _Ended
+
+    wanted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in wanted:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in wanted:
+            signal.signal(number, signal.SIG_DFL)
+        if came:
+            os.kill(os.getpid(), came[0])
+
+
 def make_array(path: Path, size: int) -> None:
     """Write the array, a stretch at a time."""
     random = np.random.default_rng(1)
@@ -243,7 +268,7 @@ def compare(
     check_size(size)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="userfault-rivals-") as name:
+    with tidy_end(), tempfile.TemporaryDirectory(prefix="userfault-rivals-") as name:
         free = shutil.disk_usage(name).free
         if free < ROOM * size:
             raise OSError(f"the files need {format_bytes(ROOM * size)} in {tempfile.gettempdir()}, {format_bytes(free)} are free")

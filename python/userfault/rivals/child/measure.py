@@ -7,8 +7,10 @@ processes concerned; or a reason why there is no answer.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,6 +26,7 @@ ELEMENT_STEP_ROWS = 64
 BLOCK_ROWS = 256
 """A scan asks for 8 MiB at a time."""
 PAGE_WORDS = 1024
+PR_SET_PDEATHSIG = 1
 MOST_TOUCHES = 8192
 
 
@@ -156,5 +159,6 @@ def stored_bytes(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever measures may be killed
     print(json.dumps(main(json.loads(sys.argv[1]))), flush=True)
     os._exit(0)  # what ends slowly is not measured, and must not hold up the others
