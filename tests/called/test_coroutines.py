@@ -254,10 +254,10 @@ def test_interrupts_at_any_moment_leave_the_loop_running(child):
 
     def code():
         import random
-        import signal
-        import sys
         import threading
         import time
+
+        from support.interrupts import interrupted
 
         import userfault as uf
 
@@ -269,29 +269,9 @@ def test_interrupts_at_any_moment_leave_the_loop_running(child):
 
         region = uf.map(uf.Retry(Numbers()), unit="4KiB", resident="256KiB")
         view, dice = memoryview(region), random.Random(3)
-        interrupts, is_over = 0, False
-        sys.unraisablehook = lambda _: None  # an interrupt while another is raised is told there
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        until = time.monotonic() + 4
-
-        def touch_and_be_interrupted():
-            nonlocal interrupts
-            while time.monotonic() < until:
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, dice.random() * 0.0003 + 1e-5)
-                    view[dice.randrange(len(view))]
-                except (KeyboardInterrupt, uf.PageError):
-                    interrupts += 1
-
-        while not is_over:
-            try:
-                touch_and_be_interrupted()
-                signal.signal(signal.SIGALRM, signal.SIG_IGN)
-                is_over = True
-            except (KeyboardInterrupt, uf.PageError):
-                interrupts += 1
-        assert time.monotonic() < until + 5  # a touch that waits in vain would take 30 s
-        assert interrupts > 100
+        began = time.monotonic()
+        assert interrupted(lambda: view[dice.randrange(len(view))], 4, uf.PageError) > 100
+        assert time.monotonic() - began < 10  # a touch that waits in vain would take 30 s
         region.evict()
         assert bytes(view) == b"1" * len(view)
         assert sum(thread.name == "userfault-loop" for thread in threading.enumerate()) == 1

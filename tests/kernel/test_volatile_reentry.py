@@ -106,14 +106,9 @@ def test_interrupts_leave_the_cache_usable(child):
     run(
         child,
         """
+from support.interrupts import interrupted
 cache = uf.VolatileCache()
-interrupts, other_turns, is_over = 0, 0, False
-
-class Interrupted(Exception):
-    pass
-
-def handle(*_):
-    raise Interrupted
+other_turns, is_over = 0, False
 
 def use():
     global other_turns
@@ -122,31 +117,17 @@ def use():
         assert cache.get("c") == b"c"
         other_turns += 1
 
-def use_and_be_interrupted():
-    global interrupts
-    while time.monotonic() < until:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, random.random() * 0.0002 + 1e-5)
-            cache["a"] = b"x" * 100
-            assert cache.get("a") == b"x" * 100
-        except Interrupted:
-            interrupts += 1
+def use_a():
+    cache["a"] = b"x" * 100
+    assert cache.get("a") == b"x" * 100
 
-sys.unraisablehook = lambda _: None
 thread = threading.Thread(target=use)
-signal.signal(signal.SIGALRM, handle)
 thread.start()
-until = time.monotonic() + 4
-while not is_over:
-    try:
-        use_and_be_interrupted()
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        is_over = True
-    except Interrupted:
-        interrupts += 1
+assert interrupted(use_a, 4) > 100
+is_over = True
 thread.join(20)
 assert not thread.is_alive()
-assert interrupts > 100 and other_turns > 100, (interrupts, other_turns)
+assert other_turns > 100, other_turns
 cache["a"] = b"end"
 assert cache.get("a") == b"end"
 """,

@@ -18,7 +18,8 @@ def counted(data, monkeypatch):
 def test_interrupts_at_any_moment_leave_the_cache_as_it_should_be(child):
     """No chunk that is waited for in vain, nor one that is kept and not counted, or counted and not kept."""
     code = """
-        import random, signal, sys, threading, time
+        import random, threading
+        from support.interrupts import interrupted
         import userfault as uf
         from userfault.sources import chunks
 
@@ -30,8 +31,7 @@ def test_interrupts_at_any_moment_leave_the_cache_as_it_should_be(child):
 
         region = uf.map(uf.Cached(Numbers(), chunk="16KiB", memory="256KiB"), unit="4KiB", resident="256KiB")
         view, dice = memoryview(region), random.Random(3)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        is_over, interrupts, touches = False, 0, []
+        is_over, touches = False, []
 
         def touch():
             other = random.Random(4)
@@ -45,27 +45,9 @@ def test_interrupts_at_any_moment_leave_the_cache_as_it_should_be(child):
 
         thread = threading.Thread(target=touch)
         thread.start()
-        sys.unraisablehook = lambda _: None  # an interrupt while another is raised is told there
-        until = time.monotonic() + 6
-
-        def touch_and_be_interrupted():
-            global interrupts
-            while time.monotonic() < until:
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, dice.random() * 0.0002 + 1e-5)
-                    view[dice.randrange(len(view))]
-                except (KeyboardInterrupt, uf.PageError):
-                    interrupts += 1
-
-        while not is_over:
-            try:
-                touch_and_be_interrupted()
-                signal.signal(signal.SIGALRM, signal.SIG_IGN)
-                is_over = True
-            except (KeyboardInterrupt, uf.PageError):
-                interrupts += 1
+        assert interrupted(lambda: view[dice.randrange(len(view))], 6, uf.PageError) > 100
+        is_over = True
         thread.join()
-        assert interrupts > 100
         assert set(touches) == {49}
         region.evict()
         assert bytes(view) == b"1" * len(view)
