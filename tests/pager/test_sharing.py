@@ -239,7 +239,7 @@ assert isinstance(error.__cause__, uf.StoreError) and error.__cause__.transient 
 assert memoryview(file)[0] == data[0]
 open(folder + "/go", "w").close()
 assert bytes(memoryview(hanging)[:4]) == b"slow"
-os.kill(pager.pid, signal.SIGSTOP)
+os.kill(pager.pid, signal.SIGSTOP), os.waitpid(pager.pid, os.WUNTRACED)  # until the last of its threads has heard of it
 assert failure(lambda: memoryview(file)[4096]).__cause__.transient
 os.kill(pager.pid, signal.SIGCONT)
 assert memoryview(file)[4096] == data[4096]

@@ -51,6 +51,13 @@ class Extent:
         except ValueError:
             raise RegionClosedError("the VolatileCache is closed") from None
 
+    def window(self) -> _core.Window:
+        """The same, read-only, as an object of its own; RegionClosedError likewise."""
+        try:
+            return _core.Window(self.slab.buffer, self.start, self.stop)
+        except BufferError:
+            raise RegionClosedError("the VolatileCache is closed") from None
+
     @property
     def pages(self) -> slice:
         """Its pages, as numbers in its buffer."""
@@ -93,8 +100,9 @@ class Arena:
             slab = self._slab_with(room)
             start = slab.used
             slab.used += room
-        slab.extents += 1
-        return Extent(slab, start, start + length, room)
+        extent = Extent(slab, start, start + length, room)
+        slab.extents += 1  # last, with no call behind it after which an exception from outside could come
+        return extent
 
     def free(self, extent: Extent) -> None:
         """Give an extent back, and its memory to the kernel; of a slab the last one takes the slab along."""

@@ -151,6 +151,8 @@ class VolatileBuffer(Region):
 
         Raises:
             PageError: The refill failed: what is lost stays so, and is told by the next `pin`.
+            OSError: EDEADLK: this thread is in the middle of pinning some of them, and this is their refill, or a signal handler
+                that came in between. ETIMEDOUT: another thread is, and its refill took longer than the buffer's `timeout`.
             OptionError: The range does not lie in the buffer.
             RegionClosedError: The buffer is closed.
 
@@ -178,16 +180,19 @@ class VolatileBuffer(Region):
         """
         first, last = self._bounds(start, stop)
         block = _Block(range(first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)), [])
+        found: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
         try:
             with self._lock:
                 self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
-            lost, were_volatile = _core.volatile_pin(self, first, last)
-            block.owed += [range(*run) for run in were_volatile]
+            # One call, after which an exception from outside may come: what it did is known then.
+            found.extend(map(_core.volatile_pin, [self], [first], [last]))
+            lost, _ = found[0]
             yield self._slices(lost)
         finally:
             with self._lock:
                 if block in self._blocks:
                     self._blocks.remove(block)
+                    block.owed += [range(*run) for _, were_volatile in found for run in were_volatile]
                     if self._phase() == "open":
                         self._leave(block)
 

@@ -14,11 +14,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from userfault import _core
 from userfault.errors import RegionClosedError
 from userfault.units import format_bytes, parse_count
+from userfault.volatile import turns
 from userfault.volatile.arena import Arena, Extent
-from userfault.volatile.turns import Turns
 from userfault.volatile.values import Form, form_of, show, write
 
 if TYPE_CHECKING:
@@ -75,6 +74,23 @@ class _Entry:
         return self.extent.stop - self.extent.start if self.extent else 0
 
 
+class _Hold:
+    """Somebody reads a value, as long as `release` was not called in a turn; more often is fine."""
+
+    def __init__(self, cache: VolatileCache[Any]) -> None:
+        self.cache = cache
+        self.entry: _Entry | None = None
+
+    def release(self) -> None:
+        entry = self.entry
+        if entry is None:
+            return
+        if entry.holders == 1:
+            self.cache._let_go(entry)
+        entry.holders -= 1
+        self.entry = None  # again no call in between
+
+
 class VolatileCache(Generic[K]):
     """A mapping from keys to bytes and arrays, kept in memory that the kernel may take.
 
@@ -91,9 +107,9 @@ class VolatileCache(Generic[K]):
         OptionError: A ValueError: maxsize below 1.
         RefusedError: A PermissionError, by the first value: this process may not have a userfaultfd.
 
-    Threads: all methods are safe from any, and from what may run in the middle of one: signal handlers, finalizers, the `__eq__`
-    of keys. There nothing is found, and what they store or delete is stored or deleted once that method returns. Fork: a child
-    cannot use it. Pickle: refused.
+    Threads: all methods are safe from any, and from what may run in the middle of one, of this cache or another: signal handlers,
+    finalizers, the `__eq__` of keys. There nothing is found, and what they store or delete is stored or deleted once that method
+    returns. Fork: a child cannot use it. Pickle: refused.
 
     Example:
         >>> cache = VolatileCache()
@@ -109,7 +125,6 @@ class VolatileCache(Generic[K]):
         self._hits = self._misses = self._purges = self._evictions = 0
         self._process = os.getpid()
         self._closed = False
-        self._turns: Turns[_Entry] = Turns(self._let_go)
 
     def __setitem__(self, key: K, value: Buffer | np.ndarray[Any, Any]) -> None:
         """Keep a copy of a value; one of the same key is replaced.
@@ -125,17 +140,20 @@ class VolatileCache(Generic[K]):
         hash(key)
         form, length, data = form_of(value)
         self._must_be_usable()
-        if self._turns.is_inside:
-            self._turns.afterwards(partial(self._replace, key, bytes(data) if form is None else data.copy()))
+        if turns.is_inside():
+            kept = bytes(data) if form is None else data.copy(form.order)
+            turns.later(turns.once(partial(self._replace, key, form, kept)))
             return
         entry = _Entry(None, form)
+        abandon = partial(self._abandon, entry)
         try:
             if length:
                 self._in_turn(self._find_room, entry, length)
                 write(entry.memory, form, data)
             self._in_turn(self._keep, key, entry)
         except BaseException:
-            self._turns.run(self._abandon, entry)
+            turns.calls.append(abandon)
+            turns.catch_up()
             raise
 
     def get(self, key: K, default: Any = None) -> Any:
@@ -148,13 +166,14 @@ class VolatileCache(Generic[K]):
         Returns:
             bytes or a new ndarray; or `default`.
         """
-        entry = self._hold(key)
-        if entry is None:
-            return default
+        hold = _Hold(self)
+        release = hold.release
         try:
-            return show(entry.memory, entry.form, copy=True)
+            entry = self._found(key, hold)
+            return default if entry is None else show(entry.memory, entry.form, copy=True)
         finally:
-            self._turns.later(entry)
+            turns.calls.append(release)  # with one call, after which an exception from outside may come: somebody does it then
+            turns.catch_up()
 
     def __getitem__(self, key: K) -> Any:
         """As `get`; KeyError if there is no such value or the kernel took it."""
@@ -181,11 +200,7 @@ class VolatileCache(Generic[K]):
             ...     if view is not None:
             ...         print(len(view))
         """
-        entry = self._hold(key)
-        if entry is None:
-            yield None
-            return
-        view = self._view(entry)
+        view = self._borrowed(key)
         try:
             yield view
         finally:
@@ -196,9 +211,9 @@ class VolatileCache(Generic[K]):
 
     def __delitem__(self, key: K) -> None:
         """Forget a value; KeyError if there is none. Its memory is given back once nobody looks at it."""
-        if self._turns.is_inside and key in self._entries:
-            self._turns.afterwards(partial(self._forget, key))
-        elif self._turns.is_inside or not self._in_turn(self._drop, key):
+        if turns.is_inside() and key in self._entries:
+            turns.later(turns.once(partial(self._drop, key)))
+        elif turns.is_inside() or not self._in_turn(self._drop, key):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
@@ -217,7 +232,8 @@ class VolatileCache(Generic[K]):
     def clear(self) -> None:
         """Forget all values."""
         for key in list(self):
-            self._forget(key)
+            with suppress(KeyError):
+                del self[key]
 
     def statistics(self) -> CacheStatistics:
         """What happened so far. Looks at the state of every page, so that each value that was taken by now is counted.
@@ -227,20 +243,16 @@ class VolatileCache(Generic[K]):
 
         Cost: some 20 ns per page.
         """
-        if self._turns.is_inside:
+        if turns.is_inside():
             self._must_be_usable()
             return self._count(is_inside=True)
         return self._in_turn(self._count)
 
     def close(self) -> None:
         """Forget all values and give the memory back; twice is fine. Views that live keep theirs until they die."""
-        if self._process != os.getpid() or self._closed:
-            return
-        self._closed = True
-        if self._turns.is_inside:
-            self._turns.afterwards(self._give_back)
-        else:
-            self._turns.run(self._give_back)
+        if self._process == os.getpid():
+            self._closed = True
+            turns.later(self._give_back)
 
     def __repr__(self) -> str:
         if self._closed or self._process != os.getpid():
@@ -267,7 +279,7 @@ class VolatileCache(Generic[K]):
 
     def _in_turn(self, function: Callable[..., T], *arguments: Any) -> T:
         self._must_be_usable()
-        answer: T = self._turns.run(self._if_usable, function, *arguments)
+        answer: T = turns.turn(self._if_usable, function, *arguments)
         return answer
 
     def _if_usable(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -277,47 +289,57 @@ class VolatileCache(Generic[K]):
     def _find_room(self, entry: _Entry, length: int) -> None:
         entry.extent = self._arena.allocate(length)
 
-    def _hold(self, key: K) -> _Entry | None:
-        """Pin a value and count one more who looks at it; None if it is not there, or not whole, or not to be had now."""
+    def _found(self, key: K, hold: _Hold) -> _Entry | None:
+        """Pin a value for who holds it; None if it is not there, or not whole, or not to be had now."""
         hash(key)
         self._must_be_usable()
-        if self._turns.is_inside:
+        if turns.is_inside():
             self._misses += 1
             return None
-        return self._in_turn(self._held, key)
+        return self._in_turn(self._hold, key, hold)
 
-    def _held(self, key: K) -> _Entry | None:
+    def _hold(self, key: K, hold: _Hold) -> _Entry | None:
         entry = self._entries.get(key)
-        if entry and entry.extent and not entry.holders and not entry.extent.pin():
-            self._purges += 1
-            self._drop(key)
-            entry = None
+        if entry is not None:
+            is_first = not entry.holders
+            entry.holders += 1
+            hold.entry = entry  # no call in between, after which an exception from outside could come
+            if is_first and entry.extent and not entry.extent.pin():
+                self._purges += 1
+                self._drop(key)
+                entry = None
         if entry is None:
             self._misses += 1
             return None
         self._hits += 1
         self._entries.move_to_end(key)
-        entry.holders += 1
         return entry
 
     def _let_go(self, entry: _Entry) -> None:
-        """One looks at it no more. Called in a turn."""
-        entry.holders -= 1
-        if entry.holders or self._closed or self._process != os.getpid():
+        """The last who looks at it will do so no more. Called in a turn; twice is fine."""
+        if self._closed or self._process != os.getpid():
             return
         if entry.dropped:
             self._free(entry)
         elif entry.extent:
             entry.extent.unpin()
 
-    def _view(self, entry: _Entry) -> Any:
-        """Look at a value that is held; whatever looks through this view holds it."""
-        if entry.extent is None:
-            self._turns.later(entry)
-            return show(b"", entry.form, copy=False)
-        window = _core.Window(entry.extent.slab.buffer, entry.extent.start, entry.extent.stop)
-        weakref.finalize(window, self._turns.later, entry).atexit = False
-        return show(window, entry.form, copy=False)
+    def _borrowed(self, key: K) -> Any:
+        """Look at a value; whatever looks through this view holds it."""
+        hold = _Hold(self)
+        release = hold.release
+        try:
+            entry = self._found(key, hold)
+            if entry is None or entry.extent is None:
+                turns.later(release)
+                return None if entry is None else show(b"", entry.form, copy=False)
+            window = entry.extent.window()
+            weakref.finalize(window, turns.later, release).atexit = False
+            return show(window, entry.form, copy=False)
+        except BaseException:
+            turns.calls.append(release)  # as in `get`; twice is fine
+            turns.catch_up()
+            raise
 
     def _keep(self, key: K, entry: _Entry) -> None:
         if entry.extent:
@@ -346,17 +368,19 @@ class VolatileCache(Generic[K]):
     def _free(self, entry: _Entry) -> None:
         if entry.extent:
             self._arena.free(entry.extent)
+            entry.extent = None
 
-    def _forget(self, key: K) -> None:
-        with suppress(KeyError):
-            del self[key]
-
-    def _replace(self, key: K, value: Any) -> None:
-        """What came in the middle of a turn. Without room for it the kernel has taken it, so to speak."""
-        with suppress(RegionClosedError):
-            self._forget(key)
-            with suppress(OSError):
-                self[key] = value
+    def _replace(self, key: K, form: Form | None, data: Any) -> None:
+        """In a turn: what came in the middle of one. Without room for it the kernel has taken it, so to speak."""
+        if self._closed:
+            return
+        self._drop(key)
+        entry = _Entry(None, form)
+        with suppress(OSError):
+            if data.nbytes if form else data:
+                self._find_room(entry, data.nbytes if form else len(data))
+                write(entry.memory, form, data)
+            self._keep(key, entry)
 
     def _count(self, is_inside: bool = False) -> CacheStatistics:
         states = {id(slab): found for slab, found in self._arena.states()}

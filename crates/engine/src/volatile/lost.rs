@@ -6,7 +6,7 @@
 
 use super::{Memory, TRIES, joined};
 use crate::error::Error;
-use crate::mapping::is_poisoned;
+use crate::mapping::{is_poisoned, is_resident};
 use crate::nest;
 use crate::region::A_LITTLE;
 use crate::source::volatile::{Page, Renewal};
@@ -30,7 +30,7 @@ impl<'a> Memory<'a> {
     /// The gate, once nobody reads a refill for any of these pages.
     ///
     /// # Errors
-    /// [`Error::Page`]: the calling thread does, and would wait for itself; or it was interrupted. [`Error::Os`]: ETIMEDOUT.
+    /// [`Error::Os`]: EDEADLK: the calling thread does, and would wait for itself; ETIMEDOUT. [`Error::Page`]: interrupted.
     pub(super) fn gate_for(
         self,
         pages: &Range<usize>,
@@ -43,7 +43,9 @@ impl<'a> Memory<'a> {
             match gate.iter().find(overlaps) {
                 None => return Ok(gate),
                 Some(renewal) if renewal.thread == thread_id() => {
-                    return Err(self.failed(error_at(pages.start, Cause::OwnRegion)));
+                    let what = "pinning pages that this thread is in the middle of pinning: not from their refill, nor from a \
+                                signal handler that comes in between";
+                    return Err(Error::Os { what: what.into(), errno: Errno(libc::EDEADLK) });
                 }
                 Some(_) => drop(gate),
             }
@@ -91,9 +93,15 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Claimed pages that have no contents go on being lost: nothing may stand there that looks like contents.
+    /// Claimed pages that have no contents go on being lost: nothing may stand there that looks like contents. Those that a touch
+    /// brought meanwhile have them.
     pub(super) fn leave_lost(self, runs: &[Range<usize>]) {
         for page in runs.iter().cloned().flatten().filter(|page| self.offers.get(*page) == Page::Pinning) {
+            if self.offers.refill.is_some() && is_resident(self.region.page_address(page)) && !self.shows_an_error(page)
+            {
+                self.answered(page, Page::Refilled);
+                continue;
+            }
             let _ = self.drop_pages(page..page + 1);
             self.offers.set(page, Page::Lost);
         }
