@@ -295,3 +295,23 @@ def test_a_child_forked_meanwhile_does_not_keep_the_lock(child, tmp_path):
         os.waitpid(pid, 0)
         """
     child(code, args=[tmp_path]).check()
+
+
+@pytest.mark.parametrize("where", ["flock", "replace"])
+def test_an_exception_from_outside_leaves_no_lock_and_no_file(tmp_path, monkeypatch, where):
+    """In the middle of a put, or of letting go of the lock."""
+    kept = disk.DiskChunks(tmp_path, 50_000)
+
+    def interrupt(*arguments):
+        if where == "replace" or arguments[1] == fcntl.LOCK_UN:
+            raise KeyboardInterrupt
+        return flock(*arguments)
+
+    flock = fcntl.flock
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl if where == "flock" else os, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            kept.put("one", b"1" * 1000)
+    assert not list(tmp_path.rglob("*.part"))
+    with open(tmp_path / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

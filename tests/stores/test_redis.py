@@ -1,6 +1,7 @@
 """Redis and Valkey: chunks under keys, one version at a time."""
 
 import threading
+import time
 
 import pytest
 
@@ -133,7 +134,10 @@ def test_a_key_of_somebody_else_is_refused(url, client, kind):
         native(uf.Redis(url))
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "redis://localhost/0", "redis://localhost/key", "http://localhost/0/key"])
+@pytest.mark.parametrize(
+    "url",
+    ["redis://localhost", "redis://localhost/0", "redis://localhost/key", "http://localhost/0/key", "redis://localhost/0/key#1"],
+)
 def test_a_url_without_a_key_is_refused(url):
     """With a word on how it should look."""
     with pytest.raises(uf.OptionError, match="redis://host:6379/0/KEY"):
@@ -181,3 +185,66 @@ def test_a_time_to_expire_that_is_none_is_refused(url, client, data, expire):
     with pytest.raises(uf.OptionError, match="expire"):
         uf.Redis.put(url, data, expire=expire)
     assert client.keys(f"*{url.rpartition('/')[2]}*") == []
+
+
+def test_a_put_that_is_answered_by_nobody_loses_nothing(url, client, data, monkeypatch):
+    """The exchange has been done, and the connection breaks before the answer: the library takes that for a conflict."""
+    uf.Redis.put(url, data, chunk="64KiB")
+    execute = redis.client.Pipeline.execute
+    lost = iter(range(1))
+
+    def execute_and_lose(pipeline, *arguments, **options):
+        answer = execute(pipeline, *arguments, **options)
+        if pipeline.transaction and next(lost, None) is not None:
+            try:
+                raise redis.ConnectionError("the connection broke")
+            except redis.ConnectionError:
+                raise redis.WatchError("perhaps") from None
+        return answer
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", execute_and_lose)
+    uf.Redis.put(url, data[::-1], chunk="64KiB")
+    assert next(lost, None) is None
+    assert read(native(uf.Redis(url)), 0, len(data)) == data[::-1]
+    assert len(client.keys(f"*{url.rpartition('/')[2]}*")) == 1 + 5
+
+
+def test_a_put_whose_exchange_never_arrives_ends(url, client, data, monkeypatch):
+    """With the reason, not with another try for ever; what was there is there."""
+    uf.Redis.put(url, data, chunk="64KiB")
+
+    def lose(pipeline, *arguments, **options):
+        try:
+            raise redis.TimeoutError("no answer")
+        except redis.TimeoutError:
+            raise redis.WatchError("perhaps") from None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(redis.client.Pipeline, "execute", lose)
+        with pytest.raises(uf.StoreError, match="no answer") as failed:
+            uf.Redis.put(url, data[::-1], chunk="64KiB")
+    assert failed.value.transient
+    assert read(native(uf.Redis(url)), 0, len(data)) == data
+
+
+def test_a_hash_with_more_than_ours_is_left_alone(url, client, data):
+    """It is somebody else's."""
+    key = url.rpartition("/")[2]
+    client.hset(key, mapping={"length": 1, "chunk": 1, "version": "v", "more": "1"})
+    with pytest.raises(uf.StoreError, match="something else"):
+        uf.Redis.put(url, data)
+    assert client.hget(key, "more") == b"1"
+
+
+def test_bytes_that_take_long_to_store_expire_together(url, client, data, monkeypatch):
+    """Their time begins when the last is there."""
+    put = redis.Redis.set
+
+    def put_slowly(*arguments, **options):
+        time.sleep(0.05)
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(redis.Redis, "set", put_slowly)
+    uf.Redis.put(url, data, chunk="64KiB", expire="10s")
+    left = [client.pttl(key) for key in client.keys(f"*{url.rpartition('/')[2]}*")]
+    assert max(left) - min(left) < 40, left

@@ -1,9 +1,12 @@
 """The chunks in memory after exceptions from outside, and waiting for what another thread fetches."""
 
+import threading
+import time
+
 import pytest
 
 import userfault as uf
-from userfault.sources import chunks, native
+from userfault.sources import caching, chunks, native
 
 from .test_caching import CHUNK, Counted, read
 
@@ -68,6 +71,39 @@ def test_a_sum_that_is_wrong_is_mended(counted):
             read(opened, 0, 50_000)
         assert chunks.shared_chunks().size == 10_000
         assert len(chunks.shared_chunks()._chunks) == 10
+
+
+def test_a_chunk_whose_reader_could_not_even_give_up_is_fetched_by_another(counted, data, monkeypatch):
+    """An exception from outside comes in the middle of giving up: nobody lands the flight, and nobody waits for it."""
+    cached = uf.Cached(counted, chunk=CHUNK, memory=0)
+    opened = native(cached)
+    counted.gate, counted.error = threading.Event(), KeyboardInterrupt()
+    begun = counted.entered
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    ends, answers = [], []
+
+    def fail():
+        try:
+            read(opened, 0, 10)
+        except BaseException as error:
+            ends.append(type(error))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(caching, "_give_up", interrupt)
+        threads = [threading.Thread(target=fail), threading.Thread(target=lambda: answers.append(read(opened, 0, 10)))]
+        threads[0].start()
+        begun.acquire()
+        threads[1].start()
+        while cached.statistics().awaited < 1:
+            time.sleep(0.001)
+        counted.gate.set()
+        [thread.join(20) for thread in threads]
+    assert answers == [data[:10]]
+    assert len(ends) == 1
+    assert read(opened, 0, 10) == data[:10]
 
 
 @pytest.mark.slow

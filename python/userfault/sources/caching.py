@@ -14,7 +14,7 @@ from userfault import _core
 from userfault.errors import OptionError, PageError
 from userfault.sources.aside import in_slices
 from userfault.sources.base import Source, native
-from userfault.sources.chunks import Chunk, Flight, Key, shared_chunks
+from userfault.sources.chunks import Chunk, Claim, Flight, Key, shared_chunks
 from userfault.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -177,11 +177,11 @@ class Cached(Source):
         """The chunks with these numbers, in any order. What this thread has to fetch it fetches first, then it waits."""
         opened, shared = self._opened(), shared_chunks()
         others: list[tuple[int, Flight]] = []
-        mine: dict[Key, Flight] = {}
+        claim, mine = Claim(), dict[Key, Flight]()
         try:
             for number in range(first, stop):
                 key = (opened.name, self.chunk, number)
-                found = shared.find_or_claim(key, mine)
+                found = shared.find_or_claim(key, claim, mine)
                 if not isinstance(found, Flight):
                     self._tell("found")
                     yield number, found
@@ -189,7 +189,10 @@ class Cached(Source):
                     others.append((number, found))
             yield from self._fetched(opened, mine)
         except BaseException as error:
-            _give_up(mine, error)
+            try:
+                _give_up(mine, error)
+            finally:
+                claim.is_over = True  # whatever came in between
             raise
         for number, flight in others:
             self._tell("awaited")

@@ -12,25 +12,39 @@ from _thread import allocate_lock
 from collections import OrderedDict
 from typing import TypeAlias
 
-__all__ = ["Chunk", "Flight", "Key", "MemoryChunks", "shared_chunks"]
+__all__ = ["Chunk", "Claim", "Flight", "Key", "MemoryChunks", "shared_chunks"]
 
 #: Which bytes, and which chunk of them.
 Key: TypeAlias = tuple[str, int, int]
 Chunk: TypeAlias = bytes | bytearray | memoryview
 
 
+class Claim:
+    """One read, which fetches some chunks.
+
+    Attributes:
+        owner: The thread that does it.
+        is_over: It fetches nothing any more. What of it has not landed by then never will: an exception from outside may come
+            in the middle of giving up.
+    """
+
+    def __init__(self) -> None:
+        self.owner = threading.get_ident()
+        self.is_over = False
+
+
 class Flight:
     """A chunk that one thread is fetching.
 
     Attributes:
-        owner: That thread.
+        claim: Of which read it is.
         chunk: The bytes, once they are there.
         error: Why there are none.
         is_landed: Whether there is one or the other.
     """
 
-    def __init__(self) -> None:
-        self.owner = threading.get_ident()
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
         self.chunk: Chunk | None = None
         self.error: Exception | None = None
         self.is_landed = False
@@ -39,17 +53,17 @@ class Flight:
         self._gate.acquire()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it has landed; one who is not woken at once, after an exception from outside, sees it when that is over.
+        """Wait until it has landed, or never will; who is not woken at once, after an exception from outside, sees it afterwards.
 
         Args:
             seconds: At most.
 
         Returns:
-            Whether it has.
+            Whether it has, or never will.
         """
-        if not self.is_landed and self._gate.acquire(timeout=seconds):
+        if not (self.is_landed or self.claim.is_over) and self._gate.acquire(timeout=seconds):
             self._gate.release()  # for the next one who waits
-        return self.is_landed
+        return self.is_landed or self.claim.is_over
 
     def land(self) -> None:
         """Wake who waits."""
@@ -94,11 +108,12 @@ class MemoryChunks:
             self._limits.pop(id(who), None)
             self._shrink()
 
-    def find_or_claim(self, key: Key, mine: dict[Key, Flight]) -> Chunk | Flight:
+    def find_or_claim(self, key: Key, claim: Claim, mine: dict[Key, Flight]) -> Chunk | Flight:
         """The chunk, or who fetches it.
 
         Args:
             key: Which.
+            claim: The read that wants it.
             mine: Takes up the flight if the calling thread has to fetch the chunk, and so to land it. It is in there before
                 anybody else can see it: an exception from outside (Ctrl-C, the timeout of a touch) may come after any call.
 
@@ -111,9 +126,11 @@ class MemoryChunks:
                 self._chunks.move_to_end(key)
                 return chunk
             flight = self._flights.get(key)
-            if flight is not None and flight.owner != threading.get_ident():
+            if flight is not None and flight.claim.is_over:
+                flight = None
+            if flight is not None and flight.claim.owner != claim.owner:
                 return flight
-            fresh = Flight()
+            fresh = Flight(claim)
             mine[key] = fresh
             if flight is None:  # else this thread was interrupted while it fetched that chunk: it cannot wait for itself
                 self._flights[key] = fresh

@@ -116,9 +116,11 @@ class DiskChunks:
                 file.write(_MAGIC + _sum(name, chunk))
                 file.write(chunk)
             os.replace(part, path)
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 os.unlink(part)
+            if not isinstance(error, OSError):
+                raise
             _raise_if_sent(error)
 
     def _path(self, name: str) -> str:
@@ -128,13 +130,13 @@ class DiskChunks:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Hold the lock file; False where another process does not let go of it."""
-        descriptor = os.open(os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield _locked(descriptor)
-        finally:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
-            os.close(descriptor)
+        # A file object: where an exception from outside ends what closes it, it closes itself, and lets go of the lock.
+        with open(os.path.join(self.directory, "lock"), "ab", buffering=0, opener=_private) as file:
+            try:
+                yield _locked(file.fileno())
+            finally:
+                with _if_possible():
+                    fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
 
     def _count(self, more: int) -> None:
         """Under the lock: add to the bytes that are kept, after making room."""
@@ -201,6 +203,10 @@ def _if_possible() -> Iterator[None]:
         yield
     except OSError as error:
         _raise_if_sent(error)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _locked(descriptor: int) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+from datetime import date, timedelta
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from userfault.errors import OptionError, StoreError, StoreMissing
@@ -79,7 +81,7 @@ class Fsspec(RemoteSource):
             self.filesystem.invalidate_cache()  # listings from before the file was replaced
             about = self.filesystem.info(self.path)
         except Exception as error:
-            raise self._meaning(error) from error
+            raise self._meaning(error) from self._shown(error)
         if about.get("type") == "directory" or about.get("size") is None:
             raise StoreError(self.url, "it is a directory, or the store does not tell its length")
         return Version(about["size"], " ".join(_telling(about)))
@@ -95,7 +97,7 @@ class Fsspec(RemoteSource):
         except Exception as error:
             if getattr(error, "status", None) == 416:
                 self._compare(version, {})  # no such range: it may be shorter now
-            raise self._meaning(error) from error
+            raise self._meaning(error) from self._shown(error)
         self._compare(version, about)
         return got
 
@@ -134,6 +136,10 @@ class Fsspec(RemoteSource):
             raise OptionError(f"{self.url!r}: {error}") from None
         return filesystem, path
 
+    def _shown(self, error: Exception) -> Exception | None:
+        """As a cause: not where its text has in it what the URL's is not to show."""
+        return None if self.url != self._address and self._address in str(error) else error
+
     def _meaning(self, error: Exception) -> StoreError:
         if isinstance(error, StoreError):
             return error
@@ -164,11 +170,12 @@ def _told(options: dict[str, Any]) -> str | None:
 
 
 def _text(value: object) -> str:
-    """Of another filesystem, say; TypeError of what cannot be written down, such as an open file."""
-    text = value.to_json() if hasattr(value, "to_json") else repr(value)
-    if text.startswith("<") or " at 0x" in text:
-        raise TypeError(text)
-    return str(text)
+    """Of another filesystem, say; TypeError of what may differ and look alike, such as an open file."""
+    if isinstance(value, bytes | bytearray | PurePath | date | timedelta):
+        return repr(value)
+    if hasattr(value, "to_json"):
+        return str(value.to_json())
+    raise TypeError(f"{type(value).__name__} has no form of its own")
 
 
 def _telling(about: dict[str, Any]) -> list[str]:

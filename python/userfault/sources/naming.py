@@ -79,11 +79,15 @@ def remote_of(url: str) -> RemoteSource:
 
 
 def _path_of(url: str) -> str:
+    from userfault.sources.remote import without_secrets
+
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise OptionError(f"{url!r}: file://{parts.netloc}/… is on another machine; a path of this one begins with file:///")
+        raise OptionError(f"{without_secrets(url)!r}: is on another machine; a path of this one begins with file:///")
     if parts.query or parts.fragment:
-        raise OptionError(f"{url!r}: a file's name with '?' or '#' in it is written with %3F or %23 in a URL; or give its path")
+        raise OptionError(
+            f"{without_secrets(url)!r}: a file's name with '?' or '#' in it is written with %3F or %23 in a URL; or give its path"
+        )
     return unquote(parts.path) or "/"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -19,6 +20,8 @@ __all__ = ["Blob"]
 #: Schemes that obstore knows; those of web servers need no account.
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"})
 _WEB = ("http", "https")
+#: What means something else in a web page's path without its escape, and control characters.
+_ESCAPED = re.compile("%(2[1467-9A-CF]|3[ABD]|40|5[BD]|[01].|7F)", re.IGNORECASE)
 _SECRET = ("secret", "token", "key", "sas", "password", "credential", "service_account", "client_id")
 #: What obstore reads from the environment that says where objects are, and which no store's `config` shows.
 _PLACES = (
@@ -217,12 +220,14 @@ def has_more(parts: SplitResult) -> bool:
 
 
 def _is_kept(parts: SplitResult) -> bool:
-    """Whether obstore, which takes paths without percent signs and "/" at the end, asks for this very path."""
+    """Whether obstore asks for this very path: it takes those apart into names, and what has an escape is written anew."""
     try:
-        is_text = bool(unquote(parts.path, errors="strict"))
+        names = unquote(parts.path, errors="strict").removeprefix("/").split("/")
     except UnicodeDecodeError:
         return False
-    return is_text and not parts.path.endswith("/") and (parts.scheme not in _WEB or "%2f" not in parts.path.lower())
+    if any(name in ("", ".", "..") for name in names):
+        return False
+    return parts.scheme not in _WEB or not _ESCAPED.search(parts.path)
 
 
 def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectStore, str]:

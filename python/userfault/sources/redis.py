@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Redis"]
 
 SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys"})
+_MOST_CONFLICTS = 1000
 
 
 class Redis(RemoteSource):
@@ -77,7 +78,8 @@ class Redis(RemoteSource):
         Raises:
             OptionError: As `Redis`; `chunk` or `expire` is none.
             StoreError: The server did not take them, or the key holds something else; what was there is as it was. Only if the
-                connection breaks while the server changes the key nobody can tell: it holds the old bytes or the new ones.
+                connection breaks while the server changes the key nobody can tell: it holds the old bytes or the new ones, and
+                the values of both stay.
         """
         size = parse_bytes(chunk, "chunk")
         if not size:
@@ -95,44 +97,72 @@ class Redis(RemoteSource):
 
     def _store(self, data: memoryview, size: int, milliseconds: int | None) -> None:
         _look_at(self._client.hgetall(self.key))
-        version = secrets.token_hex(8)
+        version, count = secrets.token_hex(8), -(-len(data) // size)
         try:
-            for number in range(-(-len(data) // size)):
+            for number in range(count):
                 value = bytes(data[number * size : (number + 1) * size])
                 self._client.set(self._chunk_key(version, number), value, px=milliseconds)
-            before = self._exchange({"length": len(data), "chunk": size, "version": version}, milliseconds)
         except BaseException:
-            with suppress(Exception):  # the first error is the one that counts
-                if self._client.hget(self.key, "version") != version.encode():
-                    self._unlink(version, len(data), size)  # a server that is full is not to keep what nobody will find
+            self._give_up(version, count)  # a server that is full is not to keep what nobody will find
             raise
+        before = self._exchange({"length": len(data), "chunk": size, "version": version}, count, milliseconds)
         if before:
             _, length, old_size, old = _manifest(before)
-            self._unlink(old, length, old_size)
+            self._unlink(old, -(-length // old_size))
 
-    def _exchange(self, manifest: dict[str, Any], milliseconds: int | None) -> dict[bytes, bytes]:
+    def _exchange(self, manifest: dict[str, Any], count: int, milliseconds: int | None) -> dict[bytes, bytes]:
         """Have the key say what is there now; what it said until then, and nobody else changed in between."""
         import redis
 
+        lost = redis.ConnectionError, redis.TimeoutError, OSError
         with self._client.pipeline(transaction=True) as change:
-            while True:
-                change.watch(self.key)
-                before = _look_at(change.hgetall(self.key))
-                change.multi()
-                change.delete(self.key)
-                change.hset(self.key, mapping=manifest)
-                if milliseconds is not None:
-                    change.pexpire(self.key, milliseconds)
+            for _ in range(_MOST_CONFLICTS):
+                try:
+                    before = self._queue(change, manifest, count, milliseconds)
+                except BaseException:
+                    self._give_up(manifest["version"], count)
+                    raise
                 try:
                     change.execute()
-                except redis.WatchError:  # another put came first
-                    continue
-                return before
+                    return before
+                except redis.WatchError as error:  # another put came first, or, to redis-py, the connection broke
+                    if not isinstance(error.__context__, lost):
+                        continue
+                    if self._holds(manifest["version"]):
+                        return before
+                    # Perhaps it arrives yet: the chunks stay.
+                    raise error.__context__ from None
+                except redis.ResponseError:  # the server will not do it
+                    self._give_up(manifest["version"], count)
+                    raise
+        self._give_up(manifest["version"], count)
+        raise StoreError(self.url, f"{_MOST_CONFLICTS} times others changed the key in between", transient=True)
 
-    def _unlink(self, version: str, length: int, size: int) -> None:
-        keys = [self._chunk_key(version, number) for number in range(-(-length // size))]
-        for first in range(0, len(keys), 1000):
-            self._client.unlink(*keys[first : first + 1000])
+    def _queue(self, change: Any, manifest: dict[str, Any], count: int, milliseconds: int | None) -> dict[bytes, bytes]:
+        """What is to be done at once; what is there now."""
+        change.watch(self.key)
+        before = _look_at(change.hgetall(self.key))
+        change.multi()
+        change.delete(self.key)
+        change.hset(self.key, mapping=manifest)
+        if milliseconds is not None:  # anew for the chunks, whose time began when they were stored
+            for key in (self.key, *(self._chunk_key(manifest["version"], number) for number in range(count))):
+                change.pexpire(key, milliseconds)
+        return before
+
+    def _holds(self, version: str) -> bool:
+        with suppress(Exception):
+            return bool(self._client.hget(self.key, "version") == version.encode())
+        return False
+
+    def _give_up(self, version: str, count: int) -> None:
+        """The error that came before is the one that counts."""
+        with suppress(Exception):
+            self._unlink(version, count)
+
+    def _unlink(self, version: str, count: int) -> None:
+        for first in range(0, count, 1000):
+            self._client.unlink(*(self._chunk_key(version, number) for number in range(first, min(first + 1000, count))))
 
     def look(self) -> Version:
         """See `RemoteSource.look`."""
@@ -215,9 +245,11 @@ def _bytes_of(data: Buffer) -> memoryview:
 
 
 def _look_at(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """What a key holds, which may be nothing; ValueError of another's hash."""
+    """What a key holds, which may be nothing; ValueError of another's hash, and of one that has more."""
     if found:
         _manifest(found)
+        if len(found) != 3:
+            raise ValueError(f"the key holds a hash of something else, with {sorted(found)}")
     return found
 
 
@@ -236,9 +268,8 @@ def _split(url: str) -> tuple[str, str]:
     """The server's URL as its library knows it, and the key."""
     parts = urlsplit(url)
     database, slash, key = parts.path.lstrip("/").partition("/")
-    if parts.scheme not in SCHEMES or not database.isdigit() or not slash or not key:
-        raise OptionError(
-            f"{without_secrets(url)!r}: should look like redis://host:6379/0/KEY, with the number of a database and a key"
-        )
+    if parts.scheme not in SCHEMES or not database.isdigit() or not slash or not key or parts.fragment:
+        wanted = "redis://host:6379/0/KEY, with the number of a database and a key, '#' in it as %23"
+        raise OptionError(f"{without_secrets(url)!r}: should look like {wanted}")
     scheme = "rediss" if parts.scheme in ("rediss", "valkeys") else "redis"
     return urlunsplit((scheme, parts.netloc, f"/{database}", parts.query, "")), unquote(key)

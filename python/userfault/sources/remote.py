@@ -24,8 +24,8 @@ __all__ = ["RemoteSource", "Version", "needed", "without_secrets"]
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
-#: From the colon to the last @: people write passwords with @ and / in them. Neither a port nor the colon of "zip://a::sftp://b".
-_PASSWORD = re.compile(r"(//[^/:@?\[]*):(?!(?<=[^/]:)\d{1,5}(?:[/?]|$))(?!:[A-Za-z][\w+.-]*://).*@")
+_LINK = re.compile(r"([A-Za-z][\w+.-]*://)([^/?#]*)(.*)", re.DOTALL)
+_HOST = re.compile(r"([^:]+|\[.*\])(:\d*)?")
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,24 @@ class RemoteSource(Source):
 
 
 def without_secrets(url: str) -> str:
-    """What may be shown of a URL: no password, and nothing of a query, which may be a signature.
+    """What may be shown of a URL: no user and password, and nothing of a query or fragment, which may be a signature.
 
     Args:
-        url: Any.
+        url: Any; with several of fsspec's, "zip://a::sftp://…", each of them.
     """
-    return re.sub(r"\?.+", "?…", _PASSWORD.sub(r"\1:…@", url))
+    return "::".join(_masked(link) for link in re.split(r"::(?=[A-Za-z][\w+.-]*:)", url))
+
+
+def _masked(link: str) -> str:
+    """Up to the last @: people write passwords with @ and / in them. Of the web's paths those may have one without a password."""
+    parts = _LINK.match(link)
+    if parts is None:
+        return link
+    scheme, host, rest = parts.groups()
+    may_have_user = not scheme.lower().startswith("http") and ":" in host
+    if "@" in host or ("@" in rest and (may_have_user or (host and not _HOST.fullmatch(host)))):
+        link = f"{scheme}…@{(host + rest).rpartition('@')[2]}"
+    return re.sub(r"([?#]).+", r"\1…", link, flags=re.DOTALL)
 
 
 def needed(module: str, extra: str) -> Any:

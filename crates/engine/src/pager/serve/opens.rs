@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Sources that are opened at once, but for those that nobody waits for any more.
-const MOST: usize = 32;
+const MOST: usize = 128;
 /// So many that do not end are too many threads: another pager shall try.
 pub const MOST_OVER: usize = 128;
 /// The least time that a source has to be opened, whatever a touch may wait: modules are imported for it.
