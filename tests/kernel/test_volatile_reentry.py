@@ -232,3 +232,86 @@ for delivery in ("signal", "thread"):
     assert (buffer.numpy()[5 * PAGE], buffer.numpy()[5 * PAGE + 1]) == (77, 5)
 """,
     )
+
+
+def test_a_touch_that_fails_beside_a_pin_leaves_no_error_pattern_behind(child):
+    """The pin's own reads succeed: what it says it has is there."""
+    run(
+        child,
+        """
+failing = None
+
+def wait(page):
+    if threading.get_ident() == failing:
+        raise OSError("for this thread")
+    if page == 0:
+        begun.set()
+        time.sleep(0.01)
+
+def touch():
+    global failing
+    begun.wait()
+    failing = threading.get_ident()
+    try:
+        buffer.numpy().reshape(64, PAGE)[1:, 0].astype("i8").sum()
+        time.sleep(0)
+    except uf.PageError:
+        pass
+
+for round_ in range(40):
+    begun, failing = threading.Event(), None
+    buffer = taken(wait, delivery="signal" if round_ % 2 else "thread")
+    thread = threading.Thread(target=touch)
+    thread.start()
+    buffer.pin()
+    while thread.is_alive():
+        thread.join(0.01)
+    failing = None
+    with uf.checked(buffer):
+        seen = buffer.numpy().reshape(64, PAGE)[:63].copy()
+    assert (seen == np.arange(63, dtype="u1")[:, None]).all()
+    buffer.close_when_free()
+""",
+    )
+
+
+def test_writes_beside_a_pin_are_kept(child):
+    """Whenever they come: before a page is claimed, while it is read, after it."""
+    run(
+        child,
+        """
+for round_ in range(60):
+    buffer = taken(lambda page: None, delivery="signal" if round_ % 2 else "thread")
+    array = buffer.numpy()
+    purge(buffer)
+
+    def write():
+        for page in range(0, 63, 3):
+            array[page * PAGE + 5] = 200
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    buffer.pin()
+    thread.join()
+    assert set(array[5 : 63 * PAGE : 3 * PAGE]) == {200}
+    buffer.close_when_free()
+""",
+    )
+
+
+def test_ctrl_c_in_a_refill_is_ctrl_c(child):
+    """And no PageError, which somebody might catch."""
+    run(
+        child,
+        """
+import os
+buffer = taken(lambda page: page == 3 and signal.raise_signal(signal.SIGINT))
+raised(KeyboardInterrupt, buffer.pin)
+
+def block():
+    with buffer.pinned():
+        raise AssertionError
+
+raised(KeyboardInterrupt, block)
+""",
+    )

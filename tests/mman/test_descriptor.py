@@ -320,6 +320,8 @@ def test_write_takes_any_buffer(act):
 
     def code():
         import array
+        import ctypes
+        import mmap
 
         memory = flagged(1)
         for made in (bytes, bytearray, memoryview, lambda data: array.array("Q", data)):
@@ -327,6 +329,14 @@ def test_write_takes_any_buffer(act):
                 for number in (1, 2):
                     assert it.write(made(command(at(memory), at(memory, 1), number))) == 16
                 assert errno_of(it.write, made(bytes(8))) == errno.EINVAL
+        with mman.userfaultfd() as it:
+
+            class Command(ctypes.Structure):
+                _fields_ = (("start", ctypes.c_uint64), ("end", ctypes.c_uint64))
+
+            assert it.write(Command(at(memory) | 1, at(memory, 1))) == 16
+            huge = mmap.mmap(-1, 1 << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+            assert errno_of(it.write, huge) == errno.ERANGE
         with mman.userfaultfd() as it:
             for wrong in ("text", 5, None):
                 raised(TypeError, lambda wrong=wrong: it.write(wrong))

@@ -16,7 +16,7 @@ use engine::mman::{self, why};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyMemoryView};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -223,13 +223,16 @@ fn refused(what: &str, errno: Errno, why: &str) -> PyErr {
     }
 }
 
-/// What a contiguous buffer holds, whatever its elements are.
+/// What a contiguous buffer holds, whatever its elements are: no more of it than any command has.
 fn bytes_of(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
-    let buffer = PyUntypedBuffer::get(data)?;
+    const MOST: usize = 64;
+    let by_view =
+        |_| PyMemoryView::from(data)?.call_method1("cast", ("B",)).and_then(|view| PyUntypedBuffer::get(&view));
+    let buffer = PyUntypedBuffer::get(data).or_else(by_view)?;
     if !buffer.is_c_contiguous() {
         return Err(PyBufferError::new_err("the buffer must be contiguous"));
     }
-    let (address, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+    let (address, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes().min(MOST));
     // SAFETY: the export keeps so many bytes there; the GIL is held, and the copy is made at once.
     Ok(if len == 0 { vec![] } else { unsafe { std::slice::from_raw_parts(address, len) }.to_vec() })
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex
 
 from userfault import _core
-from userfault.errors import OptionError
+from userfault.errors import OptionError, PageError
 from userfault.region import Options, Region
 from userfault.sources import Source, source_of
 from userfault.units import format_bytes, parse_bytes, parse_seconds
@@ -158,7 +158,9 @@ class VolatileBuffer(Region):
 
         Blocks: while a refill is read; Ctrl-C works between pages. GIL: released. Cost: some 160 ns a page.
         """
-        lost, _ = _core.volatile_pin(self, *self._bounds(start, stop))
+        bounds = self._bounds(start, stop)
+        with _as_interrupted():
+            lost, _ = _core.volatile_pin(self, *bounds)
         return self._slices(lost)
 
     @contextmanager
@@ -185,7 +187,8 @@ class VolatileBuffer(Region):
             with self._lock:
                 self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
             # One call, after which an exception from outside may come: what it did is known then.
-            found.extend(map(_core.volatile_pin, [self], [first], [last]))
+            with _as_interrupted():
+                found.extend(map(_core.volatile_pin, [self], [first], [last]))
             lost, _ = found[0]
             yield self._slices(lost)
         finally:
@@ -276,3 +279,14 @@ class _Block:
             return [run]
         self.owed.append(shared)
         return [part for part in (range(run.start, shared.start), range(shared.stop, run.stop)) if part]
+
+
+@contextmanager
+def _as_interrupted() -> Iterator[None]:
+    """Ctrl-C in the middle of a refill in Python is Ctrl-C, and no error of the refill's."""
+    try:
+        yield
+    except PageError as error:
+        if isinstance(error.cause, KeyboardInterrupt | SystemExit):
+            raise error.cause from None
+        raise

@@ -63,6 +63,7 @@ class _Entry:
     form: Form | None
     holders: int = 0
     kept: bool = False
+    doubtful: bool = False
     dropped: bool = False
 
     @property
@@ -226,8 +227,10 @@ class VolatileCache(Generic[K]):
 
     def __iter__(self) -> Iterator[K]:
         """The keys there are now, those not used for longest first."""
-        self._must_be_usable()
-        return iter(list(self._entries))
+        if turns.is_inside():
+            self._must_be_usable()
+            return iter(list(dict.keys(self._entries)))  # whatever else is in the middle of being done
+        return iter(self._in_turn(list, self._entries))
 
     def clear(self) -> None:
         """Forget all values."""
@@ -304,10 +307,15 @@ class VolatileCache(Generic[K]):
             is_first = not entry.holders
             entry.holders += 1
             hold.entry = entry  # no call in between, after which an exception from outside could come
-            if is_first and entry.extent and not entry.extent.pin():
-                self._purges += 1
-                self._drop(key)
-                entry = None
+            if entry.extent and (is_first or entry.doubtful):
+                # The loss is told once: an exception from outside may come after that, and the value is zeros.
+                was_doubtful, entry.doubtful = entry.doubtful, True
+                if not entry.extent.pin() or was_doubtful:
+                    self._purges += 1
+                    self._drop(key)
+                    entry = None
+                else:
+                    entry.doubtful = False
         if entry is None:
             self._misses += 1
             return None

@@ -109,7 +109,7 @@ impl Exposed {
     /// Add a page; true if the set was empty before. Callable from a signal handler.
     pub fn insert(&self, page: usize) -> bool {
         if let Some(offers) = &self.offers {
-            offers.lose(page);
+            offers.spoil(page);
         }
         self.bits.insert(page)
     }

@@ -27,12 +27,14 @@ pub enum Page {
     Pinning = 5,
     /// The kernel took it, and the refill's bytes (and what was written since) stand there.
     Refilled = 6,
+    /// Being put in order by a pin, while a touch brings the refill's bytes: what stands there then is contents.
+    Arrived = 7,
 }
 
 impl Page {
     fn from(byte: u8) -> Self {
-        use Page::{Dropping, Lost, Offered, Pinned, Pinning, Refilled, Untouched};
-        [Untouched, Pinned, Offered, Lost, Dropping, Pinning, Refilled][usize::from(byte)]
+        use Page::{Arrived, Dropping, Lost, Offered, Pinned, Pinning, Refilled, Untouched};
+        [Untouched, Pinned, Offered, Lost, Dropping, Pinning, Refilled, Arrived][usize::from(byte)]
     }
 }
 
@@ -98,6 +100,13 @@ impl Offers {
         self.swap(page, Page::Offered, Page::Lost) || self.swap(page, Page::Refilled, Page::Lost)
     }
 
+    /// The error pattern is put there. Whatever a touch of it brought does not stand there any more, or never will.
+    pub fn spoil(&self, page: usize) {
+        if !self.lose(page) {
+            self.swap(page, Page::Arrived, Page::Pinning);
+        }
+    }
+
     /// Drop what stands in a page, if that is the error pattern; a pin waits meanwhile.
     pub fn drop_pattern(&self, page: usize, drop: impl FnOnce()) {
         if self.swap(page, Page::Lost, Page::Dropping) {
@@ -112,6 +121,7 @@ impl Offers {
             match self.get(page) {
                 Page::Dropping => std::thread::yield_now(),
                 from @ (Page::Offered | Page::Lost) if !self.swap(page, from, Page::Refilled) => {}
+                Page::Pinning if !self.swap(page, Page::Pinning, Page::Arrived) => {}
                 _ => return,
             }
         }
@@ -249,7 +259,7 @@ mod tests {
     #[test]
     fn only_the_pattern_of_a_lost_page_is_dropped() {
         let offers = Offers::new(1, None);
-        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Refilled, Page::Pinning] {
+        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Refilled, Page::Pinning, Page::Arrived] {
             offers.set(0, state);
             offers.drop_pattern(0, || panic!("{state:?} holds somebody's bytes"));
         }

@@ -6,9 +6,7 @@
 
 use super::{Memory, TRIES, joined};
 use crate::error::Error;
-use crate::mapping::{is_poisoned, is_resident};
 use crate::nest;
-use crate::region::A_LITTLE;
 use crate::source::volatile::{Page, Renewal};
 use crate::source::{Cause, Reading, Source, SourceError, Table};
 use crate::threads::thread_id;
@@ -96,14 +94,15 @@ impl<'a> Memory<'a> {
     /// Claimed pages that have no contents go on being lost: nothing may stand there that looks like contents. Those that a touch
     /// brought meanwhile have them.
     pub(super) fn leave_lost(self, runs: &[Range<usize>]) {
-        for page in runs.iter().cloned().flatten().filter(|page| self.offers.get(*page) == Page::Pinning) {
-            if self.offers.refill.is_some() && is_resident(self.region.page_address(page)) && !self.shows_an_error(page)
-            {
-                self.answered(page, Page::Refilled);
-                continue;
+        for page in runs.iter().cloned().flatten() {
+            match self.offers.get(page) {
+                Page::Arrived => self.answered(page, Page::Refilled),
+                Page::Pinning => {
+                    let _ = self.drop_pages(page..page + 1);
+                    self.offers.set(page, Page::Lost);
+                }
+                _ => {}
             }
-            let _ = self.drop_pages(page..page + 1);
-            self.offers.set(page, Page::Lost);
         }
     }
 
@@ -118,8 +117,8 @@ impl<'a> Memory<'a> {
         runs: &[Range<usize>],
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Gate<'a>, Error> {
-        runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
         let Some(refill) = self.offers.refill.as_ref().filter(|_| !runs.is_empty()) else {
+            runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
             // Not settled one by one: if a run fails, none of them was told.
             runs.iter().try_for_each(|run| self.zero(run.clone()))?;
             runs.iter().cloned().flatten().for_each(|page| self.answered(page, Page::Untouched));
@@ -170,14 +169,10 @@ impl<'a> Memory<'a> {
         out[wanted..].fill(0);
         let handle = self.region.handle(Table::Application);
         self.install(page..page + 1, |start, bytes| match handle.copy(start, from, bytes, CopyMode::NONE) {
-            // A touch in between brought the same bytes, and perhaps wrote to them since.
-            Outcome::Exists if !self.shows_an_error(page) => Outcome::Done,
+            // A touch brought the same bytes meanwhile, and perhaps wrote to them since. Else it is an error pattern.
+            Outcome::Exists if self.offers.get(page) == Page::Arrived => Outcome::Done,
             outcome => outcome,
         })
-    }
-
-    fn shows_an_error(self, page: usize) -> bool {
-        self.region.shows_pattern_in(page..page + 1, A_LITTLE) || is_poisoned(self.region.page_address(page))
     }
 
     pub(super) fn zero(self, pages: Range<usize>) -> Result<(), Error> {

@@ -112,8 +112,11 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
     let before = memory.runs(pages.clone());
     memory.keep(pages.clone())?;
     memory.await_answers()?;
-    memory.note_half_filled(pages.clone())?;
-    let absent = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
+    let half_filled = memory.claim_half_filled(pages.clone())?;
+    let claimed = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
+    let mut absent: Vec<usize> = claimed.into_iter().flatten().chain(half_filled).collect();
+    absent.sort_unstable();
+    let absent = joined(absent.into_iter().map(|page| page..page + 1));
     let offered = memory.all_in(pages.clone(), Page::Offered);
     let mut lost = memory.all_in(pages.clone(), Page::Refilled);
     offered.iter().for_each(|page| memory.offers.settle(*page, Page::Pinned));
@@ -165,7 +168,7 @@ pub fn page_states(region: &Region) -> Result<Vec<u8>, Error> {
         Page::Untouched => 0,
         Page::Pinned => 1,
         Page::Offered => 2,
-        Page::Lost | Page::Dropping | Page::Pinning => 3,
+        Page::Lost | Page::Dropping | Page::Pinning | Page::Arrived => 3,
         Page::Refilled => 4,
     };
     Ok(pages.map(told).collect())
@@ -318,13 +321,11 @@ impl Memory<'_> {
         Ok(())
     }
 
-    /// Refilled pages that are absent, because their fill is not over or failed, are lost as others are.
-    fn note_half_filled(self, pages: Range<usize>) -> Result<(), Error> {
+    /// Refilled pages that are absent, because their fill is not over or failed, are lost as others are; but it may come yet.
+    fn claim_half_filled(self, pages: Range<usize>) -> Result<Vec<usize>, Error> {
         let refilled = self.span(pages, Page::Refilled);
-        for page in refilled.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?.into_iter().flatten() {
-            self.offers.swap(page, Page::Refilled, Page::Lost);
-        }
-        Ok(())
+        let absent = refilled.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?;
+        Ok(absent.into_iter().flatten().filter(|page| self.offers.swap(*page, Page::Refilled, Page::Arrived)).collect())
     }
 
     fn advise(self, run: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
