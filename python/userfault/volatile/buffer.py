@@ -132,7 +132,7 @@ class VolatileBuffer(Region):
             OSError: EINVAL: the memory is locked (mlock, mlockall), and locked pages cannot be volatile.
             RegionClosedError: The buffer is closed.
 
-        Blocks: no. GIL: released. Cost: some 60 ns a page.
+        Blocks: no; with delivery "signal" as `pin`, while another thread pins. GIL: released. Cost: some 60 ns a page.
         """
         _core.volatile_unpin(self, *self._bounds(start, stop))
 
@@ -156,7 +156,8 @@ class VolatileBuffer(Region):
             OptionError: The range does not lie in the buffer.
             RegionClosedError: The buffer is closed.
 
-        Blocks: while a refill is read; Ctrl-C works between pages. GIL: released. Cost: some 160 ns a page.
+        Blocks: while a refill is read; Ctrl-C works between pages. With delivery "signal" also until touches of the buffer that are
+            being answered have been: their refill, at most `timeout`. GIL: released. Cost: some 160 ns a page.
         """
         bounds = self._bounds(start, stop)
         with _as_interrupted():
