@@ -156,8 +156,8 @@ class VolatileBuffer(Region):
             OptionError: The range does not lie in the buffer.
             RegionClosedError: The buffer is closed.
 
-        Blocks: while a refill is read; Ctrl-C works between pages. With delivery "signal" also until touches of the buffer that are
-            being answered have been: their refill, at most `timeout`. GIL: released. Cost: some 160 ns a page.
+        Blocks: while a refill is read; Ctrl-C works between pages. With delivery "signal" also until touches of the buffer that
+            are being answered have been: their refill, at most `timeout`. GIL: released. Cost: some 160 ns a page.
         """
         bounds = self._bounds(start, stop)
         with _as_interrupted():
