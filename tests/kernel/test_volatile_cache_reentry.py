@@ -328,3 +328,23 @@ def list_them():
 in_threads(change, list_them)
 """,
     )
+
+
+def test_values_that_cannot_be_let_go_keep_nobody(child):
+    """All memory is locked after they were stored: they can be read as before, and stay."""
+    run(
+        child,
+        """
+cache = uf.VolatileCache()
+for key in "abc":
+    cache[key] = key.encode() * 100
+other = uf.VolatileCache()
+assert libc.mlockall(1) == 0, "RLIMIT_MEMLOCK"
+for key in "abcabc":
+    assert cache.get(key) == key.encode() * 100
+with cache.borrow("a") as view:
+    cache["a"] = b"" if view is None else b""
+assert other.get("nothing") is None
+cache.close()
+""",
+    )

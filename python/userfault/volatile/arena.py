@@ -114,7 +114,10 @@ class Arena:
             self.slabs.remove(slab)
             close(slab)
             return
-        _core.volatile_discard(slab.buffer, extent.start, extent.stop)
+        try:
+            _core.volatile_discard(slab.buffer, extent.start, extent.stop)
+        except OSError:  # all memory has been locked since (mlockall): what is there stays, and nobody gets it
+            return
         self._free[extent.room].append((slab, extent.start))
 
     def states(self) -> Iterator[tuple[Slab, bytes]]:

@@ -330,7 +330,8 @@ class VolatileCache(Generic[K]):
         if entry.dropped:
             self._free(entry)
         elif entry.extent:
-            entry.extent.unpin()
+            with suppress(OSError):  # all memory has been locked since (mlockall): then it stays
+                entry.extent.unpin()
 
     def _borrowed(self, key: K) -> Any:
         """Look at a value; whatever looks through this view holds it."""
@@ -374,9 +375,9 @@ class VolatileCache(Generic[K]):
         return True
 
     def _free(self, entry: _Entry) -> None:
-        if entry.extent:
-            self._arena.free(entry.extent)
-            entry.extent = None
+        extent, entry.extent = entry.extent, None  # first: after an exception from outside it is kept for good, never given twice
+        if extent:
+            self._arena.free(extent)
 
     def _replace(self, key: K, form: Form | None, data: Any) -> None:
         """In a turn: what came in the middle of one. Without room for it the kernel has taken it, so to speak."""
@@ -389,6 +390,7 @@ class VolatileCache(Generic[K]):
                 self._find_room(entry, data.nbytes if form else len(data))
                 write(entry.memory, form, data)
             self._keep(key, entry)
+        self._abandon(entry)
 
     def _count(self, is_inside: bool = False) -> CacheStatistics:
         states = {id(slab): found for slab, found in self._arena.states()}
