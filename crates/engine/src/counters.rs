@@ -1,6 +1,7 @@
 //! What happened, counted. Law 2: every fault that was read ends in exactly one of the endings.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use uffd::Outcome;
 
 /// How a fault ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,15 @@ impl std::ops::Deref for Counted {
 /// Add to a counter.
 pub fn add(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+/// Count the bytes that an operation on `size` of them installs; pages that were there already are none of them. They are counted
+/// before it and corrected after it: whoever it wakes finds its bytes counted.
+pub fn counted(counter: &AtomicU64, size: usize, operation: impl FnOnce() -> Outcome) -> Outcome {
+    counter.fetch_add(size as u64, Ordering::Relaxed);
+    let outcome = operation();
+    counter.fetch_sub((size - outcome.bytes(size)) as u64, Ordering::Relaxed);
+    outcome
 }
 
 impl Counters {

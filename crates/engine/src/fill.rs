@@ -3,14 +3,13 @@
 //!
 //! The caller owns the unit (`states.claim`) and settles it afterwards.
 
-use crate::counters::add;
+use crate::counters::{add, counted};
 use crate::mapping::{self, advise};
 use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::{Loan, Tally};
 use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use uffd::{ContinueMode, CopyMode, Errno, MoveMode, Outcome, Wake};
 
@@ -132,16 +131,6 @@ fn drop_exposed(region: &Region, bytes: std::ops::Range<usize>) {
             region.take_pattern(page, || region.drop_page(page));
         });
     }
-}
-
-/// Count the bytes that an operation on `size` of them installed; pages that were there already are none of them.
-fn counted(counter: &AtomicU64, size: usize, outcome: Outcome) -> Outcome {
-    match outcome {
-        Outcome::Done => add(counter, size),
-        Outcome::Partial(bytes) => add(counter, bytes),
-        _ => {}
-    }
-    outcome
 }
 
 struct Fill<'a> {
@@ -292,7 +281,7 @@ impl Fill<'_> {
     fn install_zero(&mut self, at: usize, bytes: usize) -> Result<(), Stop> {
         let handle = self.region.handle(self.who.table);
         let counter = &self.region.counters.zero_bytes;
-        self.each_hole(at, bytes, |dst, _, left| counted(counter, left, handle.zeropage(dst, left, Wake::Yes)))
+        self.each_hole(at, bytes, |dst, _, left| counted(counter, left, || handle.zeropage(dst, left, Wake::Yes)))
     }
 
     /// Install pages by COPY.
@@ -300,7 +289,7 @@ impl Fill<'_> {
         let handle = self.region.handle(self.who.table);
         let counter = &self.region.counters.copied_bytes;
         self.each_hole(at, bytes, |dst, done, left| {
-            counted(counter, left, handle.copy(dst, from + done, left, CopyMode::NONE))
+            counted(counter, left, || handle.copy(dst, from + done, left, CopyMode::NONE))
         })
     }
 
@@ -310,7 +299,7 @@ impl Fill<'_> {
         let counters = &self.region.counters;
         // SAFETY: `from` is a staging slot on loan to this thread; its pages may go.
         let moved = self.each_hole(at, bytes, |dst, done, left| unsafe {
-            counted(&counters.moved_bytes, left, handle.move_pages(dst, from + done, left, MoveMode::NONE))
+            counted(&counters.moved_bytes, left, || handle.move_pages(dst, from + done, left, MoveMode::NONE))
         });
         match moved {
             Err(Stop::Failed(SourceError { cause: Cause::Os(libc::EBUSY | libc::EINVAL), offset })) => {
@@ -330,11 +319,13 @@ impl Fill<'_> {
         let handle = self.region.handle(self.who.table);
         let (page, counters) = (uffd::page_size(), &self.region.counters);
         self.each_hole(at, bytes, |dst, done, left| {
-            match counted(&counters.copied_bytes, left, handle.copy(dst, from + done, left, CopyMode::NONE)) {
-                Outcome::Exists => match handle.continue_(dst, page, ContinueMode::NONE) {
-                    Outcome::Done => counted(&counters.continued_bytes, page, Outcome::Partial(page)),
-                    other => other,
-                },
+            match counted(&counters.copied_bytes, left, || handle.copy(dst, from + done, left, CopyMode::NONE)) {
+                Outcome::Exists => {
+                    match counted(&counters.continued_bytes, page, || handle.continue_(dst, page, ContinueMode::NONE)) {
+                        Outcome::Done => Outcome::Partial(page),
+                        other => other,
+                    }
+                }
                 other => other,
             }
         })
@@ -382,7 +373,7 @@ impl Fill<'_> {
     }
 }
 
-fn again(tries: &mut usize, counter: &AtomicU64, at_last: Stop) -> Result<(), Stop> {
+fn again(tries: &mut usize, counter: &std::sync::atomic::AtomicU64, at_last: Stop) -> Result<(), Stop> {
     *tries += 1;
     add(counter, 1);
     if *tries > TRIES {

@@ -5,7 +5,7 @@
 use super::Server;
 use super::table::Served;
 use crate::cause::{Cause, SourceError};
-use crate::counters::{Counters, add};
+use crate::counters::{Counters, add, counted};
 use crate::fill::Stop;
 use crate::scratch::{Scratch, ScratchNeeds};
 use crate::source::{Extent, Reading, Source};
@@ -112,20 +112,14 @@ impl Fill<'_> {
         let counter = &self.counters().copied_bytes;
         let handle = self.server.handle;
         self.install(at, bytes, |dst, done, left| {
-            let outcome = handle.copy(dst, from + done, left, CopyMode::NONE);
-            add(counter, outcome.bytes(left));
-            outcome
+            counted(counter, left, || handle.copy(dst, from + done, left, CopyMode::NONE))
         })
     }
 
     fn zeros(&self, at: usize, bytes: usize) -> Result<(), Stop> {
         let counter = &self.counters().zero_bytes;
         let handle = self.server.handle;
-        self.install(at, bytes, |dst, _, left| {
-            let outcome = handle.zeropage(dst, left, Wake::Yes);
-            add(counter, outcome.bytes(left));
-            outcome
-        })
+        self.install(at, bytes, |dst, _, left| counted(counter, left, || handle.zeropage(dst, left, Wake::Yes)))
     }
 
     fn install(&self, at: usize, bytes: usize, step: impl Fn(usize, usize, usize) -> Outcome) -> Result<(), Stop> {

@@ -15,7 +15,7 @@ const MOST: usize = 128;
 /// So many that do not end are too many threads: another pager shall try.
 pub const MOST_OVER: usize = 128;
 /// The least time that a source has to be opened, whatever a touch may wait: modules are imported for it.
-const LEAST: Duration = Duration::from_secs(2);
+const LEAST: Duration = Duration::from_secs(5);
 
 /// A source to be opened.
 pub struct Request {
@@ -139,11 +139,11 @@ impl Opens {
 
 impl List {
     /// One whose time is up, each once, and what waited for it. It goes on: its region may be there still when it ends.
-    fn next_late(&mut self, now_ns: u64) -> Option<(Attach, Vec<Frame>)> {
+    fn next_late(&mut self, now_ns: u64) -> Option<(Attach, bool, Vec<Frame>)> {
         let is_late = |opening: &&mut Opening| opening.wanted == Wanted::Now && opening.deadline_ns <= now_ns;
         let opening = self.open.iter_mut().find(is_late)?;
         opening.wanted = Wanted::Late;
-        Some((opening.attach, std::mem::take(&mut opening.fills)))
+        Some((opening.attach, opening.begun, std::mem::take(&mut opening.fills)))
     }
 
     /// This one has ended. `None`: nobody wants it any more.
@@ -159,17 +159,24 @@ impl Server {
         let mut any = false;
         loop {
             let mut list = self.opens.list();
-            let Some((attach, fills)) = list.next_late(now_ns) else { return any };
-            self.refuse_as(list, &attach, &fills, &too_long(&attach));
+            let Some((attach, was_begun, fills)) = list.next_late(now_ns) else { return any };
+            self.refuse_as(list, &attach, &fills, &too_long(&attach, was_begun));
             any = true;
         }
     }
 }
 
-fn too_long(attach: &Attach) -> String {
+fn too_long(attach: &Attach, was_begun: bool) -> String {
     let seconds = Duration::from_nanos(limit_ns(attach)).as_secs_f64();
-    format!(
-        "TimeoutError\0opening the source in the pager took longer than {seconds} s; give map() a longer timeout, or leave what \
-         takes so long to read_into\0"
-    )
+    if was_begun {
+        format!(
+            "TimeoutError\0opening the source in the pager took longer than {seconds} s; give map() a longer timeout, or leave what \
+             takes so long to read_into\0"
+        )
+    } else {
+        format!(
+            "TimeoutError\0the pager had no thread to open the source for {seconds} s: it is opening {MOST} others, which do not \
+             end; give them a pager of their own (pager=uf.pager.Pager())\0"
+        )
+    }
 }
