@@ -65,20 +65,97 @@ assert (states[10], states[11], states[20], states[30], states[63]) == (1, 1, 1,
     )
 
 
-def test_a_touch_whose_refill_pins_ends_at_once(child):
-    """It would wait for itself."""
+@pytest.mark.parametrize("delivery", ["signal", "thread"])
+def test_a_refill_may_pin_in_the_middle_of_a_touch(child, delivery):
+    """Other pages, whose refill is read there and then, in several threads at once; its own is refused, not waited for."""
+    run(
+        child,
+        f"""
+together = threading.Barrier(4)
+
+def use(page):
+    if page < 4:
+        together.wait(20)  # all four are in the middle of their touches
+        own = raised(uf.PageError, lambda: buffer.pin(page * PAGE, page * PAGE + 1))
+        assert "fill itself" in str(own), own
+        assert buffer.pin((40 + page) * PAGE, (41 + page) * PAGE) == [slice((40 + page) * PAGE, (41 + page) * PAGE)]
+        buffer.unpin((50 + page) * PAGE, (51 + page) * PAGE)
+
+buffer = taken(use, delivery="{delivery}", timeout="20s")
+view = buffer.numpy()
+start = time.monotonic()
+seen = []
+threads = [threading.Thread(target=lambda page=page: seen.append(int(view[page * PAGE]))) for page in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert sorted(seen) == [0, 1, 2, 3], seen
+assert time.monotonic() - start < 5
+assert list(view[40 * PAGE : 44 * PAGE : PAGE]) == [40, 41, 42, 43]
+assert buffer.page_states()[40:44] == bytes([1] * 4) and buffer.page_states()[50:54] == bytes([3] * 4)
+assert buffer.pin(0, 4 * PAGE) == [slice(0, 4 * PAGE)]
+""",
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_touch_whose_refill_is_slow_keeps_nobody(child, fails):
+    """Pins, of its own page too, unpins and looks go on; what is written to the page then stays, however the touch's read ends."""
+    run(
+        child,
+        f"""
+begun, go_on = threading.Event(), threading.Event()
+reads = []
+
+def wait(page):
+    reads.append(page)
+    if reads == [3]:
+        begun.set()
+        go_on.wait()
+        if {fails}:
+            raise OSError("far away")
+
+buffer = taken(wait, delivery="signal", timeout="20s")
+view = buffer.numpy()
+seen = []
+thread = threading.Thread(target=lambda: seen.append(int(view[3 * PAGE + 1])))
+thread.start()
+begun.wait()
+start = time.monotonic()
+assert buffer.pin(30 * PAGE, 31 * PAGE) == [slice(30 * PAGE, 31 * PAGE)]
+assert buffer.pin(3 * PAGE, 4 * PAGE) == [slice(3 * PAGE, 4 * PAGE)] and view[3 * PAGE] == 3
+buffer.unpin(3 * PAGE, 4 * PAGE)
+view[3 * PAGE : 3 * PAGE + 2] = 77
+assert buffer.state().volatile >= PAGE
+assert time.monotonic() - start < 5
+go_on.set()
+thread.join()
+assert seen == [77], seen
+purge(buffer)
+buffer.pin(3 * PAGE, 4 * PAGE)
+assert view[3 * PAGE] == 77 and view[3 * PAGE + 2] == 3
+""",
+    )
+
+
+def test_a_pin_is_waited_for_as_long_as_it_makes_progress(child):
+    """Its refill of all pages takes longer than `timeout`, none of them does."""
     run(
         child,
         """
-buffer = taken(lambda page: page == 5 and buffer.pin(40 * PAGE, 41 * PAGE), delivery="signal", timeout="20s")
-start = time.monotonic()
+begun = threading.Event()
 
-def touch():
-    with uf.checked():
-        buffer.numpy()[5 * PAGE]
+def slow(page):
+    begun.set()
+    time.sleep(0.3)
 
-assert "fill itself" in str(raised(uf.PageError, touch))
-assert time.monotonic() - start < 5
+buffer = taken(slow, timeout="1s")
+told = []
+thread = threading.Thread(target=lambda: told.append(buffer.pin(0, 8 * PAGE)))
+thread.start()
+begun.wait()
+assert buffer.pin(7 * PAGE, 8 * PAGE) == []
+thread.join()
+assert told == [[slice(0, 8 * PAGE)]]
 """,
     )
 

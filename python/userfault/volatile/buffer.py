@@ -132,7 +132,7 @@ class VolatileBuffer(Region):
             OSError: EINVAL: the memory is locked (mlock, mlockall), and locked pages cannot be volatile.
             RegionClosedError: The buffer is closed.
 
-        Blocks: no; with delivery "signal" as `pin`, while another thread pins. GIL: released. Cost: some 60 ns a page.
+        Blocks: no. GIL: released. Cost: some 60 ns a page.
         """
         _core.volatile_unpin(self, *self._bounds(start, stop))
 
@@ -152,12 +152,12 @@ class VolatileBuffer(Region):
         Raises:
             PageError: The refill failed: what is lost stays so, and is told by the next `pin`.
             OSError: EDEADLK: this thread is in the middle of pinning some of them, and this is their refill, or a signal handler
-                that came in between. ETIMEDOUT: another thread is, and its refill took longer than the buffer's `timeout`.
+                that came in between. ETIMEDOUT: another thread is, and its refill got no further for the buffer's `timeout`.
             OptionError: The range does not lie in the buffer.
             RegionClosedError: The buffer is closed.
 
-        Blocks: while a refill is read; Ctrl-C works between pages. With delivery "signal" also until touches of the buffer that
-            are being answered have been: their refill, at most `timeout`. GIL: released. Cost: some 160 ns a page.
+        Blocks: while a refill is read, by another thread's pin of the same pages too; Ctrl-C works between pages. GIL: released.
+            Cost: some 160 ns a page.
         """
         bounds = self._bounds(start, stop)
         with _as_interrupted():

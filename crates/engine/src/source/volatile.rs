@@ -6,7 +6,7 @@
 
 use super::{Cause, Extent, Latency, Reading, ScratchNeeds, Source, SourceError};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is known of one page. Only whoever holds the gate moves it between `Untouched`, `Pinned` and `Offered`.
@@ -39,12 +39,14 @@ impl Page {
 }
 
 /// Pages that a thread pins while it reads the refill, without the gate. Until it is over nobody else pins or discards any of them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Renewal {
     /// Who.
     pub thread: i32,
     /// Which.
     pub pages: Range<usize>,
+    /// How many of them it has read.
+    pub read: Arc<AtomicUsize>,
 }
 
 /// The states of all pages of a volatile region.
@@ -115,6 +117,11 @@ impl Offers {
         }
     }
 
+    /// Contents stand in a page that was noted as lost: what noted it was late. A pin says it all the same.
+    pub fn find(&self, page: usize) {
+        self.swap(page, Page::Lost, Page::Refilled);
+    }
+
     /// The bytes of a lost page are about to be put there again.
     fn refilled(&self, page: usize) {
         loop {
@@ -160,23 +167,17 @@ impl Source for Volatile {
         self.len
     }
 
-    /// Called for absent pages only, one at a time: the unit is a page.
+    /// Called for absent pages only, one at a time: the unit is a page. What is volatile and absent is lost, and noted before the
+    /// refill is read: by then the page may have been pinned and unpinned again.
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
         let page = offset as usize / uffd::page_size();
+        self.offers.swap(page, Page::Offered, Page::Lost);
         if matches!(self.offers.get(page), Page::Untouched | Page::Pinned) {
             out.fill(0); // it was pinned since this fault began
             return Ok(());
         }
-        let read = match &self.offers.refill {
-            Some(refill) => refill.read_into(offset, out, how),
-            None => Err(SourceError::new(offset, Cause::Purged)),
-        };
-        match read {
-            Ok(()) => self.offers.refilled(page),
-            Err(error) if error.cause == Cause::WouldBlock => {}
-            Err(_) => drop(self.offers.lose(page)),
-        }
-        read
+        let refill = self.offers.refill.as_ref().ok_or_else(|| SourceError::new(offset, Cause::Purged))?;
+        refill.read_into(offset, out, how).inspect(|()| self.offers.refilled(page))
     }
 
     fn extent(&self, offset: u64, len: usize, _how: &mut Reading<'_>) -> Extent {

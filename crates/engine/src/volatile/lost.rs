@@ -4,6 +4,7 @@
 //! *Locks*: the gate, held by the caller, and given up while a refill is read. *Threads*: application threads. *Blocks on*: the
 //! refill.
 
+use super::wait::Wait;
 use super::{Memory, TRIES, joined};
 use crate::error::Error;
 use crate::nest;
@@ -11,63 +12,37 @@ use crate::source::volatile::{Page, Renewal};
 use crate::source::{Cause, Reading, Source, SourceError, Table};
 use crate::threads::thread_id;
 use std::ops::Range;
-use std::sync::MutexGuard;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard};
 use uffd::{CopyMode, Errno, Outcome, Wake};
-
-/// How often a long refill asks whether it shall go on.
-const LOOK_UP: Duration = Duration::from_millis(50);
-/// How long who waits for another thread's refill sleeps: about as long as he has waited.
-const SHORTEST_WAIT: Duration = Duration::from_micros(50);
-const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
 /// The gate, closed.
 type Gate<'a> = MutexGuard<'a, Vec<Renewal>>;
 
 impl<'a> Memory<'a> {
-    /// The gate, once nobody reads a refill for any of these pages.
+    /// The gate, once nobody reads a refill for any of these pages. As long as those who do make progress it waits.
     ///
     /// # Errors
     /// [`Error::Os`]: EDEADLK: the calling thread does, and would wait for itself; ETIMEDOUT. [`Error::Page`]: interrupted.
-    pub(super) fn gate_for(
-        self,
-        pages: &Range<usize>,
-        interrupted: &mut dyn FnMut() -> bool,
-    ) -> Result<Gate<'a>, Error> {
-        let (began, mut looked) = (Instant::now(), Instant::now());
+    pub(super) fn gate_for(self, pages: &Range<usize>, wait: &mut Wait<'_>) -> Result<Gate<'a>, Error> {
+        let mut seen = None;
         loop {
             let gate = self.offers.gate();
             let overlaps = |renewal: &&Renewal| renewal.pages.start < pages.end && pages.start < renewal.pages.end;
-            match gate.iter().find(overlaps) {
-                None => return Ok(gate),
-                Some(renewal) if renewal.thread == thread_id() => {
-                    let what = "pinning pages that this thread is in the middle of pinning: not from their refill, nor from a \
-                                signal handler that comes in between";
-                    return Err(Error::Os { what: what.into(), errno: Errno(libc::EDEADLK) });
-                }
-                Some(_) => drop(gate),
+            let Some(renewal) = gate.iter().find(overlaps) else { return Ok(gate) };
+            if renewal.thread == thread_id() {
+                let what = "pinning pages that this thread is in the middle of pinning: not from their refill, nor from a \
+                            signal handler that comes in between";
+                return Err(Error::Os { what: what.into(), errno: Errno(libc::EDEADLK) });
             }
-            if began.elapsed() > self.region.options.timeout {
-                let what = "waiting for another thread's refill of the same volatile memory".into();
-                return Err(Error::Os { what, errno: Errno(libc::ETIMEDOUT) });
+            let progress = Some((renewal.thread, renewal.read.load(Ordering::Relaxed)));
+            drop(gate);
+            if seen != progress {
+                seen = progress;
+                wait.begin_again();
             }
-            self.look_up(&mut looked, pages.start, interrupted)?;
-            std::thread::sleep(began.elapsed().clamp(SHORTEST_WAIT, LONGEST_WAIT));
+            wait.pause(pages.start, "waiting for another thread's refill of the same volatile memory")?;
         }
-    }
-
-    /// Every now and then: shall it go on?
-    fn look_up(self, looked: &mut Instant, page: usize, interrupted: &mut dyn FnMut() -> bool) -> Result<(), Error> {
-        if self.region.is_closing() {
-            return Err(Error::Closed("the Region was closed while it was pinned".into()));
-        }
-        if looked.elapsed() > LOOK_UP {
-            *looked = Instant::now();
-            if interrupted() {
-                return Err(self.failed(error_at(page, Cause::Interrupted)));
-            }
-        }
-        Ok(())
     }
 
     /// Make the pages in one of the states ours alone: `Pinning`.
@@ -97,10 +72,12 @@ impl<'a> Memory<'a> {
         for page in runs.iter().cloned().flatten() {
             match self.offers.get(page) {
                 Page::Arrived => self.answered(page, Page::Refilled),
-                Page::Pinning => {
+                // A touch that would bring it meanwhile waits, or has.
+                Page::Pinning if self.offers.swap(page, Page::Pinning, Page::Dropping) => {
                     let _ = self.drop_pages(page..page + 1);
                     self.offers.set(page, Page::Lost);
                 }
+                Page::Pinning => self.answered(page, Page::Refilled),
                 _ => {}
             }
         }
@@ -115,7 +92,7 @@ impl<'a> Memory<'a> {
         mut gate: Gate<'a>,
         pages: Range<usize>,
         runs: &[Range<usize>],
-        interrupted: &mut dyn FnMut() -> bool,
+        wait: &mut Wait<'_>,
     ) -> Result<Gate<'a>, Error> {
         let Some(refill) = self.offers.refill.as_ref().filter(|_| !runs.is_empty()) else {
             runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
@@ -125,9 +102,10 @@ impl<'a> Memory<'a> {
             return Ok(gate);
         };
         let thread = thread_id();
-        gate.push(Renewal { thread, pages: pages.clone() });
+        let read = Arc::new(AtomicUsize::new(0));
+        gate.push(Renewal { thread, pages: pages.clone(), read: read.clone() });
         drop(gate);
-        let outcome = self.read_all(&**refill, runs, interrupted);
+        let outcome = self.read_all(&**refill, runs, &read, wait);
         let mut gate = self.offers.gate();
         gate.retain(|renewal| renewal.thread != thread || renewal.pages != pages);
         outcome.map(|()| gate)
@@ -137,13 +115,14 @@ impl<'a> Memory<'a> {
         self,
         refill: &dyn Source,
         runs: &[Range<usize>],
-        interrupted: &mut dyn FnMut() -> bool,
+        read: &AtomicUsize,
+        wait: &mut Wait<'_>,
     ) -> Result<(), Error> {
-        let mut looked = Instant::now();
         for page in runs.iter().cloned().flatten() {
-            self.look_up(&mut looked, page, interrupted)?;
+            wait.look_up(page)?;
             self.read_again(refill, page)?;
             self.answered(page, Page::Refilled);
+            read.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -218,8 +197,4 @@ impl<'a> Memory<'a> {
         self.offers.set(page, now);
         self.settled(page);
     }
-}
-
-pub(super) fn error_at(page: usize, cause: Cause) -> SourceError {
-    SourceError::new((page * uffd::page_size()) as u64, cause)
 }

@@ -3,27 +3,24 @@
 //! page that it found there is dirty from then on.
 //!
 //! What may stand in an absent page's place besides data is the error pattern. A pin therefore first makes sure of the
-//! pages that are there, then waits until everybody who was answering a fault has noted that he did, and then looks which of them
+//! pages that are there, then waits until everybody who has put the pattern somewhere has noted it, and then looks which of them
 //! are noted as lost.
 //!
-//! *Locks*: the gate of the region, but not while a refill is read: that is somebody's code, and may be slow. *Threads*: application
-//! threads, which must not hold the GIL here. *Blocks on*: faults of this region being answered (signal delivery); the refill.
+//! *Locks*: the gate of the region, but not while a refill is read (that is somebody's code, and may be slow) nor while anybody is
+//! waited for. *Threads*: application threads, which must not hold the GIL here. *Blocks on*: the refill.
 
 mod lost;
+mod wait;
 
 use crate::error::Error;
 use crate::mapping::advise;
-use crate::nest;
-use crate::region::{A_LITTLE, Delivery, Region};
-use crate::source::Cause;
+use crate::region::{Delivery, Region};
 use crate::source::volatile::{Offers, Page};
 use crate::states::State;
-use crate::threads::thread_id;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 use uffd::{Categories, Errno, PagemapScan, ScanFlags, ScanQuery};
+use wait::Wait;
 
 /// Repetitions without progress before an operation gives up.
 const TRIES: usize = 10_000;
@@ -108,19 +105,27 @@ pub struct Pinned {
 pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -> bool) -> Result<Pinned, Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
-    let gate = memory.gate_for(&pages, interrupted)?;
-    let before = memory.runs(pages.clone());
-    memory.keep(pages.clone())?;
-    memory.await_answers()?;
-    let half_filled = memory.claim_half_filled(pages.clone())?;
+    let mut wait = Wait::new(region, interrupted);
+    let (gate, before) = loop {
+        let gate = memory.gate_for(&pages, &mut wait)?;
+        let before = memory.runs(pages.clone());
+        memory.keep(pages.clone())?;
+        if memory.patterns_are_noted() {
+            break (gate, before);
+        }
+        drop(gate);
+        wait.pause(pages.start, "waiting for threads that touch the same volatile memory")?;
+    };
+    // In this order: what a touch brings after it was claimed is no longer half-filled.
     let claimed = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
+    let half_filled = memory.claim_half_filled(pages.clone()).inspect_err(|_| memory.leave_lost(&claimed))?;
     let mut absent: Vec<usize> = claimed.into_iter().flatten().chain(half_filled).collect();
     absent.sort_unstable();
     let absent = joined(absent.into_iter().map(|page| page..page + 1));
     let offered = memory.all_in(pages.clone(), Page::Offered);
     let mut lost = memory.all_in(pages.clone(), Page::Refilled);
     offered.iter().for_each(|page| memory.offers.settle(*page, Page::Pinned));
-    let gate = memory.renew(gate, pages, &absent, interrupted).inspect_err(|_| {
+    let gate = memory.renew(gate, pages, &absent, &mut wait).inspect_err(|_| {
         memory.leave_lost(&absent);
         memory.swap_all(&offered, Page::Pinned, Page::Offered);
     })?;
@@ -141,7 +146,7 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
 pub fn discard(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
-    let _gate = memory.gate_for(&pages, &mut || false)?;
+    let _gate = memory.gate_for(&pages, &mut Wait::new(region, &mut || false))?;
     let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Dropping, Page::Refilled];
     let runs = memory.claim(pages, &all);
     let empty = |run: &Range<usize>| memory.drop_pages(run.clone()).and_then(|()| memory.zero(run.clone()));
@@ -295,30 +300,14 @@ impl Memory<'_> {
         None
     }
 
-    /// Until every error pattern that stands in a page is noted. Thread delivery notes it before anybody may put it there;
-    /// a signal handler notes it before its fault is over.
-    fn await_answers(self) -> Result<(), Error> {
+    /// Is every error pattern that stands in a page noted? Thread delivery notes it before anybody may put it there, a signal
+    /// handler while its exposure is under way.
+    fn patterns_are_noted(self) -> bool {
         if self.region.options.delivery == Delivery::Thread {
             self.region.settle_poison();
-            return Ok(());
+            return true;
         }
-        let whole = self.region.base..self.region.base + self.region.len;
-        // One of them may be the calling thread itself, in the middle of the refill.
-        let is_inside = nest::resolves_some_of(thread_id(), &whole);
-        let patience = Instant::now() + if is_inside { A_LITTLE } else { self.region.options.timeout };
-        let mut looks = 0;
-        while self.region.counters.in_flight.load(Ordering::SeqCst) > 0 {
-            if Instant::now() > patience {
-                if is_inside {
-                    return Err(self.failed(lost::error_at(0, Cause::OwnRegion)));
-                }
-                let what = "waiting for threads that touch the same volatile memory".into();
-                return Err(Error::Os { what, errno: Errno(libc::ETIMEDOUT) });
-            }
-            looks += 1;
-            if looks % 64 == 0 { std::thread::sleep(Duration::from_micros(50)) } else { std::thread::yield_now() }
-        }
-        Ok(())
+        !self.region.exposures.is_busy()
     }
 
     /// Refilled pages that are absent, because their fill is not over or failed, are lost as others are; but it may come yet.
