@@ -1,9 +1,13 @@
 """The native half of userfault. Not for direct use: names, enums and checks are in the packages above it."""
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias, final
+from types import TracebackType
+from typing import Any, Generic, Self, TypeAlias, TypeVar, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
+
+_T = TypeVar("_T")
 
 # kernel
 
@@ -418,9 +422,9 @@ def volatile_pages(region: NativeRegion) -> bytes:
 
 @final
 class Window:
-    """A read-only part of a buffer that can be watched by a weak reference: it lives until its last view is released."""
+    """A read-only part of a buffer: it lives until its last view is released, and keeps its holder alive as long."""
 
-    def __new__(cls, buffer: ReadableBuffer, start: int, stop: int) -> Window:
+    def __new__(cls, buffer: ReadableBuffer, start: int, stop: int, holder: object) -> Window:
         """Show the bytes from `start` to `stop`."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -444,6 +448,22 @@ def serve_read(start_another: Callable[[int], object]) -> None:
 
     `start_another` is called with the number of threads that read when none has time for what comes next.
     """
+
+@final
+class Finally(Generic[_T]):
+    """A context manager that no exception from outside (Ctrl-C) keeps from ending, with its block or with its life, once.
+
+    To end it appends `end` to `calls`, in one step, and calls `after`, which shall do what is on that list; if it is interrupted,
+    again, and after that whoever looks at the list next has to. `begin` is called for the block, and answers its value.
+    """
+
+    def __new__(
+        cls, end: Callable[[], Any], calls: deque[Callable[[], Any]], after: Callable[[], Any], begin: Callable[[], _T]
+    ) -> Finally[_T]:
+        """Say what to call; nothing is yet."""
+
+    def __enter__(self) -> _T: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> bool: ...
 
 class Turn:
     """One thread waits, another one rings; made for handing something over, where `wait` rings in the same step."""

@@ -229,8 +229,14 @@ from support.interrupts import interrupted
 cache = uf.VolatileCache()
 for number in range(20):
     cache[number] = bytes([number]) * 5000
-assert interrupted(lambda: cache.get(random.randrange(20)), 3) > 100
-assert not any(entry.holders for entry in cache._entries.values())
+
+def borrow():
+    with cache.borrow(random.randrange(20)):
+        pass
+
+for use in (lambda: cache.get(random.randrange(20)), borrow):
+    assert interrupted(use, 2) > 100
+    assert not any(entry.holders for entry in cache._entries.values())
 slabs = list(cache._arena.slabs)
 interrupted(cache.close, 0.5)
 cache.close()

@@ -99,7 +99,7 @@ assert buffer.pin(0, 4 * PAGE) == [slice(0, 4 * PAGE)]
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_touch_whose_refill_is_slow_keeps_nobody(child, fails):
-    """Pins, of its own page too, unpins and looks go on; what is written to the page then stays, however the touch's read ends."""
+    """Pins, of its own page too, unpins and looks go on; what is written to the page then stays, however the touch ends."""
     run(
         child,
         f"""
@@ -390,5 +390,31 @@ def block():
         raise AssertionError
 
 raised(KeyboardInterrupt, block)
+""",
+    )
+
+
+def test_an_interrupt_leaves_no_block_behind(child):
+    """Whenever it comes, the block ends: what was volatile is so again."""
+    run(
+        child,
+        """
+import random
+from support.interrupts import interrupted
+buffer = uf.VolatileBuffer(64 * PAGE)
+buffer.numpy()[:] = 1
+buffer.unpin()
+
+def use():
+    with buffer.pinned(random.randrange(60) * PAGE):
+        with buffer.pinned(random.randrange(60) * PAGE):
+            pass
+
+assert interrupted(use, 3) > 100
+assert set(buffer.page_states()) == {2}
+block = buffer.pinned()
+with block:
+    assert set(buffer.page_states()) == {1}
+raised(RuntimeError, block.__enter__)
 """,
     )

@@ -5,6 +5,7 @@ mod called;
 mod descriptor;
 mod enter;
 mod errors;
+mod finally;
 mod forked;
 mod gil;
 mod helper;
@@ -49,6 +50,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     region::register(module)?;
     sources::register(module)?;
     surface::register(module)?;
+    finally::register(module)?;
     turn::register(module)?;
     volatile::register(module)?;
     Ok(())

@@ -64,21 +64,23 @@ fn volatile_pages<'py>(py: Python<'py>, region: &Bound<'py, NativeRegion>) -> Py
     Ok(PyBytes::new(py, &states.unwrap_or_default()))
 }
 
-/// A read-only part of a buffer that can be watched: it lives until its last view is released.
-#[pyclass(frozen, weakref, module = "userfault._core")]
+/// A read-only part of a buffer: it lives until its last view is released, and `holder` does with it.
+#[pyclass(frozen, module = "userfault._core")]
 pub struct Window {
     whole: PyBuffer<u8>,
     part: Range<usize>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    holder: Py<PyAny>,
 }
 
 #[pymethods]
 impl Window {
     #[new]
-    fn new(py: Python<'_>, buffer: PyBuffer<u8>, start: usize, stop: usize) -> PyResult<Self> {
+    fn new(py: Python<'_>, buffer: PyBuffer<u8>, start: usize, stop: usize, holder: Py<PyAny>) -> PyResult<Self> {
         if !buffer.is_c_contiguous() || start > stop || stop > buffer.len_bytes() {
             return Err(option_error(py, "a window must lie in a contiguous buffer"));
         }
-        Ok(Self { whole: buffer, part: start..stop })
+        Ok(Self { whole: buffer, part: start..stop, holder })
     }
 
     /// # Safety

@@ -51,10 +51,10 @@ class Extent:
         except ValueError:
             raise RegionClosedError("the VolatileCache is closed") from None
 
-    def window(self) -> _core.Window:
-        """The same, read-only, as an object of its own; RegionClosedError likewise."""
+    def window(self, holder: object) -> _core.Window:
+        """The same, read-only, as an object of its own, which keeps `holder` alive; RegionClosedError likewise."""
         try:
-            return _core.Window(self.slab.buffer, self.start, self.stop)
+            return _core.Window(self.slab.buffer, self.start, self.stop, holder)
         except BufferError:
             raise RegionClosedError("the VolatileCache is closed") from None
 

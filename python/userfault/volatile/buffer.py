@@ -6,15 +6,17 @@ import mmap
 import operator
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex
 
 from userfault import _core
-from userfault.errors import OptionError, PageError
+from userfault.errors import OptionError, PageError, RegionClosedError
 from userfault.region import Options, Region
 from userfault.sources import Source, source_of
 from userfault.units import format_bytes, parse_bytes, parse_seconds
+from userfault.volatile import turns
 
 if TYPE_CHECKING:
     import os
@@ -164,8 +166,7 @@ class VolatileBuffer(Region):
             lost, _ = _core.volatile_pin(self, *bounds)
         return self._slices(lost)
 
-    @contextmanager
-    def pinned(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> Iterator[list[slice]]:
+    def pinned(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> AbstractContextManager[list[slice]]:
         """Pin a range for the length of a block; what was volatile before is so again after it.
 
         Blocks may be nested, and overlap in several threads: a page is kept until the last block that needs it is left.
@@ -175,30 +176,16 @@ class VolatileBuffer(Region):
             start: First byte.
             stop: Behind the last byte; None: the end.
 
-        Yields:
-            What was lost, as `pin` says it.
+        Returns:
+            A context manager; its value is what was lost, as `pin` says it.
 
         Raises:
             PageError: As `pin`; likewise for the others.
         """
         first, last = self._bounds(start, stop)
-        block = _Block(range(first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)), [])
-        found: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
-        try:
-            with self._lock:
-                self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
-            # One call, after which an exception from outside may come: what it did is known then.
-            with _as_interrupted():
-                found.extend(map(_core.volatile_pin, [self], [first], [last]))
-            lost, _ = found[0]
-            yield self._slices(lost)
-        finally:
-            with self._lock:
-                if block in self._blocks:
-                    self._blocks.remove(block)
-                    block.owed += [range(*run) for _, were_volatile in found for run in were_volatile]
-                    if self._phase() == "open":
-                        self._leave(block)
+        block = _Block(range(first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)))
+        begin = partial(self._enter, block, first, last)
+        return _core.Finally(partial(self._leave, block), turns.calls, turns.catch_up, begin)
 
     def state(self) -> VolatileState:  # type: ignore[override]
         """Count the bytes in each state, as the kernel has it now.
@@ -257,21 +244,37 @@ class VolatileBuffer(Region):
     def _slices(self, runs: list[tuple[int, int]]) -> list[slice]:
         return [slice(start * mmap.PAGESIZE, min(stop * mmap.PAGESIZE, self.nbytes)) for start, stop in runs]
 
+    def _enter(self, block: _Block, first: int, last: int) -> list[slice]:
+        with self._lock:
+            self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
+        # One call, after which an exception from outside may come: what it did is known then.
+        with _as_interrupted():
+            block.found.extend(map(_core.volatile_pin, [self], [first], [last]))
+        lost, _ = block.found[0]
+        return self._slices(lost)
+
     def _leave(self, block: _Block) -> None:
-        """Unpin what was volatile before a block; what another block needs too becomes that one's to unpin."""
-        rest = block.owed
-        for other in self._blocks:
-            rest = [part for run in rest for part in other.take_over(run)]
-        for run in rest:
-            _core.volatile_unpin(self, run.start * mmap.PAGESIZE, min(run.stop * mmap.PAGESIZE, self.nbytes))
+        """Unpin what was volatile before a block; what another block needs too becomes that one's to unpin. Again is fine."""
+        with self._lock:
+            if block not in self._blocks:
+                return
+            rest = block.owed + [range(*run) for _, were_volatile in block.found for run in were_volatile]
+            for other in self._blocks:
+                rest = rest if other is block else [part for run in rest for part in other.take_over(run)]
+            if self._phase() == "open":
+                for run in rest:
+                    with suppress(OSError, RegionClosedError):  # all memory has been locked since (mlockall): then it stays
+                        _core.volatile_unpin(self, run.start * mmap.PAGESIZE, min(run.stop * mmap.PAGESIZE, self.nbytes))
+            self._blocks.remove(block)
 
 
 @dataclass(eq=False)
 class _Block:
-    """A `pinned` block that is being executed: its pages, and those that it unpins when it is left."""
+    """A `pinned` block that is being executed: its pages, what pinning them found, and what other blocks leave it to unpin."""
 
     pages: range
-    owed: list[range]
+    found: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = field(default_factory=list)
+    owed: list[range] = field(default_factory=list)
 
     def take_over(self, run: range) -> list[range]:
         """Keep what this block needs of a run; answer the rest."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from userfault import _core
 from userfault.errors import RegionClosedError
 from userfault.units import format_bytes, parse_count
 from userfault.volatile import turns
@@ -168,13 +168,8 @@ class VolatileCache(Generic[K]):
             bytes or a new ndarray; or `default`.
         """
         hold = _Hold(self)
-        release = hold.release
-        try:
-            entry = self._found(key, hold)
+        with _core.Finally(hold.release, turns.calls, turns.catch_up, partial(self._found, key, hold)) as entry:
             return default if entry is None else show(entry.memory, entry.form, copy=True)
-        finally:
-            turns.calls.append(release)  # with one call, after which an exception from outside may come: somebody does it then
-            turns.catch_up()
 
     def __getitem__(self, key: K) -> Any:
         """As `get`; KeyError if there is no such value or the kernel took it."""
@@ -336,19 +331,11 @@ class VolatileCache(Generic[K]):
     def _borrowed(self, key: K) -> Any:
         """Look at a value; whatever looks through this view holds it."""
         hold = _Hold(self)
-        release = hold.release
-        try:
-            entry = self._found(key, hold)
-            if entry is None or entry.extent is None:
-                turns.later(release)
-                return None if entry is None else show(b"", entry.form, copy=False)
-            window = entry.extent.window()
-            weakref.finalize(window, turns.later, release).atexit = False
-            return show(window, entry.form, copy=False)
-        except BaseException:
-            turns.calls.append(release)  # as in `get`; twice is fine
-            turns.catch_up()
-            raise
+        holder = _core.Finally(hold.release, turns.calls, turns.catch_up, partial(self._found, key, hold))
+        entry = holder.__enter__()
+        if entry is None:
+            return None
+        return show(entry.extent.window(holder) if entry.extent else b"", entry.form, copy=False)
 
     def _keep(self, key: K, entry: _Entry) -> None:
         if entry.extent:

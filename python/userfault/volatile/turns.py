@@ -1,4 +1,4 @@
-"""The lock of all caches, in the middle of whose work other code of the same thread may run.
+"""The lock of all caches, in the middle of whose work other code of the same thread may run; the ends of pinned blocks share it.
 
 That is finalizers that a garbage collection calls, signal handlers, the `__eq__` of keys. Such code must not wait: not for its
 own thread, nor for another one that waits for it in the middle of another cache. So there is one lock for all, and what such code
@@ -23,7 +23,8 @@ R = TypeVar("R")
 _LOCK = threading.RLock()
 _IS_ON = False
 calls: deque[Callable[[], Any]] = deque()
-"""What is still to be done in a turn. Whom no exception from outside must keep from it appends by one call, then `catch_up`."""
+"""What is still to be done in a turn. Whom no exception from outside must keep from it appends by one call, then `catch_up`; for
+a block or a lifetime `_core.Finally` does both."""
 
 
 def _begin() -> None:
