@@ -82,3 +82,27 @@ def look():
 in_threads(touch, touch, look)
 """,
     )
+
+
+@both
+def test_a_page_that_another_thread_touched_is_said_to_be_its(child, delivery):
+    """And one that the block itself touched, and caught; nothing was replaced."""
+    run(
+        child,
+        BAD
+        + f"""
+region = bad({delivery!r})
+def touch():
+    try:
+        int(region.numpy()[0])
+    except uf.PageError as error:
+        assert "Chaos" in str(error), error
+for touches in (lambda: in_threads(touch), touch):
+    try:
+        with uf.checked():
+            touches()
+        raise SystemExit("silent")
+    except uf.PageError as error:
+        assert "in another thread, or in this block" in str(error) and "replaced" not in str(error), error
+""",
+    )

@@ -62,10 +62,8 @@ pub fn show(region: &Region, page: usize, failure: &Failure) -> bool {
                 return true;
             }
             // The page is there, or the instruction asks again.
-            match (outcome, &region.offers) {
-                (Outcome::Retry, _) | (Outcome::Exists, None) => {}
-                (Outcome::Exists, Some(offers)) => offers.find(page),
-                _ => lost(region, page, outcome),
+            if !matches!(outcome, Outcome::Exists | Outcome::Retry) {
+                lost(region, page, outcome);
             }
             return false;
         }

@@ -8,6 +8,7 @@ use crate::mapping::{self, advise};
 use crate::policy::Method;
 use crate::region::Region;
 use crate::scratch::{Loan, Tally};
+use crate::source::volatile::Offers;
 use crate::source::{Cause, Extent, Latency, Patience, Reading, Scratch, SourceError, Table};
 use crate::stock::{Stock, StockSlot};
 use std::time::{Duration, Instant};
@@ -56,6 +57,10 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
         Table::Engine => region.scratch.take_or_make(region.source.latency() == Latency::MayBlock),
     };
     let range = region.unit_range(unit);
+    if region.offers.as_ref().is_some_and(|offers| offers.is_here(unit, || region.has_page(unit))) {
+        let _ = region.handle(who.table).wake(region.page_address(unit), uffd::page_size());
+        return Ok(true); // it was pinned since it was asked for
+    }
     drop_exposed(region, range.clone());
     let began = region.policy.is_watching().then(Instant::now);
     let own = (region.base + range.start, region.base + range.end);
@@ -234,7 +239,10 @@ impl Fill<'_> {
         if method == Method::Continue {
             return self.install_shared(at, buffer, padded);
         }
-        self.install(at, buffer, padded)
+        match &self.region.offers {
+            Some(offers) => self.install_volatile(at, buffer, padded, offers),
+            None => self.install(at, buffer, padded),
+        }
     }
 
     /// Recycled staging pages; fresh ones for huge units, where making them still beats copying.
@@ -293,6 +301,18 @@ impl Fill<'_> {
         })
     }
 
+    /// The same for the one page of volatile memory, of which is noted what stands there.
+    fn install_volatile(&mut self, at: usize, from: usize, bytes: usize, offers: &Offers) -> Result<(), Stop> {
+        let page = at / uffd::page_size();
+        if !offers.bring(page, || self.region.has_page(page)) {
+            let _ = self.region.handle(self.who.table).wake(self.region.page_address(page), bytes);
+            return Ok(());
+        }
+        let installed = self.install(at, from, bytes);
+        offers.brought(page, installed.is_ok());
+        installed
+    }
+
     /// Install staging pages by MOVE, and by COPY from the first that MOVE refuses; true: all of them went.
     fn install_by_move(&mut self, at: usize, from: usize, bytes: usize) -> Result<bool, Stop> {
         let handle = self.region.handle(self.who.table);
@@ -349,7 +369,7 @@ impl Fill<'_> {
                 Outcome::Exists => {
                     let there = (at + done) / page;
                     // Exposed since this fill began: a timeout, or Ctrl-C. Else it is there, or poisoned.
-                    let hidden = region.take_pattern(there, || region.hide(there));
+                    let hidden = region.make_way(there);
                     if !hidden && (region.has_page(there) || !region.lift_poison(there)) {
                         // There; or the pattern, of which its toucher is about to make a note.
                         let _ = region.handle(self.who.table).wake(address, page);

@@ -32,7 +32,7 @@ impl Region {
         if outcome == uffd::Outcome::Done {
             poisoned.insert(page, Instant::now());
             if let Some(offers) = &self.offers {
-                offers.lose(page);
+                offers.spoil(page);
             }
             self.poisoned_count.store(poisoned.len() as u64, Ordering::SeqCst);
             if poisoned.len() == 1 {
@@ -155,6 +155,11 @@ impl Region {
         wait_while(limit, || !self.exposures.is_over(begun));
     }
 
+    /// Wait until every error pattern that is there has been noted. Where pages fail all the time, for [`A_LITTLE`].
+    pub fn wait_until_noted(&self) {
+        wait_while(A_LITTLE, || self.exposures.is_busy());
+    }
+
     /// Does one of these pages show the error pattern? Waits for those who are just about to make a note of one, at most for
     /// `limit`: [`A_LITTLE`] where the caller looks at the count too, as long as it has time where nothing else would tell.
     #[must_use]
@@ -167,6 +172,18 @@ impl Region {
     pub fn hide(&self, page: usize) {
         self.forget_poison(page..page + 1);
         self.drop_page(page);
+    }
+
+    /// Something stands where bytes are to be put. If it is the error pattern, drop it; true: it was. The caller owns the unit.
+    pub fn make_way(&self, page: usize) -> bool {
+        let Some(offers) = &self.offers else { return self.take_pattern(page, || self.hide(page)) };
+        let is_pattern = offers.is_brought(page);
+        if is_pattern {
+            self.wait_until_noted(); // a note that comes later would be of the bytes
+            self.take_pattern(page, || {});
+            self.drop_bytes(page); // poison too, whose record goes when the fill is done
+        }
+        is_pattern
     }
 
     /// Pages poisoned at least `age` ago.
@@ -184,15 +201,16 @@ impl Region {
         self.poisoned_count.load(Ordering::SeqCst) > 0
     }
 
-    /// Drop one page: the caller owns its unit and knows that nothing of value stands there.
+    /// Drop one page: the caller owns its unit and knows that nothing of value stands there; of volatile memory the notes tell.
     pub fn drop_page(&self, page: usize) {
-        let drop = || {
-            let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
-        };
         match &self.offers {
-            Some(offers) => offers.drop_pattern(page, drop),
-            None => drop(),
+            Some(offers) => offers.drop_pattern(page, || self.drop_bytes(page)),
+            None => self.drop_bytes(page),
         }
+    }
+
+    fn drop_bytes(&self, page: usize) {
+        let _ = mapping::advise(self.page_address(page), uffd::page_size(), libc::MADV_DONTNEED);
     }
 
     /// Every page poisoned before this is known to be.

@@ -27,14 +27,33 @@ pub enum Page {
     Pinning = 5,
     /// The kernel took it, and the refill's bytes (and what was written since) stand there.
     Refilled = 6,
-    /// Being put in order by a pin, while a touch brings the refill's bytes: what stands there then is contents.
+    /// Being put in order by a pin, and a touch has put the refill's bytes there: what stands there is contents.
     Arrived = 7,
+    /// Offered or refilled, and somebody looks whether the kernel took it.
+    Looking = 8,
+    /// Lost, and a touch that has read the refill is putting its bytes there.
+    Bringing = 9,
+    /// Being put in order by a pin, and a touch is putting the refill's bytes there.
+    Arriving = 10,
+    /// Being put in order by a pin, which is putting bytes there just now.
+    Placing = 11,
+    /// Being put in order by a pin, and the error pattern is just being dropped.
+    Clearing = 12,
 }
 
 impl Page {
     fn from(byte: u8) -> Self {
-        use Page::{Arrived, Dropping, Lost, Offered, Pinned, Pinning, Refilled, Untouched};
-        [Untouched, Pinned, Offered, Lost, Dropping, Pinning, Refilled, Arrived][usize::from(byte)]
+        use Page::{Arrived, Arriving, Bringing, Clearing, Dropping, Looking, Lost};
+        use Page::{Offered, Pinned, Pinning, Placing, Refilled, Untouched};
+        let first = [Untouched, Pinned, Offered, Lost, Dropping, Pinning, Refilled, Arrived];
+        let rest = [Looking, Bringing, Arriving, Placing, Clearing];
+        *first.iter().chain(&rest).nth(usize::from(byte)).expect("each byte is a state's")
+    }
+
+    /// Is somebody at it, for a system call or two? Others wait.
+    fn is_busy(self) -> bool {
+        use Page::{Arriving, Bringing, Clearing, Dropping, Looking, Placing};
+        matches!(self, Dropping | Looking | Bringing | Arriving | Placing | Clearing)
     }
 }
 
@@ -84,12 +103,13 @@ impl Offers {
         self.pages[page].store(to as u8, Ordering::Release);
     }
 
-    /// The state of the first of some pages, above none, and where the pages in that state end.
+    /// The state of the first of some pages, above none, once nobody is busy with it, and where the pages in that state end.
     #[must_use]
     pub fn run(&self, pages: Range<usize>) -> (Page, usize) {
-        let state = self.pages[pages.start].load(Ordering::SeqCst);
-        let same = self.pages[pages.clone()].iter().take_while(|page| page.load(Ordering::SeqCst) == state);
-        (Page::from(state), pages.start + same.count())
+        let state = self.get_quiet(pages.start);
+        let rest = &self.pages[pages.start + 1..pages.end];
+        let same = rest.iter().take_while(|page| page.load(Ordering::SeqCst) == state as u8);
+        (state, pages.start + 1 + same.count())
     }
 
     /// From one state to another; false: it was in a third.
@@ -97,40 +117,86 @@ impl Offers {
         self.pages[page].compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Its contents are gone. Nothing happens to a page that was pinned meanwhile: it has its contents.
-    pub fn lose(&self, page: usize) -> bool {
-        self.swap(page, Page::Offered, Page::Lost) || self.swap(page, Page::Refilled, Page::Lost)
-    }
-
-    /// The error pattern is put there. Whatever a touch of it brought does not stand there any more, or never will.
-    pub fn spoil(&self, page: usize) {
-        if !self.lose(page) {
-            self.swap(page, Page::Arrived, Page::Pinning);
-        }
-    }
-
-    /// Drop what stands in a page, if that is the error pattern; a pin waits meanwhile.
-    pub fn drop_pattern(&self, page: usize, drop: impl FnOnce()) {
-        if self.swap(page, Page::Lost, Page::Dropping) {
-            drop();
-            self.set(page, Page::Lost);
-        }
-    }
-
-    /// Contents stand in a page that was noted as lost: what noted it was late. A pin says it all the same.
-    pub fn find(&self, page: usize) {
-        self.swap(page, Page::Lost, Page::Refilled);
-    }
-
-    /// The bytes of a lost page are about to be put there again.
-    fn refilled(&self, page: usize) {
+    /// The state, once nobody is busy with the page.
+    pub fn get_quiet(&self, page: usize) -> Page {
         loop {
             match self.get(page) {
-                Page::Dropping => std::thread::yield_now(),
-                from @ (Page::Offered | Page::Lost) if !self.swap(page, from, Page::Refilled) => {}
-                Page::Pinning if !self.swap(page, Page::Pinning, Page::Arrived) => {}
-                _ => return,
+                state if state.is_busy() => std::thread::yield_now(),
+                state => return state,
             }
+        }
+    }
+
+    /// The same as [`Offers::swap`], once nobody is busy with the page.
+    pub fn swap_quiet(&self, page: usize, from: Page, to: Page) -> bool {
+        while self.get_quiet(page) == from {
+            if self.swap(page, from, to) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The error pattern, or poison, was put into a page that was absent: its contents are gone. Nothing happens to one that was
+    /// pinned meanwhile: it has its contents, or will.
+    pub fn spoil(&self, page: usize) {
+        self.swap(page, Page::Offered, Page::Lost);
+    }
+
+    /// Drop what stands in a page, if that is the error pattern or poison.
+    pub fn drop_pattern(&self, page: usize, drop: impl FnOnce()) {
+        for (from, meanwhile) in [(Page::Lost, Page::Dropping), (Page::Pinning, Page::Clearing)] {
+            if self.swap_quiet(page, from, meanwhile) {
+                drop();
+                self.set(page, from);
+                return;
+            }
+        }
+    }
+
+    /// Somebody asks for a page as absent, perhaps a while ago. Is it not? What was the kernel's to take is lost then.
+    pub fn is_here(&self, page: usize, has_page: impl Fn() -> bool) -> bool {
+        loop {
+            let state = self.get_quiet(page);
+            if !matches!(state, Page::Offered | Page::Refilled) {
+                return matches!(state, Page::Untouched | Page::Pinned) && has_page();
+            }
+            if self.swap(page, state, Page::Looking) {
+                let is_here = has_page();
+                self.swap(page, Page::Looking, if is_here { state } else { Page::Lost });
+                return is_here;
+            }
+        }
+    }
+
+    /// A touch has read the refill and is about to put its bytes there; [`Offers::brought`] is the end of it. False: there is
+    /// nothing to bring.
+    pub fn bring(&self, page: usize, has_page: impl Fn() -> bool) -> bool {
+        while !self.is_here(page, &has_page) {
+            let (state, to) = match self.get_quiet(page) {
+                Page::Lost => (Page::Lost, Page::Bringing),
+                Page::Pinning => (Page::Pinning, Page::Arriving),
+                Page::Arrived => return false,
+                Page::Untouched | Page::Pinned => return true, // somebody dropped it behind our back
+                _ => continue,
+            };
+            if self.swap(page, state, to) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Is a touch bringing bytes? Then the page has none so far: what stands there is the error pattern, or poison.
+    pub fn is_brought(&self, page: usize) -> bool {
+        matches!(self.get(page), Page::Bringing | Page::Arriving)
+    }
+
+    /// They are there; or they are not, and never will.
+    pub fn brought(&self, page: usize, is_there: bool) {
+        let [refilled, arrived] = if is_there { [Page::Refilled, Page::Arrived] } else { [Page::Lost, Page::Pinning] };
+        if !self.swap(page, Page::Bringing, refilled) {
+            self.swap(page, Page::Arriving, arrived);
         }
     }
 }
@@ -167,17 +233,15 @@ impl Source for Volatile {
         self.len
     }
 
-    /// Called for absent pages only, one at a time: the unit is a page. What is volatile and absent is lost, and noted before the
-    /// refill is read: by then the page may have been pinned and unpinned again.
+    /// Called for absent pages only, one at a time: the unit is a page. Whoever calls has noted what is lost
+    /// ([`Offers::is_here`]).
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
-        let page = offset as usize / uffd::page_size();
-        self.offers.swap(page, Page::Offered, Page::Lost);
-        if matches!(self.offers.get(page), Page::Untouched | Page::Pinned) {
+        if matches!(self.offers.get(offset as usize / uffd::page_size()), Page::Untouched | Page::Pinned) {
             out.fill(0); // it was pinned since this fault began
             return Ok(());
         }
         let refill = self.offers.refill.as_ref().ok_or_else(|| SourceError::new(offset, Cause::Purged))?;
-        refill.read_into(offset, out, how).inspect(|()| self.offers.refilled(page))
+        refill.read_into(offset, out, how)
     }
 
     fn extent(&self, offset: u64, len: usize, _how: &mut Reading<'_>) -> Extent {
@@ -242,8 +306,24 @@ mod tests {
         source.offers.set(1, Page::Offered);
         let error = read_plainly(&source, page as u64, &mut out).unwrap_err();
         assert_eq!(error, SourceError::new(page as u64, Cause::Purged));
-        assert_eq!(source.offers.get(1), Page::Lost);
         assert_eq!(source.offers.pages.len(), 4);
+    }
+
+    #[test]
+    fn what_was_offered_is_lost_once_it_is_seen_to_be_absent() {
+        let offers = Offers::new(1, None);
+        for (state, then) in [
+            (Page::Untouched, Page::Untouched),
+            (Page::Pinned, Page::Pinned),
+            (Page::Offered, Page::Lost),
+            (Page::Refilled, Page::Lost),
+        ] {
+            offers.set(0, state);
+            assert!(offers.is_here(0, || true), "{state:?}");
+            assert_eq!(offers.get(0), state);
+            assert!(!offers.is_here(0, || false), "{state:?}");
+            assert_eq!(offers.get(0), then);
+        }
     }
 
     #[test]
@@ -251,22 +331,40 @@ mod tests {
         let page = uffd::page_size();
         let refill = Arc::new(crate::source::zero::Zero::new(page as u64));
         let source = Volatile::new(page as u64, Some(refill.clone())).unwrap();
-        source.offers.set(0, Page::Offered);
+        source.offers.set(0, Page::Lost);
         read_plainly(&source, 0, &mut vec![1; page]).unwrap();
-        assert_eq!(source.offers.get(0), Page::Refilled);
+        for (is_there, then) in [(false, Page::Lost), (true, Page::Refilled)] {
+            assert!(source.offers.bring(0, || false) && source.offers.is_brought(0));
+            source.offers.brought(0, is_there);
+            assert_eq!(source.offers.get(0), then);
+        }
+        assert!(!source.offers.bring(0, || true));
         assert!(Volatile::new(page as u64 + 1, Some(refill)).is_err());
     }
 
     #[test]
     fn only_the_pattern_of_a_lost_page_is_dropped() {
         let offers = Offers::new(1, None);
-        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Refilled, Page::Pinning, Page::Arrived] {
+        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Refilled, Page::Arrived] {
             offers.set(0, state);
             offers.drop_pattern(0, || panic!("{state:?} holds somebody's bytes"));
         }
-        offers.set(0, Page::Lost);
-        let mut dropped = false;
-        offers.drop_pattern(0, || dropped = offers.get(0) == Page::Dropping);
-        assert!(dropped && offers.get(0) == Page::Lost);
+        for (state, meanwhile) in [(Page::Lost, Page::Dropping), (Page::Pinning, Page::Clearing)] {
+            offers.set(0, state);
+            let mut dropped = false;
+            offers.drop_pattern(0, || dropped = offers.get(0) == meanwhile);
+            assert!(dropped && offers.get(0) == state);
+        }
+    }
+
+    #[test]
+    fn a_pin_hears_whether_a_touch_brought_its_page() {
+        let offers = Offers::new(1, None);
+        for (is_there, then) in [(false, Page::Pinning), (true, Page::Arrived)] {
+            offers.set(0, Page::Pinning);
+            assert!(offers.bring(0, || false) && offers.get(0) == Page::Arriving);
+            offers.brought(0, is_there);
+            assert_eq!(offers.get(0), then);
+        }
     }
 }

@@ -54,12 +54,10 @@ impl<'a> Memory<'a> {
         joined(claimed)
     }
 
-    /// A page that is just being rid of the error pattern is waited for.
     fn claim_page(self, page: usize, states: &[Page]) -> bool {
         loop {
-            match self.offers.get(page) {
+            match self.offers.get_quiet(page) {
                 state if !states.contains(&state) => return false,
-                Page::Dropping => std::thread::yield_now(),
                 state if self.offers.swap(page, state, Page::Pinning) => return true,
                 _ => {}
             }
@@ -70,15 +68,12 @@ impl<'a> Memory<'a> {
     /// brought meanwhile have them.
     pub(super) fn leave_lost(self, runs: &[Range<usize>]) {
         for page in runs.iter().cloned().flatten() {
-            match self.offers.get(page) {
-                Page::Arrived => self.answered(page, Page::Refilled),
-                // A touch that would bring it meanwhile waits, or has.
-                Page::Pinning if self.offers.swap(page, Page::Pinning, Page::Dropping) => {
-                    let _ = self.drop_pages(page..page + 1);
-                    self.offers.set(page, Page::Lost);
-                }
-                Page::Pinning => self.answered(page, Page::Refilled),
-                _ => {}
+            self.offers.swap(page, Page::Placing, Page::Pinning); // where it failed, or other pages did
+            if self.offers.swap_quiet(page, Page::Pinning, Page::Dropping) {
+                let _ = self.drop_pages(page..page + 1);
+                self.offers.set(page, Page::Lost);
+            } else if self.offers.get(page) == Page::Arrived {
+                self.answered(page, Page::Refilled);
             }
         }
     }
@@ -146,15 +141,20 @@ impl<'a> Memory<'a> {
         let mut how = Reading::plain(&mut scratch);
         refill.read_into(offset as u64, &mut out[..wanted], &mut how).map_err(|error| self.failed(error))?;
         out[wanted..].fill(0);
+        if !self.offers.swap_quiet(page, Page::Pinning, Page::Placing) {
+            return Ok(()); // a touch has brought the same bytes meanwhile, and perhaps written to them since
+        }
         let handle = self.region.handle(Table::Application);
-        self.install(page..page + 1, |start, bytes| match handle.copy(start, from, bytes, CopyMode::NONE) {
-            // A touch brought the same bytes meanwhile, and perhaps wrote to them since. Else it is an error pattern.
-            Outcome::Exists if self.offers.get(page) == Page::Arrived => Outcome::Done,
-            outcome => outcome,
-        })
+        let installed = self.install(page..page + 1, |start, bytes| handle.copy(start, from, bytes, CopyMode::NONE));
+        installed.inspect_err(|_| self.offers.set(page, Page::Pinning))
     }
 
+    /// Zeros in pages that are claimed, or nobody's yet.
     pub(super) fn zero(self, pages: Range<usize>) -> Result<(), Error> {
+        for page in pages.clone() {
+            let claimed = [Page::Pinning, Page::Arrived];
+            let _ = claimed.iter().any(|state| self.offers.swap_quiet(page, *state, Page::Placing));
+        }
         let handle = self.region.handle(Table::Application);
         self.install(pages, |start, bytes| handle.zeropage(start, bytes, Wake::Yes))
     }
@@ -167,7 +167,10 @@ impl<'a> Memory<'a> {
         while at < pages.end {
             let bytes = (pages.end - at) * size;
             match step(self.region.page_address(at), bytes) {
-                Outcome::Exists if tries < TRIES => self.drop_pages(at..at + 1)?,
+                Outcome::Exists if tries < TRIES => {
+                    self.region.wait_until_noted(); // what is noted later would be said of the page's contents
+                    self.drop_pages(at..at + 1)?;
+                }
                 Outcome::Retry if tries < TRIES => std::thread::yield_now(),
                 outcome => match outcome.bytes(bytes) {
                     0 => {
@@ -190,11 +193,11 @@ impl<'a> Memory<'a> {
             .map_err(|errno| Error::Os { what: format!("dropping {} lost pages", run.len()), errno })
     }
 
-    /// A claimed page has its contents.
+    /// A claimed page has its contents. Noted first: who has the lock of the poisoned pages may wait for that.
     pub(super) fn answered(self, page: usize, now: Page) {
+        self.offers.set(page, now);
         self.region.exposed.remove(page);
         self.region.forget_poison(page..page + 1);
-        self.offers.set(page, now);
         self.settled(page);
     }
 }

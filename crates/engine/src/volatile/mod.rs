@@ -116,12 +116,7 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
         drop(gate);
         wait.pause(pages.start, "waiting for threads that touch the same volatile memory")?;
     };
-    // In this order: what a touch brings after it was claimed is no longer half-filled.
-    let claimed = memory.claim(pages.clone(), &[Page::Lost, Page::Dropping]);
-    let half_filled = memory.claim_half_filled(pages.clone()).inspect_err(|_| memory.leave_lost(&claimed))?;
-    let mut absent: Vec<usize> = claimed.into_iter().flatten().chain(half_filled).collect();
-    absent.sort_unstable();
-    let absent = joined(absent.into_iter().map(|page| page..page + 1));
+    let absent = memory.claim(pages.clone(), &[Page::Lost]);
     let offered = memory.all_in(pages.clone(), Page::Offered);
     let mut lost = memory.all_in(pages.clone(), Page::Refilled);
     offered.iter().for_each(|page| memory.offers.settle(*page, Page::Pinned));
@@ -147,7 +142,7 @@ pub fn discard(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
     let _gate = memory.gate_for(&pages, &mut Wait::new(region, &mut || false))?;
-    let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Dropping, Page::Refilled];
+    let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Refilled];
     let runs = memory.claim(pages, &all);
     let empty = |run: &Range<usize>| memory.drop_pages(run.clone()).and_then(|()| memory.zero(run.clone()));
     if let Err(error) = runs.iter().try_for_each(empty) {
@@ -169,12 +164,12 @@ pub fn page_states(region: &Region) -> Result<Vec<u8>, Error> {
     memory.note_written(pages.clone())?;
     memory.note_holes(pages.clone())?;
     region.settle_poison();
-    let told = |page| match memory.offers.get(page) {
+    let told = |page| match memory.offers.get_quiet(page) {
         Page::Untouched => 0,
         Page::Pinned => 1,
         Page::Offered => 2,
-        Page::Lost | Page::Dropping | Page::Pinning | Page::Arrived => 3,
         Page::Refilled => 4,
+        _ => 3,
     };
     Ok(pages.map(told).collect())
 }
@@ -203,7 +198,7 @@ impl Memory<'_> {
     /// Those that are still in the first of the two states.
     fn swap_all(self, pages: &[usize], from: Page, to: Page) {
         for page in pages {
-            self.offers.swap(*page, from, to);
+            self.offers.swap_quiet(*page, from, to);
         }
     }
 
@@ -308,13 +303,6 @@ impl Memory<'_> {
             return true;
         }
         !self.region.exposures.is_busy()
-    }
-
-    /// Refilled pages that are absent, because their fill is not over or failed, are lost as others are; but it may come yet.
-    fn claim_half_filled(self, pages: Range<usize>) -> Result<Vec<usize>, Error> {
-        let refilled = self.span(pages, Page::Refilled);
-        let absent = refilled.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?;
-        Ok(absent.into_iter().flatten().filter(|page| self.offers.swap(*page, Page::Refilled, Page::Arrived)).collect())
     }
 
     fn advise(self, run: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
