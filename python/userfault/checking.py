@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from userfault import _core
-from userfault.errors import OptionError, PageError, RegionClosedError, UserFault
+from userfault.errors import OptionError, PageError, RegionClosedError, UserFault, of_block
 from userfault.region import Region, refresh_handlers
 
 __all__ = ["checked"]
@@ -71,6 +71,6 @@ class checked:
         _core.rearm_failed()
         if isinstance(error, PageError | UserFault):
             return
-        failure = _core.noted_failure()
+        failure = of_block(_core.noted_failure())
         _core.drop_pending_error()
         raise failure from error

@@ -114,6 +114,10 @@ class UserFault(UserfaultError, OSError):
 
 _Taken: TypeAlias = tuple[str, int, int | None, str, int, type[BaseException], BaseException | None]
 _REPLACED = "the details were replaced by those of later failures"
+_ELSEWHERE = (
+    "its exception, which says which page, was raised where that was touched: in another thread, or in this block, where it "
+    "was caught"
+)
 
 
 def _cause(noted: _Taken) -> BaseException | str:
@@ -169,6 +173,17 @@ def failure_of(noted: _Taken | None, resolver_raised: BaseException | None = Non
         fault.__cause__ = resolver_raised if resolver_raised is not None else fault.__cause__
         return fault
     return (PagePurged if class_ is PagePurged else PageError)(source, offset, _cause(noted))
+
+
+def of_block(failure: BaseException) -> BaseException:
+    """The exception of a block in which a page failed, of which nothing may be noted for the thread that leaves the block.
+
+    Args:
+        failure: As `failure_of` made it.
+    """
+    if isinstance(failure, PageError) and failure.cause is _REPLACED:
+        return PageError("a page failed during this block", None, _ELSEWHERE)
+    return failure
 
 
 def surfacing(class_: type[BaseException]) -> type[BaseException]:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "map"]
 
+_WORDS = {
+    "delivery": "'thread', 'signal' or 'process'",
+    "mode": "'r' or 'c'",
+    "on_error": "'raise' or 'abort'",
+    "on_pager_death": "'restart', 'poison' or 'abort'",
+}
+
 
 def map(
     source: Source | str | os.PathLike[str] | Buffer,
@@ -82,6 +89,7 @@ def map(
         >>> bytes(memoryview(region)[:4])
         b'lazy'
     """
+    _check_words(delivery=delivery, mode=mode, on_error=on_error, on_pager_death=on_pager_death)
     if fork != "deny":
         raise OptionError(f"fork={fork!r}: must be 'deny'")
     if fallback not in (None, "eager"):
@@ -106,6 +114,13 @@ def map(
     if pager is not None:
         return _open_in_pager(source_of(source), options, pager)
     return open_region(source_of(source), options)
+
+
+def _check_words(**given: object) -> None:
+    """Which words there are, the native half says; of what is no text at all it does not say which argument it was."""
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise OptionError(f"{name}={value!r}: must be {_WORDS[name]}")
 
 
 def _open_in_pager(source: Source, options: Options, pager: Pager | None = None) -> Region:

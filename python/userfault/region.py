@@ -373,7 +373,10 @@ class Region(_core.NativeRegion):
     def _range_of_view(self, view: Buffer) -> tuple[int, int]:
         import numpy as np
 
-        low, high = np.lib.array_utils.byte_bounds(np.asarray(view))
+        try:
+            low, high = np.lib.array_utils.byte_bounds(np.asarray(memoryview(view)))
+        except TypeError:
+            raise OptionError(f"{view!r}: a slice of bytes, a view of this region, or None is wanted") from None
         if not self.address <= low <= high <= self.address + self.nbytes:
             raise OptionError("that view does not lie in this region")
         return low - self.address, high - self.address

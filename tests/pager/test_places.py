@@ -1,4 +1,4 @@
-"""Relative names and modules mean in a pager what they mean here."""
+"""Relative names, modules and variables mean in a pager what they mean here."""
 
 from __future__ import annotations
 
@@ -46,3 +46,28 @@ os.mkdir("gone"), os.chdir("gone"), os.rmdir("../gone")
 assert bytes(memoryview(uf.map(uf.Bytes(b"M" * 4096), delivery="process"))[:1]) == b"M"
 """
     child(code, args=[tmp_path]).check()
+
+
+def test_a_variable_that_was_set_since_is_there_in_another_pager(child):
+    """Credentials, say: the shared pager is another one when the environment is; the one before goes on for its regions."""
+    code = f"""{PROLOGUE}
+class Variable(uf.Source):
+    length = 8192
+    def read_into(self, offset, buffer):
+        buffer[:] = os.environ.get("TOKEN", "-").encode() * len(buffer)
+def said(region, at=0):
+    return bytes(memoryview(region)[at : at + 1])
+first = uf.map(Variable(), delivery="process", unit=4096)
+assert said(first) == b"-"
+os.environ["TOKEN"] = "1"
+second = uf.map(Variable(), delivery="process")
+assert second.pager is not first.pager and said(second) == b"1"
+assert uf.map(Variable(), delivery="process").pager is second.pager
+assert said(first, 4096) == b"-"
+del os.environ["TOKEN"]
+third = uf.map(Variable(), delivery="process")
+assert third.pager is not second.pager and said(third) == b"-"
+os.environb[b"ODD"] = b"\\xff"
+assert uf.map(Variable(), delivery="process").pager is not third.pager
+"""
+    child(code).check()

@@ -7,7 +7,7 @@ import pytest
 
 import userfault as uf
 from userfault.sources import Fsspec, remote_of, source_of
-from userfault.sources.remote import without_secrets
+from userfault.sources.remote import masked, without_secrets
 
 PAGE = 4096
 
@@ -119,6 +119,42 @@ def test_a_scheme_that_nobody_knows_is_refused():
         source_of("nonsense://host/path")
 
 
+@pytest.mark.parametrize("scheme", ["http", "redis", "s3", "file"])
+def test_a_url_with_no_server_in_it_is_refused(scheme):
+    """By its name, without the password."""
+    pytest.importorskip("fsspec")
+    with pytest.raises(uf.OptionError, match=r"'(file://|\w+://…@)\[bad/x' is no URL"):
+        source_of(f"{scheme}://{'' if scheme == 'file' else 'me:secret@'}[bad/x")
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FTPFileSystem")  # which never had a connection to close
+@pytest.mark.parametrize(("url", "error"), [("ftp://me:secret@127.0.0.1:9/x", uf.StoreError), ("ftp:///x", uf.OptionError)])
+def test_a_filesystem_that_connects_when_it_is_made_names_its_url(url, error):
+    """Where there is no server, or none was given."""
+    pytest.importorskip("fsspec")
+    with pytest.raises(error, match=r"ftp://(…@127.0.0.1:9)?/x"):
+        source_of(url)
+
+
+@pytest.mark.kernel
+def test_a_file_in_memory_is_not_in_the_pager(child):
+    """The error says so, and what does read it."""
+    pytest.importorskip("fsspec")
+    code = """
+        import fsspec
+        import userfault as uf
+        fsspec.filesystem("memory").pipe("/a", b"x" * 9000)
+        try:
+            uf.map("memory://a", delivery="process").read(0, 4)
+        except uf.PageError as error:
+            print(error)
+        """
+    said = child(code).check().stdout
+    assert "StoreMissing: memory://a" in said
+    assert "belongs to one process" in said
+    assert "delivery='thread'" in said
+
+
 def test_an_object_that_is_not_there_is_file_not_found(web_server):
     """As a path that is not there is."""
     pytest.importorskip("obstore")
@@ -217,6 +253,12 @@ def test_a_key_that_obstore_would_change_is_refused(key):
 def test_a_password_is_not_shown(url, shown):
     """Nor part of one that has an @ or a / in it; ports and paths are."""
     assert without_secrets(url) == shown
+
+
+def test_a_password_in_a_text_is_not_shown():
+    """Whatever stands around the URL."""
+    said = "HEAD http://me:secret@host:80/x?sig=secret in 2ms (<a>ftp://a:secret@b/c</a>), s3://bucket/a@b"
+    assert masked(said) == "HEAD http://…@host:80/x?… in 2ms (<a>ftp://…@b/c</a>), s3://bucket/a@b"
 
 
 def test_urls_that_look_alike_are_told_apart():

@@ -114,7 +114,16 @@ def test_a_server_that_tells_no_version_is_refused(web_server, data, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket", "s3:///key", "ftp://host/path", "https://host", "https://host/path?query", "s3://bucket/key#part"]
+    "url",
+    [
+        "s3://bucket",
+        "s3:///key",
+        "ftp://host/path",
+        "https://host",
+        "https://host/path?query",
+        "https://me@host/path",
+        "s3://bucket/key#part",
+    ],
 )
 def test_a_url_that_names_no_object_is_refused(url):
     """With a word on how it should look, or what else to use."""
@@ -123,11 +132,13 @@ def test_a_url_that_names_no_object_is_refused(url):
 
 
 def test_options_that_do_not_fit_are_refused():
-    """A path with a URL, a store without one, times that make no sense."""
+    """A path with a URL, a store without one, what is neither, times that make no sense."""
     store = obstore.store.MemoryStore()
     for arguments, options in [
         (("s3://bucket/key", "path"), {}),
         ((store,), {}),
+        ((5,), {}),
+        ((5, "a"), {}),
         ((store, "a"), {"region": "x"}),
         ((store, "a"), {"deadline": 0}),
         ((store, "a"), {"attempts": 0}),

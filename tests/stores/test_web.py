@@ -7,12 +7,14 @@ import os
 import tarfile
 import threading
 import time
+import traceback
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 import userfault as uf
-from userfault.sources import native
+from userfault.sources import native, remote_of
 
 pytest.importorskip("aiohttp")
 fsspec = pytest.importorskip("fsspec")
@@ -187,6 +189,63 @@ def test_a_path_is_sent_as_it_is(server, data, monkeypatch):
     assert asked == ["/a%2Fb", "/folder/"]
 
 
+def with_password(server):
+    """The URL of the same file for somebody; without a query, which alone would have it go to Fsspec."""
+    return server.url.replace("http://", "http://me:hunter2@").partition("?")[0]
+
+
+def test_a_user_and_password_of_a_url_are_sent(server, data):
+    """In every request, and by nobody who would leave them out."""
+    opened = native(remote_of(with_password(server)))
+    assert read(opened, PAGE, 2 * PAGE) == data[PAGE : 2 * PAGE]
+    assert [method for method, _ in server.seen] == ["HEAD", "GET"]
+    assert {headers["Authorization"] for _, headers in server.seen} == {"Basic bWU6aHVudGVyMg=="}
+
+
+def test_a_password_that_is_refused_is_not_shown(server, monkeypatch):
+    """Nowhere in what a traceback shows."""
+    monkeypatch.setattr(Handler, "do_HEAD", lambda self: self.answer(401, 0, {}))
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.answer(401, 0, {}))
+    with pytest.raises(uf.StoreError, match="401") as caught:
+        native(remote_of(with_password(server)))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_obstore_does_not_show_a_password_either(server, monkeypatch):
+    """Of a store that somebody made of such a URL."""
+    store = pytest.importorskip("obstore").store.HTTPStore.from_url(
+        with_password(server).removesuffix("/file"), client_options={"allow_http": True}
+    )
+    monkeypatch.setattr(Handler, "do_HEAD", lambda self: self.answer(401, 0, {}))
+    source = uf.Blob(store, "file")
+    with pytest.raises(uf.StoreError, match="401") as caught:
+        native(source)
+    assert "…@127.0.0.1" in str(caught.value)
+    for text in ("".join(traceback.format_exception(caught.value)), repr(source), source.place()):
+        assert "hunter2" not in text
+
+
+def test_a_server_that_refuses_head_does_not_lack_the_file(server, data, monkeypatch):
+    """Blob says who does without; Fsspec does."""
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(Handler, "do_HEAD", lambda self: self.answer(405, 0, {}))
+    url = server.url.partition("?")[0]
+    with pytest.raises(uf.StoreError, match=r"refuses HEAD requests; Fsspec\(url\)") as caught:
+        native(uf.Blob(url))
+    assert not isinstance(caught.value, uf.StoreMissing)
+    monkeypatch.setattr(Handler, "do_GET", whole_or_range)
+    assert read(native(uf.Fsspec(url)), PAGE, 2 * PAGE) == data[PAGE : 2 * PAGE]
+
+
+def whole_or_range(handler, ranges=Handler.do_GET):
+    """A GET that looks is one without a range."""
+    if "Range" in handler.headers:
+        ranges(handler)
+    else:
+        handler.answer(200, len(handler.server.data), HEADERS)
+        handler.wfile.write(handler.server.data)
+
+
 def archive(path, content):
     with tarfile.open(path, "w") as file:
         member = tarfile.TarInfo("w.bin")
@@ -220,3 +279,13 @@ def test_an_option_in_memory_is_of_this_process(tmp_path):
     assert f"process {os.getpid()}" in uf.Fsspec("tar://w.bin", fo="/a.tar", target_protocol="memory").identity
     assert f"process {os.getpid()}" in uf.Fsspec("tar://w.bin::memory://a.tar").identity
     assert "process" not in uf.Fsspec("tar://w.bin", fo=str(tmp_path / "a.tar")).identity
+
+
+def test_a_member_of_a_zip_file_is_read_once_it_may_have_no_version(tmp_path):
+    """The error says how; no URL can."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("w.bin", b"A" * PAGE)
+    url = f"zip://w.bin::file://{tmp_path}/a.zip"
+    with pytest.raises(uf.StoreError, match=r"Fsspec\(url, unversioned=True\)"):
+        native(uf.Fsspec(url))
+    assert read(native(uf.Fsspec(url, unversioned=True)), 0, PAGE) == b"A" * PAGE

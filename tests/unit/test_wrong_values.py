@@ -27,6 +27,19 @@ class Lengthy(uf.Source):
         raise AssertionError
 
 
+class Forgetful(uf.sources.RemoteSource):
+    """Is never made ready."""
+
+    def __init__(self):
+        pass
+
+    def look(self):
+        raise AssertionError
+
+    def get(self, version, start, stop):
+        raise AssertionError
+
+
 @pytest.mark.parametrize("error", [TypeError("inside"), AttributeError("inside"), KeyError("inside")])
 def test_what_the_code_of_a_length_raises_is_not_hidden(error):
     """It is not as if there was no length."""
@@ -77,6 +90,13 @@ def test_what_the_code_of_a_length_raises_is_not_hidden(error):
         (lambda: Options(timeout=float("nan")), "timeout=nan: must be finite"),
         (lambda: uf.map(b"x", on_pager_death="poison"), "on_pager_death: only delivery='process'"),
         (lambda: uf.map(b"x", pager=5), "pager: only delivery='process'"),
+        (lambda: uf.map(b"x", delivery=None), "delivery=None: must be 'thread', 'signal' or 'process'"),
+        (lambda: uf.map(b"x", mode=5), "mode=5: must be 'r' or 'c'"),
+        (lambda: uf.pager.Pager(user=5), "user=5: must be the name of a user"),
+        (lambda: uf.pager.Pager(sandbox="no"), "sandbox='no': must be True or False"),
+        (lambda: uf.Fsspec(5), "Fsspec: the url must be a text, and is of type int"),
+        (lambda: uf.Redis(5), "Redis: the url must be a text, and is of type int"),
+        (lambda: uf.map(Forgetful()), r"Forgetful.__init__ must call super\(\).__init__\(url\)"),
         (lambda: uf.sources.Computed(max, 5, "3i4"), "is an array itself"),
         (lambda: uf.map(Lengthy(None)), "Lengthy.length: must be a number of bytes, and is of type NoneType"),
         (lambda: uf.VolatileCache(0), "maxsize=0: must be from 1 to"),

@@ -106,6 +106,12 @@ fn map_aligned(bytes: usize, file: Option<RawFd>) -> Result<usize, Error> {
     Ok(base)
 }
 
+/// Nobody may touch these bytes any more: a touch is SIGSEGV, EFAULT in a system call.
+pub fn forbid(address: usize, bytes: usize) {
+    // SAFETY: the caller's own mapping, which no reference points into.
+    unsafe { libc::mprotect(address as *mut libc::c_void, bytes, libc::PROT_NONE) };
+}
+
 /// Give address space back. For ranges of our own only.
 pub fn unmap(start: usize, bytes: usize) {
     if bytes > 0 {

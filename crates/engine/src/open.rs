@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use uffd::{Features, Handle, OpenOptions, RegisterModes, Userfaultfd};
 
 /// Fault descriptors; regions are spread over them. Each has a reader from its first region on, which follows its toucher: as
+/// How long a close waits for those who use the region before it asks who keeps it.
+const AT_ONCE: Duration = Duration::from_millis(2);
 /// many touchers as lanes have one to themselves.
 const LANES: usize = 16;
 /// Workers that fill one range ahead, at most: a prefetch never has them all.
@@ -300,9 +302,16 @@ impl Owned {
                 leave(Box::new(Owned { pin: Some(pin), pager: None, engine, generation: fork::generation() }));
             }));
         }
-        let (base, mapped) = (pin.base, pin.mapped);
+        let (base, mapped, handle) = (pin.base, pin.mapped, pin.handles.engine);
         let retired = engine.table.retire(pin, base, mapped);
-        match engine.table.reclaim(retired, Duration::from_secs(2)) {
+        let reclaimed = engine.table.reclaim(retired, AT_ONCE).or_else(|retired| {
+            // Who copies from it (`Region.read`) may wait in the kernel for a page that left meanwhile, and nobody brings it now:
+            // he gets EFAULT. There are no views, so nobody else can.
+            mapping::forbid(base, mapped);
+            let _ = engine.root.run(move || handle.wake(base, mapped));
+            engine.table.reclaim(retired, Duration::from_secs(2))
+        });
+        match reclaimed {
             Ok(region) => drop(engine.root.run(move || take_down(engine, region))),
             // Where no thread can be started the region stays mapped: nobody can reach it any more.
             Err(retired) => drop(engine.root.spawn("userfault-reap", move || {

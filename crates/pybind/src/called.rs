@@ -92,6 +92,12 @@ impl Reader {
 }
 
 fn wrong_answer(answer: &Bound<'_, PyAny>, length: usize) -> PyErr {
+    if answer.hasattr("__await__").unwrap_or(false) {
+        let _ = answer.call_method0("close"); // else Python warns that nobody awaited it
+        return PyTypeError::new_err(
+            "read_into returned a coroutine: make it `async def read_into`, then it is awaited",
+        );
+    }
     let given = answer.repr().map_or_else(|_| "something odd".into(), |text| text.to_string());
     PyTypeError::new_err(format!(
         "read_into must return None (the buffer is full) or how many bytes it filled, at most {length}; it returned {given}"

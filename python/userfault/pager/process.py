@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -129,17 +129,24 @@ class _Home:
     pid: int
     directory: str | None
     path: list[str]
+    environment: dict[bytes, bytes] = field(repr=False)  # it may have secrets in it
 
     @staticmethod
     def now() -> _Home:
         try:
-            return _Home(os.getpid(), os.getcwd(), _import_path())
+            return _Home(os.getpid(), os.getcwd(), _import_path(), _variables())
         except FileNotFoundError:
-            return _Home(os.getpid(), None, [])
+            return _Home(os.getpid(), None, [], {})
 
     def is_as(self, before: _Home) -> bool:
-        """In a directory that was removed no relative name means anything."""
+        """In a directory that was removed no relative name means anything, and no pager can be started there."""
         return self == before or (self.pid == before.pid and self.directory is None)
+
+
+def _variables() -> dict[bytes, bytes]:
+    """The environment as it is now, though another thread may take variables out of it meanwhile."""
+    found = ((name, os.environb.get(name)) for name in list(os.environb))
+    return {name: value for name, value in found if value is not None}
 
 
 def _import_path() -> list[str]:
@@ -156,7 +163,8 @@ def default_pager() -> Pager:
 
     Returns:
         A pager that may serve: another one than before where that is gone, or where this process has gone to another working
-        directory or imports from elsewhere since, as relative names in a source would mean something else there.
+        directory, imports from elsewhere or has other environment variables since: relative names in a source would mean
+        something else there, and credentials that were set since would not be there.
 
     Raises:
         RefusedError: As `Pager`.
@@ -187,6 +195,8 @@ def _socket_at(path: str | os.PathLike[str]) -> str:
 def _isolation(user: str | None, sandbox: bool) -> list[bytes]:
     """As arguments of the program: no pager can change what the next one is started with."""
     _check_known(user)
+    if not isinstance(sandbox, bool):
+        raise OptionError(f"sandbox={sandbox!r}: must be True or False")
     words = [] if user is None else [b"--user", os.fsencode(user)]
     return [*words, b"--sandbox"] if sandbox else words
 
@@ -194,6 +204,8 @@ def _isolation(user: str | None, sandbox: bool) -> list[bytes]:
 def _check_known(user: str | None) -> None:
     if user is None:
         return
+    if not isinstance(user, str):
+        raise OptionError(f"user={user!r}: must be the name of a user, as a text, or None")
     import pwd
 
     try:
@@ -215,7 +227,7 @@ def _arguments() -> list[bytes]:
 def _environment() -> list[bytes]:
     """Ours; and the pager must find this package before it is told where the owner looks for modules."""
     home = os.fsencode(Path(__file__).resolve().parents[2])
-    ours = dict(os.environb)
+    ours = _variables()
     if sys.flags.ignore_environment:  # -E or -I: whoever sets variables has no say here, and so not there
         ours = {name: value for name, value in ours.items() if not name.startswith(b"PYTHON")}
     before = ours.get(b"PYTHONPATH")

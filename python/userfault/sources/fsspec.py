@@ -10,9 +10,9 @@ from datetime import date, timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from userfault.errors import OptionError, StoreError, StoreMissing
+from userfault.errors import OptionError, StoreError, StoreMissing, shown
 from userfault.sources import web
-from userfault.sources.remote import RemoteSource, Version, needed
+from userfault.sources.remote import RemoteSource, Version, masked, needed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -57,7 +57,8 @@ class Fsspec(RemoteSource):
         **options: For the filesystem, as `fsspec.filesystem` takes them.
 
     Raises:
-        OptionError: fsspec, or the plugin that the URL needs, is not installed.
+        OptionError: fsspec, or the plugin that the URL needs, is not installed; the URL or an option makes no sense to it.
+        StoreError: The filesystem connects to its server at once, and cannot.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Fsspec(RemoteSource):
         super().__init__(url, deadline=deadline, attempts=attempts, unit=unit, unversioned=unversioned)
         self._address = url
         self.options = options
+        self._made_in = os.getpid()
         self.filesystem, self.path = self._opened()
 
     def look(self) -> Version:
@@ -122,7 +124,7 @@ class Fsspec(RemoteSource):
     def place(self) -> str:
         """See `RemoteSource.place`: with other options it may be another file. A hash of them: a password may be among them."""
         told = _told(self.options) or ""
-        here = f" in process {os.getpid()}" if _MEMORY.search(f"{self._address} {told}") else ""
+        here = f" in process {os.getpid()}" if self._is_in_memory() else ""
         return f"{super().place()} {hashlib.sha256(told.encode()).hexdigest()}{here}"
 
     def _opened(self) -> tuple[Any, str]:
@@ -130,15 +132,22 @@ class Fsspec(RemoteSource):
         try:
             options = web.patient(self._address, self.deadline, self.options)
             filesystem, path = fsspec.core.url_to_fs(self._address, **options)
-        except ImportError as missing:
-            raise OptionError(f"{self.url!r}: {missing}") from None
-        except ValueError as error:
-            raise OptionError(f"{self.url!r}: {error}") from None
+        except (ImportError, ValueError, TypeError) as error:
+            raise OptionError(f"{self.url!r}: {self._said(error)}") from None
+        except Exception as error:  # of filesystems that connect to their server when they are made
+            raise self._meaning(error) from self._shown(error)
         return filesystem, path
+
+    def _is_in_memory(self) -> bool:
+        return _MEMORY.search(f"{self._address} {_told(self.options) or ''}") is not None
+
+    def _said(self, error: Exception) -> str:
+        """What an exception says, without what the URL is not to show."""
+        return masked((shown(error) or type(error).__name__).replace(self._address, self.url))
 
     def _shown(self, error: Exception) -> Exception | None:
         """As a cause: not where its text has in it what the URL's is not to show."""
-        return None if self.url != self._address and self._address in str(error) else error
+        return error if self._said(error) == (shown(error) or type(error).__name__) else None
 
     def _meaning(self, error: Exception) -> StoreError:
         if isinstance(error, StoreError):
@@ -148,8 +157,13 @@ class Fsspec(RemoteSource):
         status = web.of_status(self.url, error)
         if status is not None:
             return status
-        reason = (str(error) or type(error).__name__).replace(self._address, self.url)
+        reason = self._said(error)
         if isinstance(error, FileNotFoundError):
+            if self._made_in != os.getpid() and self._is_in_memory():
+                reason = (
+                    f"{reason}: what is in memory belongs to one process, {self._made_in}, and this is {os.getpid()}: "
+                    "delivery='thread' reads it where it is"
+                )
             return StoreMissing(self.url, reason)
         passing = isinstance(error, OSError) and not isinstance(error, PermissionError | IsADirectoryError)
         return StoreError(self.url, reason, transient=passing or type(error).__module__.startswith("aiohttp"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from userfault.errors import OptionError
 from userfault.sources.base import Source
@@ -62,15 +62,16 @@ def remote_of(url: str) -> RemoteSource:
 
     Args:
         url: "s3://…", "gs://…", "az://…", "https://…": a Blob; "redis://…": Redis; any other: Fsspec, and so are web pages with
-            a query or a path that obstore would not send as it is.
+            a user, a query or a path that obstore would not send as it is.
 
     Raises:
         OptionError: It names nothing; the library for it is not installed.
     """
     from userfault.sources import objects, redis
     from userfault.sources.fsspec import Fsspec
+    from userfault.sources.remote import parts_of
 
-    parts = urlsplit(url)
+    parts = parts_of(url)
     if parts.scheme in redis.SCHEMES:
         return redis.Redis(url)
     if parts.scheme in objects.SCHEMES and "::" not in url and not objects.has_more(parts):
@@ -79,9 +80,9 @@ def remote_of(url: str) -> RemoteSource:
 
 
 def _path_of(url: str) -> str:
-    from userfault.sources.remote import without_secrets
+    from userfault.sources.remote import parts_of, without_secrets
 
-    parts = urlsplit(url)
+    parts = parts_of(url)
     if parts.netloc not in ("", "localhost"):
         raise OptionError(f"{without_secrets(url)!r}: is on another machine; a path of this one begins with file:///")
     if parts.query or parts.fragment:

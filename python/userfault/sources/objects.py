@@ -6,10 +6,10 @@ import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 from userfault.errors import OptionError, StoreError, StoreMissing
-from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
+from userfault.sources.remote import RemoteSource, Version, masked, needed, parts_of, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -32,6 +32,8 @@ _PLACES = (
 )
 #: Requests that obstore makes for credentials when nobody gave it any, or where those given have to be exchanged.
 _FOR_CREDENTIALS = ("/latest/api/token", "/latest/meta-data/", "Error performing token request")
+#: What a web server says that takes no HEAD; obstore calls it a missing object.
+_NO_HEAD = re.compile(r"status code: 405\b")
 #: Of an error's text: servers answer with whole pages.
 _LONGEST_REASON = 600
 
@@ -76,6 +78,8 @@ class Blob(RemoteSource):
             if path is not None:
                 raise OptionError("Blob: a path goes with a store; a URL has it in it")
             self.store, self.path = _opened(where, self.deadline, options)
+        elif not isinstance(where, _kinds()):
+            raise OptionError(f"Blob: takes a URL or a store of obstore, and was given one of type {type(where).__name__}")
         elif path is None or options:
             raise OptionError("Blob: a store needs the path of an object in it, and has its options already")
         else:
@@ -115,7 +119,8 @@ class Blob(RemoteSource):
         """See `RemoteSource.place`: another endpoint is another store; other credentials are not."""
         config = _config(self.store)
         public = {name: value for name, value in config.items() if not any(secret in name for secret in _SECRET)}
-        return f"{_name(self.store)} {sorted(public.items())} {sorted(_places(config).items())} {self.path}"
+        where = masked(f"{_name(self.store)} {sorted(public.items())} {sorted(_places(config).items())}")
+        return f"{where} {self.path}"
 
     @property
     def identity(self) -> str | None:
@@ -129,6 +134,8 @@ class Blob(RemoteSource):
             return error
         reason = _reason(error)
         if isinstance(error, FileNotFoundError):
+            if _NO_HEAD.search(reason):
+                return StoreError(self.url, f"the server refuses HEAD requests; Fsspec(url) does without them ({reason})")
             return StoreMissing(self.url, reason)
         if isinstance(error, exceptions.PreconditionError | exceptions.NotModifiedError):
             return StoreError(self.url, reason) if version is None else self.changed(version, f"another one: {reason}")
@@ -146,11 +153,18 @@ def _tag(meta: Any) -> str:
 def _reason(error: Exception) -> str:
     """What obstore says, in one line that is not too long: the server's own words are part of it."""
     said = str(error).partition("\n\nDebug source")[0].replace("\ufeff", "")
-    line = " ".join(said.split()).rstrip(": ") or type(error).__name__
+    line = masked(" ".join(said.split())).rstrip(": ") or type(error).__name__
     line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
     if any(request in line for request in _FOR_CREDENTIALS):
         return f"no credentials were to be had; what anybody may read needs skip_signature=True ({line})"
     return line
+
+
+def _kinds() -> tuple[type, ...]:
+    """The stores of obstore."""
+    from obstore import store
+
+    return store.AzureStore, store.GCSStore, store.HTTPStore, store.LocalStore, store.MemoryStore, store.S3Store
 
 
 def _config(store: ObjectStore) -> dict[str, Any]:
@@ -161,7 +175,7 @@ def _config(store: ObjectStore) -> dict[str, Any]:
 def _name(store: ObjectStore) -> str:
     """A store for people. Its repr panics, which is no Exception, where the bucket or account comes from the environment."""
     if not hasattr(store, "config"):
-        return repr(store)
+        return masked(repr(store))
     config = {**_config(store), "prefix": getattr(store, "prefix", None)}
     named = {key: str(config[key]) for key in ("account_name", "bucket", "container_name", "prefix") if config.get(key)}
     return f"{type(store).__name__}({', '.join(f'{key}={value!r}' for key, value in named.items())})"
@@ -211,12 +225,12 @@ def _from_environment() -> dict[str, Any]:
 
 
 def has_more(parts: SplitResult) -> bool:
-    """Whether a URL has a query, a fragment, or, on the web, a path that would arrive at the server as another one.
+    """Whether a URL has a query or a fragment; on the web a user, too, or a path that would arrive at the server as another one.
 
     Args:
         parts: The URL.
     """
-    return bool(parts.query or parts.fragment) or (parts.scheme in _WEB and not _is_kept(parts))
+    return bool(parts.query or parts.fragment) or (parts.scheme in _WEB and ("@" in parts.netloc or not _is_kept(parts)))
 
 
 def _is_kept(parts: SplitResult) -> bool:
@@ -236,7 +250,7 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
 
     from obstore.store import HTTPStore, from_url
 
-    parts = urlsplit(url)
+    parts = parts_of(url)
     if parts.scheme not in SCHEMES:
         raise OptionError(
             f"{without_secrets(url)!r}: the scheme must be one of {', '.join(sorted(SCHEMES))}; Fsspec knows others"
@@ -246,7 +260,7 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
         wanted = "it should look like s3://bucket/key or https://host/path, with no '/' at the end"
         raise OptionError(f"{without_secrets(url)!r} names no object: {wanted}")
     if has_more(parts):
-        raise OptionError(f"{without_secrets(url)!r}: obstore sends no '?' and '#', '%2F', or '/' at the end; Fsspec does")
+        raise OptionError(f"{without_secrets(url)!r}: obstore sends no '?' and '#', '%2F', '/' at the end, or user; Fsspec does")
     client: dict[str, Any] = {"timeout": timedelta(seconds=deadline), "read_timeout": timedelta(seconds=deadline / 4)}
     client |= _from_environment()
     # Repeated by RemoteSource too, but obstore knows which answers of a server pass, and when its credentials are stale.
@@ -258,5 +272,5 @@ def _opened(url: str, deadline: float, options: dict[str, Any]) -> tuple[ObjectS
     try:
         store = HTTPStore.from_url(base, **options) if parts.scheme in _WEB else from_url(base, **options)
     except Exception as error:
-        raise OptionError(f"{without_secrets(url)!r}: {str(error).partition(chr(10))[0]}") from None
+        raise OptionError(f"{without_secrets(url)!r}: {masked(str(error).partition(chr(10))[0])}") from None
     return store, path

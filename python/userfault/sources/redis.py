@@ -12,10 +12,10 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
 from userfault.errors import OptionError, StoreError, StoreMissing
-from userfault.sources.remote import RemoteSource, Version, needed, without_secrets
+from userfault.sources.remote import RemoteSource, Version, needed, parts_of, without_secrets
 from userfault.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _manifest(found: dict[bytes, bytes]) -> tuple[str, int, int, str]:
 
 def _split(url: str) -> tuple[str, str]:
     """The server's URL as its library knows it, and the key."""
-    parts = urlsplit(url)
+    parts = parts_of(url)
     database, slash, key = parts.path.lstrip("/").partition("/")
     if parts.scheme not in SCHEMES or not database.isdigit() or not slash or not key or parts.fragment:
         wanted = "redis://host:6379/0/KEY, with the number of a database and a key, '#' in it as %23"

@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
 from userfault import _core
 from userfault.errors import OptionError, StoreChanged, StoreError, shown
@@ -20,12 +21,13 @@ from userfault.units import parse_count, parse_seconds
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RemoteSource", "Version", "needed", "without_secrets"]
+__all__ = ["RemoteSource", "Version", "masked", "needed", "parts_of", "without_secrets"]
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _LINK = re.compile(r"([A-Za-z][\w+.-]*://)([^/?#]*)(.*)", re.DOTALL)
 _HOST = re.compile(r"([^:]+|\[.*\])(:\d*)?")
+_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://[^\s<>\"']+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class RemoteSource(Source):
         unit: int | str | None = None,
         unversioned: bool = False,
     ) -> None:
+        if not isinstance(url, str):
+            raise OptionError(f"{type(self).__name__}: the url must be a text, and is of type {type(url).__name__}")
         self.url = without_secrets(url)
         # What is not shown (a query may be a signature) tells addresses apart all the same.
         self._whole = "" if self.url == url else hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
@@ -116,6 +120,9 @@ class RemoteSource(Source):
     @property
     def version(self) -> Version:
         """The version that is read: looked up when it is first needed, and kept until the source is closed."""
+        if "_lock" not in vars(self):
+            kind = type(self).__name__
+            raise OptionError(f"{kind} is no source yet: {kind}.__init__ must call super().__init__(url)")
         found = self._found
         if found is None:
             fresh = self._in_time(self.look)
@@ -123,7 +130,7 @@ class RemoteSource(Source):
                 raise StoreError(
                     self.url,
                     "the store tells neither ETag nor date of it, so that nobody would notice if it was replaced while it is "
-                    "read; unversioned=True reads it all the same",
+                    f"read; {type(self).__name__}(url, unversioned=True) reads it all the same",
                 )
             with self._lock:
                 found = self._found = self._found or fresh
@@ -230,6 +237,31 @@ def _masked(link: str) -> str:
     if "@" in host or ("@" in rest and (may_have_user or (host and not _HOST.fullmatch(host)))):
         link = f"{scheme}…@{(host + rest).rpartition('@')[2]}"
     return re.sub(r"([?#]).+", r"\1…", link, flags=re.DOTALL)
+
+
+def masked(text: str) -> str:
+    """A text, of a library say, with every URL in it as `without_secrets` shows it.
+
+    Args:
+        text: Any; not cut before, for what is left of a password may look like a server.
+    """
+    return _IN_TEXT.sub(lambda link: without_secrets(link[0]), text)
+
+
+def parts_of(url: str) -> SplitResult:
+    """Take a URL apart.
+
+    Args:
+        url: Any.
+
+    Raises:
+        OptionError: It is none. What `urlsplit` says of it is not shown: a password may be part of that.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError:
+        wanted = "after // comes a server, such as host, host:80 or [::1]:80"
+        raise OptionError(f"{without_secrets(url)!r} is no URL: {wanted}") from None
 
 
 def needed(module: str, extra: str) -> Any:

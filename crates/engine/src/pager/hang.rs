@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long a pager may take to say that it runs.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// A pager may take so long to look, whatever a touch may wait: its threads need their turns of the CPU.
+const LEAST: Duration = Duration::from_millis(500);
 /// Looks that were so late say nothing: this process was stopped itself.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -42,7 +44,7 @@ fn shortest(pager: &Pager) -> Duration {
 
 /// Should it be killed?
 pub fn hangs(pager: &Pager, seen: &mut Suspicion) -> bool {
-    let (now, limit) = (Instant::now(), shortest(pager));
+    let (now, limit) = (Instant::now(), shortest(pager).max(LEAST));
     let starting = pager.state().running.as_ref().map(|running| (running.started, running.since.elapsed()));
     let was_stopped = seen.last.is_some_and(|last| now - last > look_every(pager) + LATE);
     seen.last = Some(now);

@@ -1,6 +1,6 @@
 //! Prefetch, populate and reading ahead of scans: units that are wanted filled, in pieces, by servers that no fault wants. A read
-//! that takes longer than a touch may wait is given up by the clock, with all that is left of its bulk or planned for its scan:
-//! else four of them would stop every other.
+//! that takes longer than a touch may wait is given up by the clock, with all that is left of its bulk or planned for its scan.
+//! Who waits for one has servers that no prefetch takes, and no region has all of them.
 //!
 //! *Locks*: `list` and `reads`, for a few instructions; the flights' map inside `reads`. *Threads*: servers; the clock.
 //! *Blocks on*: sources.
@@ -23,18 +23,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Servers that work at these at once: the others are for faults.
-const MOST: usize = 4;
+/// Servers that work at these at once, for those who wait and for those who do not: the others are for faults.
+const MOST: [usize; 2] = [32, 8];
+/// Of them for one region: its source may hang.
+pub const MOST_OF_ONE: usize = 4;
 /// One read at most.
 const PIECE: usize = 8 << 20;
 
 /// All that are not done.
 #[derive(Default)]
 pub struct Bulks {
-    list: Mutex<VecDeque<Arc<Bulk>>>,
-    active: AtomicUsize,
+    list: Mutex<Lists>,
     /// Those that have not come back. Whoever takes one out, its server or the clock, ends it.
     reads: Mutex<Vec<Read>>,
+}
+
+/// Those that are waited for, and those that are not; and how many servers work at each.
+#[derive(Default)]
+struct Lists {
+    of: [VecDeque<Arc<Bulk>>; 2],
+    active: [usize; 2],
 }
 
 /// One read of a source.
@@ -58,10 +66,13 @@ pub struct Bulk {
     /// The owner's; `Err`: it is for this scan of the region, and nobody hears how it went.
     ticket: Result<u64, usize>,
     pub(super) served: Arc<Served>,
+    first: usize,
     end: usize,
     /// Units of one read.
     step: usize,
     awaited: bool,
+    /// When nobody waits any longer for it to begin.
+    begin_by_ns: u64,
     next: AtomicUsize,
     working: AtomicUsize,
     failed: Mutex<Option<[u64; 4]>>,
@@ -81,9 +92,11 @@ pub fn begin(server: &Server, frame: &Frame) {
     let bulk = Bulk {
         ticket: Ok(ticket),
         served: served.clone(),
+        first: number(first),
         end,
         step: (piece / served.unit).max(1),
         awaited: awaited != 0,
+        begin_by_ns: now_ns().saturating_add(served.timeout_ns),
         next: AtomicUsize::new(number(first)),
         working: AtomicUsize::new(0),
         failed: Mutex::default(),
@@ -98,17 +111,17 @@ pub fn read_ahead(server: &Server, served: &Arc<Served>, unit: usize) {
         let bulk = Bulk {
             ticket: Err(stream),
             served: served.clone(),
+            first: units.start,
             end: units.end,
             step: units.len(),
             awaited: false,
+            begin_by_ns: u64::MAX,
             next: AtomicUsize::new(units.start),
             working: AtomicUsize::new(0),
             failed: Mutex::default(),
         };
-        server.bulks.list().push_back(Arc::new(bulk));
-        server.work.ring();
+        server.push(Arc::new(bulk));
     }
-    alarm::wake(server);
 }
 
 /// There is no source, and the owner hears why, in words where there are some.
@@ -127,27 +140,16 @@ fn code_of(server: &Server, error: SourceError, text: &str) -> [u32; 3] {
     if text.is_empty() { encode(error.cause) } else { server.header.record(0, u64::MAX, error, text) }
 }
 
-/// Do a piece of the oldest; false: there is none, or enough do.
+/// Do a piece of one; false: there is none, or enough do.
 pub fn work(server: &Server, bench: &mut Bench) -> bool {
-    let bulks = &server.bulks;
-    if bulks.active.fetch_add(1, Ordering::SeqCst) >= MOST {
-        bulks.active.fetch_sub(1, Ordering::SeqCst);
-        return false;
+    let Some((bulk, units)) = server.bulks.take() else { return false };
+    match piece(server, &bulk, units, bench) {
+        Ok(()) => {}
+        Err(Over::Failed(error)) => bulk.fail(server, error),
+        Err(Over::GivenUp) => return true,
     }
-    let taken = bulks.take();
-    if let Some((bulk, units)) = &taken {
-        match piece(server, bulk, units.clone(), bench) {
-            Ok(()) => {}
-            Err(Over::Failed(error)) => bulk.fail(server, error),
-            Err(Over::GivenUp) => return true,
-        }
-        bulk.leave(server);
-    }
-    bulks.active.fetch_sub(1, Ordering::SeqCst);
-    if taken.is_some() {
-        server.work.ring(); // whoever was turned away above may come
-    }
-    taken.is_some()
+    bulk.leave(server);
+    true
 }
 
 /// The clock: end the reads that did not come back in time, as if they had failed; who waits for their units beside.
@@ -163,15 +165,19 @@ pub fn give_up(server: &Server, now_ns: u64) -> Vec<Overdue> {
         bulk.next.fetch_max(bulk.end, Ordering::SeqCst); // a prefetch too: its other reads would hang as well
         bulk.fail(server, SourceError::new((read.first * bulk.served.unit) as u64, Cause::Timeout));
         bulk.leave(server);
-        server.bulks.active.fetch_sub(1, Ordering::SeqCst);
-        server.work.ring();
         waits
     };
-    late.into_iter().map(end).collect()
+    let overdue = late.into_iter().map(end).collect();
+    for bulk in server.bulks.never_begun(now_ns) {
+        let first = bulk.next.swap(bulk.end, Ordering::SeqCst);
+        bulk.fail(server, SourceError::new((first * bulk.served.unit) as u64, Cause::Timeout));
+        bulk.leave(server);
+    }
+    overdue
 }
 
 impl Bulks {
-    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<Bulk>>> {
+    fn list(&self) -> MutexGuard<'_, Lists> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,12 +187,23 @@ impl Bulks {
 
     /// Is there any that is not done?
     pub fn is_busy(&self) -> bool {
-        self.active.load(Ordering::SeqCst) > 0 || !self.list().is_empty()
+        let list = self.list();
+        list.active != [0, 0] || list.of.iter().any(|bulks| !bulks.is_empty())
     }
 
     /// Is there any that more servers could work at?
     pub fn is_waiting(&self) -> bool {
-        self.active.load(Ordering::SeqCst) < MOST && !self.list().is_empty()
+        self.list().next().is_some()
+    }
+
+    /// Those that wait for their turn longer than a touch may: their own region's other reads hang. As if one worked at each.
+    fn never_begun(&self, now_ns: u64) -> Vec<Arc<Bulk>> {
+        let mut list = self.list();
+        let is_late = |bulk: &Arc<Bulk>| bulk.begin_by_ns <= now_ns && bulk.is_new();
+        let (late, rest): (Vec<_>, Vec<_>) = list.of[0].drain(..).partition(is_late);
+        list.of[0] = rest.into();
+        late.iter().for_each(|bulk| list.begin(bulk));
+        late
     }
 
     /// The read of these flights is over; false: it was given up.
@@ -198,33 +215,55 @@ impl Bulks {
 
     fn take(&self) -> Option<(Arc<Bulk>, Range<usize>)> {
         let mut list = self.list();
-        loop {
-            let bulk = list.front()?.clone();
-            // Before the look for more: its end is told by the last who works at it.
-            bulk.working.fetch_add(1, Ordering::SeqCst);
-            let first = bulk.next.fetch_add(bulk.step, Ordering::SeqCst);
-            let last = first.saturating_add(bulk.step) >= bulk.end;
-            if last {
-                list.pop_front();
-            }
-            if first < bulk.end || last {
-                let units = first.min(bulk.end)..first.saturating_add(bulk.step).min(bulk.end);
-                return Some((bulk, units));
-            }
+        let (kind, at) = list.next()?;
+        let bulk = list.of[kind][at].clone();
+        // Before the look for more: its end is told by the last who works at it.
+        list.begin(&bulk);
+        let first = bulk.next.fetch_add(bulk.step, Ordering::SeqCst);
+        let stop = first.saturating_add(bulk.step);
+        if stop >= bulk.end {
+            list.of[kind].remove(at);
         }
+        Some((bulk.clone(), first.min(bulk.end)..stop.min(bulk.end)))
+    }
+}
+
+impl Lists {
+    /// The oldest of whose region not enough are worked at: who waits comes first.
+    fn next(&self) -> Option<(usize, usize)> {
+        let is_free = |bulk: &Arc<Bulk>| bulk.served.readers[bulk.kind()].load(Ordering::SeqCst) < MOST_OF_ONE;
+        let kinds = (0..2).filter(|kind| self.active[*kind] < MOST[*kind]);
+        kinds.filter_map(|kind| Some((kind, self.of[kind].iter().position(is_free)?))).next()
+    }
+
+    /// A server works at it.
+    fn begin(&mut self, bulk: &Bulk) {
+        self.active[bulk.kind()] += 1;
+        bulk.served.readers[bulk.kind()].fetch_add(1, Ordering::SeqCst);
+        bulk.working.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl Server {
     /// Have a bulk read.
     pub(super) fn push(&self, bulk: Arc<Bulk>) {
-        self.bulks.list().push_back(bulk);
+        self.bulks.list().of[bulk.kind()].push_back(bulk);
         self.work.ring();
         alarm::wake(self);
     }
 }
 
 impl Bulk {
+    /// Which list it is on: does anybody wait?
+    fn kind(&self) -> usize {
+        usize::from(!self.awaited)
+    }
+
+    /// Has nobody worked at it?
+    fn is_new(&self) -> bool {
+        self.next.load(Ordering::SeqCst) == self.first
+    }
+
     /// The bytes of a whole one that nobody has begun, as offsets.
     pub(super) fn hinted(&self) -> Range<u64> {
         let at = |unit: usize| (unit.saturating_mul(self.served.unit) as u64).min(self.served.len as u64);
@@ -235,7 +274,7 @@ impl Bulk {
         if let Err(stream) = self.ticket {
             self.served.ahead.stop(stream); // a touch of it shows why
             // Planned at the same time: were each of them to hang for as long, all other regions would wait for them.
-            return server.bulks.list().retain(|other| !other.is_like(self));
+            return server.bulks.list().of[self.kind()].retain(|other| !other.is_like(self));
         }
         let text = server.text_of(error.cause);
         let code = code_of(server, error, &text);
@@ -251,13 +290,16 @@ impl Bulk {
         self.ticket == other.ticket && Arc::ptr_eq(&self.served, &other.served)
     }
 
-    /// Is this unit to be read? What is there already was asked for by nobody, where this is for a scan.
+    /// Is this unit to be read? What is there already is not, unless somebody waits: he asked because it is not.
     fn wants(&self, unit: usize) -> bool {
-        self.ticket.is_ok() || self.served.part.states()[unit].load(Ordering::Relaxed) != State::Present as u8
+        self.awaited || self.served.part.states()[unit].load(Ordering::Relaxed) != State::Present as u8
     }
 
-    /// The last one tells the owner.
+    /// A server has done its piece; the last one tells the owner.
     fn leave(&self, server: &Server) {
+        self.served.readers[self.kind()].fetch_sub(1, Ordering::SeqCst);
+        server.bulks.list().active[self.kind()] -= 1;
+        server.work.ring(); // whoever was turned away may come
         if self.working.fetch_sub(1, Ordering::SeqCst) != 1 || self.next.load(Ordering::SeqCst) < self.end {
             return;
         }

@@ -9,7 +9,7 @@ use crate::shared::MappedPart;
 use crate::source::{Latency, Source};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// A region of the owner.
@@ -32,6 +32,8 @@ pub struct Served {
     pub source: Result<Arc<dyn Source>, Cause>,
     /// What is read before it is touched: of sources that make their readers wait.
     pub ahead: Readahead,
+    /// Servers that fill it for those who wait for that, and for those who do not.
+    pub readers: [AtomicUsize; 2],
     /// Said beside that cause.
     pub text: String,
     /// False: nothing may be put into it any more.
@@ -63,6 +65,7 @@ impl Served {
             timeout_ns: attach.timeout_ns,
             part,
             source,
+            readers: Default::default(),
             text: String::new(),
             live: RwLock::new(true),
             cost_ns: AtomicU64::new(0),
