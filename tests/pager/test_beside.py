@@ -69,7 +69,7 @@ assert bytes(view) == known(0, 1 << 20).tobytes()
 libc = ctypes.CDLL(None)
 assert libc.madvise(ctypes.c_void_p(region.address + 65536), ctypes.c_size_t(20480), 4) == 0
 assert bytes(view) == known(0, 1 << 20).tobytes()
-assert region.statistics().copied_bytes == (1 << 20) + 20480
+assert check_endings(region).copied_bytes == (1 << 20) + 20480  # counted right once nothing is in flight
 assert region.evict(slice(0, 1 << 19)) == 8
 region.populate()
 assert region.statistics().copied_bytes == (1 << 20) + (1 << 19) + 20480, region.statistics()

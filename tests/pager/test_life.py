@@ -71,7 +71,7 @@ def rounds(count):
     for _ in range(count):
         with uf.map(Known(1 << 20), delivery="process") as region:
             assert memoryview(region)[5] == known(0, 8)[5]
-            time.sleep(0.02)  # it counts a touch a moment after it was answered
+            check_endings(region)  # it counts a touch a moment after it was answered
     return pages()
 before = rounds(3)
 assert 0 < before < 100 and rounds(50) <= before + 2, (before, pages())
@@ -111,7 +111,7 @@ assert min(took) < 1.0, took
     print(child(code).check().stdout)
 
 
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/sleep', ['sleep', '3'])"])
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/sleep', ['sleep', '60'])"])
 def test_the_pager_goes_with_its_owner(child, tmp_path, end):
     """However that ends: exit, SIGKILL, exec; a read in progress does not keep it."""
     code = f"""{PROLOGUE}
@@ -372,47 +372,55 @@ for work in (
     child(code).check()
 
 
-def test_ctrl_c_ends_a_map_whose_source_opens_slowly(child):
+def test_ctrl_c_ends_a_map_whose_source_opens_slowly(child, tmp_path):
     """KeyboardInterrupt at once; the pager goes on, and serves others once it is free."""
     code = f"""{PROLOGUE}
+asked, go = sys.argv[1] + "/asked", sys.argv[1] + "/go"
 class Late(Known):
     def __setstate__(self, state):
-        time.sleep(3)
+        open(asked, "w").close()
+        while not os.path.exists(go):
+            time.sleep(0.01)
         self.__dict__.update(state)
 pager = uf.pager.default_pager()
 with uf.map(Known(4096), delivery="process"):
     pass
 pid = os.getpid()
-if os.fork() == 0:
-    time.sleep(0.5)
-    os.kill(pid, signal.SIGINT)
-    os._exit(0)
 began = time.monotonic()
 try:
-    uf.map(Late(1 << 20), delivery="process")
+    if os.fork() == 0:
+        while not os.path.exists(asked):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGINT)
+        os._exit(0)
+    uf.map(Late(1 << 20), delivery="process", timeout="30s")
 except KeyboardInterrupt:
-    assert time.monotonic() - began < 1.5, time.monotonic() - began
+    assert time.monotonic() - began < 10, time.monotonic() - began
 else:
     raise AssertionError
+open(go, "w").close()
 os.wait()
 assert memoryview(uf.map(Known(1 << 20), delivery="process"))[0] == known(0, 8)[0]
 assert pager.restarts == 0
 """
-    child(code).check()
+    child(code, args=[tmp_path], timeout=40).check()
 
 
 def test_statistics_of_a_sparse_region_cost_no_memory(child):
     """A terabyte of 4 KiB units has 256 MiB of states: looking at them does not make them."""
     code = f"""{PROLOGUE}
-def shared():
-    lines = open("/proc/meminfo").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
 region = uf.map(Known(1 << 40, unit=4096), delivery="process")
 view = memoryview(region)
+pid = region.pager.pid
+def shared():
+    numbers = [int(name) for name in os.listdir(f"/proc/{{pid}}/fd")]
+    links = [f"/proc/{{pid}}/fd/{{number}}" for number in numbers]
+    return sum(os.stat(link).st_blocks for link in links if os.readlink(link).startswith("/memfd:userfault")) // 2
 before = shared()
 for at in (0, 1 << 39, (1 << 40) - 8):
     assert view[at] == known(at, 8)[0]
-found = region.statistics()
+found = check_endings(region)  # a unit is noted as present after its toucher was woken
 assert found.present_units == 3 and found.units == 1 << 28, found
 assert sum(region.unit_states()) == 6
 assert shared() - before < 20_000, shared() - before

@@ -77,6 +77,7 @@ def test_native_sources_are_served_by_a_pager_too(child, tmp_path):
         import sys
         import numpy as np
         import userfault as uf
+        from support.lazy import check_endings
         from userfault import image
         data = np.arange(1 << 18, dtype="u4").tobytes()
         folder = sys.argv[1]
@@ -87,6 +88,7 @@ def test_native_sources_are_served_by_a_pager_too(child, tmp_path):
         ):
             with uf.map(source, delivery="process", unit="16KiB") as region:
                 assert bytes(region) == data, source
+                check_endings(region)  # a unit is noted as present after its toucher was woken
                 assert region.evict() == region.statistics().units
                 assert bytes(region) == data, source
         with uf.map(uf.File(f"{folder}/plain", 5, 10_001), delivery="process") as region:
@@ -140,50 +142,73 @@ def test_what_needs_the_owner_is_refused_with_the_reason(child, options, word):
 
 
 def test_reads_of_a_populate_run_at_once_and_in_the_pieces_the_source_likes(child):
-    """Sixteen reads of 20 ms take less than ten in a row would; with preferred_size there are fewer of them."""
+    """Each of sixteen waits until four are under way; with preferred_size there are two of them, which wait for each other."""
     code = """
-        import time
+        import threading
         import userfault as uf
         from pager.sources import Known
-        with uf.map(Known(1 << 20, delay=0.02), delivery="process") as region:
-            began = time.monotonic()
+        class Together(Known):
+            def __init__(self, length, parties, **options):
+                super().__init__(length, **options)
+                self.parties = parties
+            def __setstate__(self, state):
+                import threading
+                self.__dict__.update(state)
+                self.barrier = threading.Barrier(self.parties, timeout=15)
+            def read_into(self, offset, buffer):
+                self.barrier.wait()
+                super().read_into(offset, buffer)
+        with uf.map(Together(1 << 20, 4), delivery="process") as region:
             region.populate()
-            assert time.monotonic() - began < 0.2, time.monotonic() - began
-        with uf.map(Known(1 << 20, delay=0.05, preferred_size="512KiB"), delivery="process") as region:
-            began = time.monotonic()
+            assert region.statistics().prefetched_units == 16
+        with uf.map(Together(1 << 20, 2, preferred_size="512KiB"), delivery="process") as region:
             region.populate()
-            assert time.monotonic() - began < 0.3, time.monotonic() - began
             assert region.statistics().prefetched_units == 16
     """
-    child(code).check()
+    child(code, timeout=40).check()
 
 
-def test_a_slow_read_keeps_nobody_else_waiting(child):
+def test_a_slow_read_keeps_nobody_else_waiting(child, tmp_path):
     """Twelve touches of a slow source are under way; those of a quick one are answered meanwhile."""
     code = """
-        import ctypes, threading, time
+        import ctypes, os, sys, threading, time
         import userfault as uf
         from pager.sources import Known, known
-        slow = uf.map(Known(1 << 20, delay=1.0), delivery="process")
-        quick = uf.map(Known(1 << 20, unit=4096), delivery="process")
-        began = time.monotonic()
+        begun, go = sys.argv[1] + "/begun", sys.argv[1] + "/go"
+        class Together(Known):
+            def __setstate__(self, state):
+                import threading
+                self.__dict__.update(state)
+                self.barrier = threading.Barrier(12, action=lambda: open(begun, "w").close(), timeout=20)
+            def read_into(self, offset, buffer):
+                self.barrier.wait()
+                while not os.path.exists(go):
+                    time.sleep(0.01)
+                super().read_into(offset, buffer)
+        slow = uf.map(Together(1 << 20), delivery="process", timeout="60s")
+        quick = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="60s")
         libc = ctypes.CDLL(None)
         libc.memcmp.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t]
         def touch(at):
             want = known(at, 8).tobytes()
             assert libc.memcmp(slow.address + at, want, 8) == 0
-        threads = [threading.Thread(target=touch, args=(at << 16,)) for at in range(12)]
+        ended = []
+        threads = [threading.Thread(target=lambda at=at: (touch(at << 16), ended.append(at)), daemon=True) for at in range(12)]
         for thread in threads:
             thread.start()
-        time.sleep(0.2)
+        limit = time.monotonic() + 20
+        while not os.path.exists(begun):
+            assert time.monotonic() < limit, "the twelve reads were never under way at once"
+            time.sleep(0.01)
         for at in range(0, 1 << 20, 4096):
             assert memoryview(quick)[at] == known(at, 8)[0]
-        assert time.monotonic() - began < 0.9, time.monotonic() - began
+        assert ended == []
+        open(go, "w").close()
         for thread in threads:
-            thread.join()
-        assert time.monotonic() - began < 1.9, time.monotonic() - began
+            thread.join(20)
+        assert sorted(ended) == list(range(12)), ended
     """
-    child(code).check()
+    child(code, args=[tmp_path], timeout=50).check()
 
 
 def test_an_owner_that_drops_or_unmaps_pages_itself_gets_the_bytes_of_what_is_left(child):

@@ -57,7 +57,9 @@ pub fn fill_unit(region: &Region, unit: usize, page: Option<usize>, who: Who) ->
         Table::Engine => region.scratch.take_or_make(region.source.latency() == Latency::MayBlock),
     };
     let range = region.unit_range(unit);
-    if region.offers.as_ref().is_some_and(|offers| offers.is_here(unit, || region.has_page(unit))) {
+    if let Some(offers) = &region.offers
+        && offers.is_here(unit, || region.has_page(unit), || put_zeros(region, unit, who))
+    {
         let _ = region.handle(who.table).wake(region.page_address(unit), uffd::page_size());
         return Ok(true); // it was pinned since it was asked for
     }
@@ -126,6 +128,11 @@ fn drop_part(region: &Region, bytes: std::ops::Range<usize>, outcome: &Result<bo
     if region.residence.is_some() && matches!(outcome, Err(Stop::Failed(_) | Stop::Gone)) {
         let _ = advise(region.base + bytes.start, bytes.len(), libc::MADV_DONTNEED);
     }
+}
+
+/// Zeros in one page, if it is a hole.
+fn put_zeros(region: &Region, page: usize, who: Who) {
+    let _ = region.handle(who.table).zeropage(region.page_address(page), uffd::page_size(), Wake::Yes);
 }
 
 /// Pages that show the error pattern become holes: they are filled now.
@@ -304,7 +311,7 @@ impl Fill<'_> {
     /// The same for the one page of volatile memory, of which is noted what stands there.
     fn install_volatile(&mut self, at: usize, from: usize, bytes: usize, offers: &Offers) -> Result<(), Stop> {
         let page = at / uffd::page_size();
-        if !offers.bring(page, || self.region.has_page(page)) {
+        if !offers.bring(page, || self.region.has_page(page), || put_zeros(self.region, page, self.who)) {
             let _ = self.region.handle(self.who.table).wake(self.region.page_address(page), bytes);
             return Ok(());
         }

@@ -4,6 +4,7 @@
 //!
 //! *Locks*: none. *GIL*: held. *Blocks on*: what it is told to call.
 
+use crate::enter::sheltered;
 use crate::later;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -36,7 +37,7 @@ impl Finally {
                 "a block like this is entered once: call the method again for another one",
             ));
         }
-        self.begin.call0(py).inspect_err(|_| drop(self.finish(py)))
+        sheltered(|| self.begin.call0(py)).inspect_err(|_| drop(self.finish(py)))
     }
 
     fn __exit__(&self, py: Python<'_>, _kind: Py<PyAny>, _error: Py<PyAny>, _trace: Py<PyAny>) -> PyResult<bool> {
@@ -49,8 +50,8 @@ impl Finally {
         if self.phase.swap(OVER, Ordering::Relaxed) == OVER {
             return Ok(());
         }
-        self.calls.call_method1(py, pyo3::intern!(py, "append"), (&self.end,))?;
-        let after = || self.after.call0(py).map(drop);
+        sheltered(|| self.calls.call_method1(py, pyo3::intern!(py, "append"), (&self.end,)))?;
+        let after = || sheltered(|| self.after.call0(py)).map(drop);
         // One exception from outside ends it at most: then it is called once more.
         after().inspect_err(|_| drop(after()))
     }

@@ -1,5 +1,6 @@
 //! Volatile memory as Python calls it. The GIL is released in all of it.
 
+use crate::enter::sheltered;
 use crate::errors::{engine_error, option_error};
 use crate::region::NativeRegion;
 use crate::sources::NativeSource;
@@ -37,12 +38,12 @@ fn runs(found: &[Range<usize>]) -> Runs {
 fn volatile_pin(py: Python<'_>, region: &Bound<'_, NativeRegion>, start: usize, stop: usize) -> PyResult<(Runs, Runs)> {
     let mut raised = None;
     let mut interrupted = || {
-        raised = Python::attach(|py| py.check_signals()).err();
+        raised = sheltered(|| Python::attach(|py| py.check_signals())).err();
         raised.is_some()
     };
     // Not with the region's lock held: a refill may be slow, and who closes the region waits for it to notice only.
     let Some(kept) = region.get().with_lazy(py, |owned| owned.get().cloned())? else { return Ok(Default::default()) };
-    let pinned = py.detach(|| volatile::pin(&kept, start..stop, &mut interrupted));
+    let pinned = sheltered(|| py.detach(|| volatile::pin(&kept, start..stop, &mut interrupted)));
     match (pinned, raised) {
         (Err(_), Some(interrupt)) => Err(interrupt),
         (pinned, _) => {

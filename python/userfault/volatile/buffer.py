@@ -245,8 +245,9 @@ class VolatileBuffer(Region):
         return [slice(start * mmap.PAGESIZE, min(stop * mmap.PAGESIZE, self.nbytes)) for start, stop in runs]
 
     def _enter(self, block: _Block, first: int, last: int) -> list[slice]:
-        with self._lock:
-            self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
+        if self._phase() == "open":  # in a forked child the lock may be taken for good
+            with self._lock:
+                self._blocks.append(block)  # before it is pinned: who leaves a block meanwhile leaves this one's pages to it
         # One call, after which an exception from outside may come: what it did is known then.
         with _as_interrupted():
             block.found.extend(map(_core.volatile_pin, [self], [first], [last]))
@@ -255,16 +256,17 @@ class VolatileBuffer(Region):
 
     def _leave(self, block: _Block) -> None:
         """Unpin what was volatile before a block; what another block needs too becomes that one's to unpin. Again is fine."""
+        if self._phase() != "open":
+            return
         with self._lock:
             if block not in self._blocks:
                 return
             rest = block.owed + [range(*run) for _, were_volatile in block.found for run in were_volatile]
             for other in self._blocks:
                 rest = rest if other is block else [part for run in rest for part in other.take_over(run)]
-            if self._phase() == "open":
-                for run in rest:
-                    with suppress(OSError, RegionClosedError):  # all memory has been locked since (mlockall): then it stays
-                        _core.volatile_unpin(self, run.start * mmap.PAGESIZE, min(run.stop * mmap.PAGESIZE, self.nbytes))
+            for run in rest:
+                with suppress(OSError, RegionClosedError):  # all memory has been locked since (mlockall): then it stays
+                    _core.volatile_unpin(self, run.start * mmap.PAGESIZE, min(run.stop * mmap.PAGESIZE, self.nbytes))
             self._blocks.remove(block)
 
 
@@ -287,10 +289,10 @@ class _Block:
 
 @contextmanager
 def _as_interrupted() -> Iterator[None]:
-    """Ctrl-C in the middle of a refill in Python is Ctrl-C, and no error of the refill's."""
+    """Ctrl-C in the middle of a refill in Python is Ctrl-C, and no error of the refill's; so is whatever is no Exception."""
     try:
         yield
     except PageError as error:
-        if isinstance(error.cause, KeyboardInterrupt | SystemExit):
+        if isinstance(error.cause, BaseException) and not isinstance(error.cause, Exception):
             raise error.cause from None
         raise

@@ -1,8 +1,8 @@
 //! Volatile memory as a source: zeros at first, and after that nothing but what stands in the pages. A page that the
 //! kernel took while it was offered is an error, or is read from another source.
 //!
-//! *Locks*: `gate`, by application threads that pin and unpin, never on the fault path and not while a refill is read. *Threads*: the states of pages
-//! from anywhere, handlers too. *Blocks on*: the refill, if there is one.
+//! *Locks*: `gate`, by application threads that pin and unpin, never on the fault path and not while a refill is read. *Threads*: the
+//! states of pages from anywhere, handlers too. *Blocks on*: the refill, if there is one.
 
 use super::{Cause, Extent, Latency, Reading, ScratchNeeds, Source, SourceError};
 use std::ops::Range;
@@ -29,7 +29,7 @@ pub enum Page {
     Refilled = 6,
     /// Being put in order by a pin, and a touch has put the refill's bytes there: what stands there is contents.
     Arrived = 7,
-    /// Offered or refilled, and somebody looks whether the kernel took it.
+    /// Somebody looks whether the kernel took it.
     Looking = 8,
     /// Lost, and a touch that has read the refill is putting its bytes there.
     Bringing = 9,
@@ -39,14 +39,16 @@ pub enum Page {
     Placing = 11,
     /// Being put in order by a pin, and the error pattern is just being dropped.
     Clearing = 12,
+    /// Offered, and lost and refilled before that, which is still to be told.
+    Again = 13,
 }
 
 impl Page {
     fn from(byte: u8) -> Self {
-        use Page::{Arrived, Arriving, Bringing, Clearing, Dropping, Looking, Lost};
+        use Page::{Again, Arrived, Arriving, Bringing, Clearing, Dropping, Looking, Lost};
         use Page::{Offered, Pinned, Pinning, Placing, Refilled, Untouched};
         let first = [Untouched, Pinned, Offered, Lost, Dropping, Pinning, Refilled, Arrived];
-        let rest = [Looking, Bringing, Arriving, Placing, Clearing];
+        let rest = [Looking, Bringing, Arriving, Placing, Clearing, Again];
         *first.iter().chain(&rest).nth(usize::from(byte)).expect("each byte is a state's")
     }
 
@@ -140,7 +142,7 @@ impl Offers {
     /// The error pattern, or poison, was put into a page that was absent: its contents are gone. Nothing happens to one that was
     /// pinned meanwhile: it has its contents, or will.
     pub fn spoil(&self, page: usize) {
-        self.swap(page, Page::Offered, Page::Lost);
+        let _ = self.swap(page, Page::Offered, Page::Lost) || self.swap(page, Page::Again, Page::Lost);
     }
 
     /// Drop what stands in a page, if that is the error pattern or poison.
@@ -154,30 +156,34 @@ impl Offers {
         }
     }
 
-    /// Somebody asks for a page as absent, perhaps a while ago. Is it not? What was the kernel's to take is lost then.
-    pub fn is_here(&self, page: usize, has_page: impl Fn() -> bool) -> bool {
+    /// Somebody asks for a page as absent, perhaps a while ago. Is it not? What was the kernel's to take is lost then; what was not,
+    /// somebody dropped behind our back (MADV_DONTNEED): `zero` makes it what it is after that.
+    pub fn is_here(&self, page: usize, has_page: impl Fn() -> bool, zero: impl Fn()) -> bool {
         loop {
             let state = self.get_quiet(page);
-            if !matches!(state, Page::Offered | Page::Refilled) {
-                return matches!(state, Page::Untouched | Page::Pinned) && has_page();
+            let may_be_taken = matches!(state, Page::Offered | Page::Again | Page::Refilled);
+            if !may_be_taken && !matches!(state, Page::Untouched | Page::Pinned) {
+                return false;
             }
             if self.swap(page, state, Page::Looking) {
-                let is_here = has_page();
-                self.swap(page, Page::Looking, if is_here { state } else { Page::Lost });
-                return is_here;
+                let has_it = has_page();
+                if !has_it && !may_be_taken {
+                    zero();
+                }
+                let is_lost = !has_it && may_be_taken;
+                self.swap(page, Page::Looking, if is_lost { Page::Lost } else { state });
+                return !is_lost;
             }
         }
     }
 
-    /// A touch has read the refill and is about to put its bytes there; [`Offers::brought`] is the end of it. False: there is
-    /// nothing to bring.
-    pub fn bring(&self, page: usize, has_page: impl Fn() -> bool) -> bool {
-        while !self.is_here(page, &has_page) {
+    /// A touch has read the refill and is about to put its bytes there; [`Offers::brought`] is the end of it. False: it is there.
+    pub fn bring(&self, page: usize, has_page: impl Fn() -> bool, zero: impl Fn()) -> bool {
+        while !self.is_here(page, &has_page, &zero) {
             let (state, to) = match self.get_quiet(page) {
                 Page::Lost => (Page::Lost, Page::Bringing),
                 Page::Pinning => (Page::Pinning, Page::Arriving),
                 Page::Arrived => return false,
-                Page::Untouched | Page::Pinned => return true, // somebody dropped it behind our back
                 _ => continue,
             };
             if self.swap(page, state, to) {
@@ -233,22 +239,14 @@ impl Source for Volatile {
         self.len
     }
 
-    /// Called for absent pages only, one at a time: the unit is a page. Whoever calls has noted what is lost
-    /// ([`Offers::is_here`]).
+    /// Called for lost pages only, one at a time: the unit is a page ([`Offers::is_here`]).
     fn read_into(&self, offset: u64, out: &mut [u8], how: &mut Reading<'_>) -> Result<(), SourceError> {
-        if matches!(self.offers.get(offset as usize / uffd::page_size()), Page::Untouched | Page::Pinned) {
-            out.fill(0); // it was pinned since this fault began
-            return Ok(());
-        }
         let refill = self.offers.refill.as_ref().ok_or_else(|| SourceError::new(offset, Cause::Purged))?;
         refill.read_into(offset, out, how)
     }
 
-    fn extent(&self, offset: u64, len: usize, _how: &mut Reading<'_>) -> Extent {
-        match self.offers.get(offset as usize / uffd::page_size()) {
-            Page::Untouched => Extent::Zero(len),
-            _ => Extent::Data(len),
-        }
+    fn extent(&self, _offset: u64, len: usize, _how: &mut Reading<'_>) -> Extent {
+        Extent::Data(len)
     }
 
     fn name(&self) -> String {
@@ -295,16 +293,13 @@ impl Source for Volatile {
 mod tests {
     use super::*;
     use crate::source::layers::read_plainly;
+    use std::cell::Cell;
 
     #[test]
-    fn an_absent_page_is_zeros_until_it_was_offered() {
+    fn without_a_refill_a_lost_page_is_an_error() {
         let page = uffd::page_size();
         let source = Volatile::new(3 * page as u64 + 5, None).unwrap();
-        let mut out = vec![1; page];
-        read_plainly(&source, 0, &mut out).unwrap();
-        assert_eq!(out, vec![0; page]);
-        source.offers.set(1, Page::Offered);
-        let error = read_plainly(&source, page as u64, &mut out).unwrap_err();
+        let error = read_plainly(&source, page as u64, &mut vec![1; page]).unwrap_err();
         assert_eq!(error, SourceError::new(page as u64, Cause::Purged));
         assert_eq!(source.offers.pages.len(), 4);
     }
@@ -316,13 +311,15 @@ mod tests {
             (Page::Untouched, Page::Untouched),
             (Page::Pinned, Page::Pinned),
             (Page::Offered, Page::Lost),
+            (Page::Again, Page::Lost),
             (Page::Refilled, Page::Lost),
         ] {
             offers.set(0, state);
-            assert!(offers.is_here(0, || true), "{state:?}");
+            assert!(offers.is_here(0, || true, || panic!("{state:?} is there")));
             assert_eq!(offers.get(0), state);
-            assert!(!offers.is_here(0, || false), "{state:?}");
-            assert_eq!(offers.get(0), then);
+            let zeroed = Cell::new(false);
+            assert_eq!(offers.is_here(0, || false, || zeroed.set(true)), zeroed.get(), "{state:?}");
+            assert_eq!((offers.get(0), zeroed.get()), (then, state == then));
         }
     }
 
@@ -334,18 +331,18 @@ mod tests {
         source.offers.set(0, Page::Lost);
         read_plainly(&source, 0, &mut vec![1; page]).unwrap();
         for (is_there, then) in [(false, Page::Lost), (true, Page::Refilled)] {
-            assert!(source.offers.bring(0, || false) && source.offers.is_brought(0));
+            assert!(source.offers.bring(0, || false, || ()) && source.offers.is_brought(0));
             source.offers.brought(0, is_there);
             assert_eq!(source.offers.get(0), then);
         }
-        assert!(!source.offers.bring(0, || true));
+        assert!(!source.offers.bring(0, || true, || ()));
         assert!(Volatile::new(page as u64 + 1, Some(refill)).is_err());
     }
 
     #[test]
     fn only_the_pattern_of_a_lost_page_is_dropped() {
         let offers = Offers::new(1, None);
-        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Refilled, Page::Arrived] {
+        for state in [Page::Untouched, Page::Pinned, Page::Offered, Page::Again, Page::Refilled, Page::Arrived] {
             offers.set(0, state);
             offers.drop_pattern(0, || panic!("{state:?} holds somebody's bytes"));
         }
@@ -362,7 +359,7 @@ mod tests {
         let offers = Offers::new(1, None);
         for (is_there, then) in [(false, Page::Pinning), (true, Page::Arrived)] {
             offers.set(0, Page::Pinning);
-            assert!(offers.bring(0, || false) && offers.get(0) == Page::Arriving);
+            assert!(offers.bring(0, || false, || ()) && offers.get(0) == Page::Arriving);
             offers.brought(0, is_there);
             assert_eq!(offers.get(0), then);
         }

@@ -19,6 +19,12 @@ use uffd::{CopyMode, Errno, Outcome, Wake};
 /// The gate, closed.
 type Gate<'a> = MutexGuard<'a, Vec<Renewal>>;
 
+/// The calling thread no longer pins these pages.
+pub(super) fn renewed(gate: &mut Gate<'_>, pages: &Range<usize>) {
+    let thread = thread_id();
+    gate.retain(|renewal| renewal.thread != thread || renewal.pages != *pages);
+}
+
 impl<'a> Memory<'a> {
     /// The gate, once nobody reads a refill for any of these pages. As long as those who do make progress it waits.
     ///
@@ -78,32 +84,31 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Lost pages become pages again: zeros, or what the refill says. That is read without the gate, and noted there.
-    ///
-    /// # Errors
-    /// As the refill says. What was read by then is there, `Refilled`.
+    /// Lost pages become pages again: zeros, or what the refill says. That is read without the gate, and noted there until
+    /// [`renewed`]. An error: as the refill says; what was read by then is there, `Refilled`.
     pub(super) fn renew(
         self,
         mut gate: Gate<'a>,
-        pages: Range<usize>,
+        pages: &Range<usize>,
         runs: &[Range<usize>],
         wait: &mut Wait<'_>,
-    ) -> Result<Gate<'a>, Error> {
+    ) -> (Gate<'a>, Result<(), Error>) {
         let Some(refill) = self.offers.refill.as_ref().filter(|_| !runs.is_empty()) else {
-            runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
-            // Not settled one by one: if a run fails, none of them was told.
-            runs.iter().try_for_each(|run| self.zero(run.clone()))?;
-            runs.iter().cloned().flatten().for_each(|page| self.answered(page, Page::Untouched));
-            return Ok(gate);
+            return (gate, self.zero_all(runs));
         };
-        let thread = thread_id();
         let read = Arc::new(AtomicUsize::new(0));
-        gate.push(Renewal { thread, pages: pages.clone(), read: read.clone() });
+        gate.push(Renewal { thread: thread_id(), pages: pages.clone(), read: read.clone() });
         drop(gate);
         let outcome = self.read_all(&**refill, runs, &read, wait);
-        let mut gate = self.offers.gate();
-        gate.retain(|renewal| renewal.thread != thread || renewal.pages != pages);
-        outcome.map(|()| gate)
+        (self.offers.gate(), outcome)
+    }
+
+    fn zero_all(self, runs: &[Range<usize>]) -> Result<(), Error> {
+        runs.iter().try_for_each(|run| self.drop_pages(run.clone()))?;
+        // Not settled one by one: if a run fails, none of them was told.
+        runs.iter().try_for_each(|run| self.zero(run.clone()))?;
+        runs.iter().cloned().flatten().for_each(|page| self.answered(page, Page::Untouched));
+        Ok(())
     }
 
     fn read_all(

@@ -27,6 +27,8 @@ const TRIES: usize = 10_000;
 /// In memory, in swap, or a marker that looks like swap. Without either, a page is absent.
 const THERE: Categories = Categories::PRESENT.union(Categories::SWAPPED);
 
+/// What the kernel may take.
+const OFFERED: [Page; 2] = [Page::Offered, Page::Again];
 /// Pages that are absent.
 const ABSENT: ScanQuery = query(THERE, Categories::NONE);
 /// Pages that are there and not the shared zero page.
@@ -81,8 +83,10 @@ pub fn unpin(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let _gate = memory.offers.gate();
     memory.note_written(pages.clone())?;
     for (state, run) in memory.runs(pages) {
-        if matches!(state, Page::Pinned | Page::Refilled | Page::Offered) {
-            memory.offer(run, state)?;
+        match state {
+            Page::Pinned | Page::Offered => memory.offer(run, state, Page::Offered)?,
+            Page::Refilled | Page::Again => memory.offer(run, state, Page::Again)?,
+            _ => {}
         }
     }
     Ok(())
@@ -117,17 +121,25 @@ pub fn pin(region: &Region, bytes: Range<usize>, interrupted: &mut dyn FnMut() -
         wait.pause(pages.start, "waiting for threads that touch the same volatile memory")?;
     };
     let absent = memory.claim(pages.clone(), &[Page::Lost]);
-    let offered = memory.all_in(pages.clone(), Page::Offered);
+    let offered = OFFERED.map(|state| memory.all_in(pages.clone(), state));
     let mut lost = memory.all_in(pages.clone(), Page::Refilled);
-    offered.iter().for_each(|page| memory.offers.settle(*page, Page::Pinned));
-    let gate = memory.renew(gate, pages, &absent, &mut wait).inspect_err(|_| {
+    offered.iter().flatten().for_each(|page| memory.offers.settle(*page, Page::Pinned));
+    let (mut gate, renewed) = memory.renew(gate, &pages, &absent, &mut wait);
+    if let Err(error) = renewed {
+        // Before anybody else may pin any of them.
         memory.leave_lost(&absent);
-        memory.swap_all(&offered, Page::Pinned, Page::Offered);
-    })?;
+        OFFERED.iter().zip(&offered).for_each(|(state, pages)| memory.swap_all(pages, Page::Pinned, *state));
+        lost::renewed(&mut gate, &pages);
+        return Err(error);
+    }
+    let [_, again] = offered;
     lost.extend(absent.into_iter().flatten());
     // One that was unpinned while the refill was read stays so: the last word counts.
     memory.swap_all(&lost, Page::Refilled, Page::Pinned);
+    memory.swap_all(&lost, Page::Again, Page::Offered);
+    lost::renewed(&mut gate, &pages);
     drop(gate);
+    lost.extend(again);
     lost.sort_unstable();
     let were_kept = |state: Page| matches!(state, Page::Untouched | Page::Pinned);
     let were_volatile = before.into_iter().filter(|(state, _)| !were_kept(*state)).map(|(_, run)| run);
@@ -142,7 +154,7 @@ pub fn discard(region: &Region, bytes: Range<usize>) -> Result<(), Error> {
     let memory = memory(region)?;
     let pages = memory.touched(bytes);
     let _gate = memory.gate_for(&pages, &mut Wait::new(region, &mut || false))?;
-    let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Lost, Page::Refilled];
+    let all = [Page::Untouched, Page::Pinned, Page::Offered, Page::Again, Page::Lost, Page::Refilled];
     let runs = memory.claim(pages, &all);
     let empty = |run: &Range<usize>| memory.drop_pages(run.clone()).and_then(|()| memory.zero(run.clone()));
     if let Err(error) = runs.iter().try_for_each(empty) {
@@ -167,7 +179,7 @@ pub fn page_states(region: &Region) -> Result<Vec<u8>, Error> {
     let told = |page| match memory.offers.get_quiet(page) {
         Page::Untouched => 0,
         Page::Pinned => 1,
-        Page::Offered => 2,
+        Page::Offered | Page::Again => 2,
         Page::Refilled => 4,
         _ => 3,
     };
@@ -221,9 +233,11 @@ impl Memory<'_> {
 
     /// Offered pages that are absent are lost.
     fn note_holes(self, pages: Range<usize>) -> Result<(), Error> {
-        let offered = self.span(pages, Page::Offered);
-        for page in offered.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?.into_iter().flatten() {
-            self.offers.swap(page, Page::Offered, Page::Lost);
+        for state in OFFERED {
+            let offered = self.span(pages.clone(), state);
+            for page in offered.map_or(Ok(vec![]), |span| self.scan(span, &ABSENT))?.into_iter().flatten() {
+                self.offers.swap(page, state, Page::Lost);
+            }
         }
         Ok(())
     }
@@ -241,17 +255,17 @@ impl Memory<'_> {
         Ok(found.iter().map(|run| page_of(run.start)..page_of(run.end)).collect())
     }
 
-    fn offer(self, run: Range<usize>, from: Page) -> Result<(), Error> {
+    fn offer(self, run: Range<usize>, from: Page, to: Page) -> Result<(), Error> {
         for page in run.clone() {
             match from {
-                Page::Pinned => self.offers.settle(page, Page::Offered),
-                _ => drop(self.offers.swap(page, from, Page::Offered)), // unless it was lost just now
+                Page::Pinned => self.offers.settle(page, to),
+                _ => drop(self.offers.swap(page, from, to)), // unless it was lost just now
             }
             self.settled(page);
         }
         self.advise(run.clone(), libc::MADV_FREE).map_err(|errno| {
             for page in run.clone() {
-                self.offers.swap(page, Page::Offered, from);
+                self.offers.swap(page, to, from);
             }
             let why =
                 if errno.0 == libc::EINVAL { ": is it locked (mlock, mlockall)? Locked memory cannot be" } else { "" };
@@ -287,7 +301,7 @@ impl Memory<'_> {
         let mut start = pages.start;
         while start < pages.end {
             let (state, stop) = self.offers.run(start..pages.end);
-            if state == Page::Offered {
+            if OFFERED.contains(&state) {
                 return Some(start..stop);
             }
             start = stop;
