@@ -12,7 +12,6 @@ def test_reads_of_many_units_are_large_and_several_at_once(child):
 
     def code():
         import threading
-        import time
 
         from support.lazy import check_endings, known_bytes, raised
 
@@ -28,14 +27,17 @@ def test_reads_of_many_units_are_large_and_several_at_once(child):
 
             def __init__(self):
                 self.reads, self.hints, self.running, self.most = [], [], 0, 0
-                self.lock = threading.Lock()
+                self.lock, self.two = threading.Lock(), threading.Event()
 
             def read_into(self, offset, buffer):
                 with self.lock:
                     self.reads.append((offset, len(buffer)))
                     self.running += 1
                     self.most = max(self.most, self.running)
-                time.sleep(0.02)
+                    if self.running > 1:
+                        self.two.set()
+                self.two.wait(10)  # the first for the second
+                self.two.set()
                 with self.lock:
                     self.running -= 1
                 if any(at in self.bad for at in range(offset, offset + len(buffer), 4096)):
@@ -78,7 +80,7 @@ def test_a_sequential_reader_is_read_ahead_where_the_source_wants_it(child):
             readahead = True
 
             def read_into(self, offset, buffer):
-                time.sleep(0.005)
+                time.sleep(0.05)
                 super().read_into(offset, buffer)
 
         source = Ahead(4 << 20)
@@ -90,7 +92,7 @@ def test_a_sequential_reader_is_read_ahead_where_the_source_wants_it(child):
         assert region.statistics().prefetched_units > 10, region.statistics()
         check_endings(region)
 
-    child(code).check()
+    child(code, timeout=60).check()
 
 
 def test_a_slow_source_is_read_ahead_by_several_threads_in_the_pieces_it_likes(child):
@@ -116,7 +118,7 @@ def test_a_slow_source_is_read_ahead_by_several_threads_in_the_pieces_it_likes(c
                     inside += 1
                     most = max(most, inside)
                     sizes[len(buffer)] += 1
-                time.sleep(0.01)
+                time.sleep(0.05)
                 buffer[:] = (
                     bytes([1 + (offset >> 16) % 200]) * 65536
                     if len(buffer) == 65536
@@ -135,7 +137,7 @@ def test_a_slow_source_is_read_ahead_by_several_threads_in_the_pieces_it_likes(c
         assert found.prefetched_units > 64, found
         check_endings(region)
 
-    child(code, timeout=40).check()
+    child(code, timeout=60).check()
 
 
 def test_a_source_that_fails_is_not_asked_ahead_again_and_again(child):

@@ -154,6 +154,9 @@ def late():
             look()
         else:
             time.sleep(0.5)
+            begun, limit = looks["begun"], time.monotonic() + 15
+            while looks["ended"] <= begun and time.monotonic() < limit:  # one that began since has ended
+                time.sleep(0.01)
 
     atexit.register(last)  # before the package is imported: it runs after whatever the package has registered
     import threading
@@ -163,6 +166,7 @@ def late():
     import userfault as uf
 
     who, delivery = sys.argv[1:]
+    looks = {"begun": 0, "ended": 0}
     source = Known()
     region = uf.map(source, delivery=delivery)
     view = memoryview(region)
@@ -191,7 +195,9 @@ def late():
 
     def look_again_and_again():
         while True:
+            looks["begun"] += 1
             look()
+            looks["ended"] += 1
             time.sleep(0.05)
 
     if who == "thread":
@@ -201,7 +207,7 @@ def late():
 @pytest.mark.parametrize("who", ["handler", "thread"])
 def test_pages_come_as_long_as_exit_handlers_run(child, who, delivery, tmp_path):
     """And what cannot be had is an exception still, without the interpreter's lock too: never the pattern in place of bytes."""
-    result = child(late, args=[who, delivery], cwd=tmp_path).check()
+    result = child(late, args=[who, delivery], cwd=tmp_path, timeout=40).check()
     assert result.stderr == ""
     assert set(result.stdout.split("\n")) == {"right", ""}, result.stdout
 

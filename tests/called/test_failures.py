@@ -232,7 +232,7 @@ def test_transient_failures_are_read_again_without_the_lock(child, delivery):
                 raise ValueError("never")
             buffer[:] = b"\x07" * len(buffer)
 
-        source = uf.Retry(uf.Function(read_into, "64KiB", unit="4KiB"), attempts=3, pause="100ms")
+        source = uf.Retry(uf.Function(read_into, "64KiB", unit="4KiB"), attempts=3, pause="1s")
         view = memoryview(uf.map(source, delivery=sys.argv[1]))
         done = threading.Event()
         work = threading.Thread(target=lambda: [turns.append(time.sleep(0.005)) for _ in iter(done.is_set, True)])

@@ -169,11 +169,15 @@ def test_the_timeout_counts_from_the_fault_where_a_thread_blocks_signals_later(c
         source, _, view, _ = mapped(delivery="thread", timeout="2s")
         assert bytes(view[:10]) == source.bytes[:10]
         signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.valid_signals()) - {signal.SIGBUS})
-        began = time.monotonic()
-        raised(uf.PageError, lambda: bytes(view[200_000:200_010]))
-        assert 1.9 < time.monotonic() - began < 2.9
+        took = []
+        while len(took) < 3 and (not took or min(took) >= 2.9):  # one that was held up by others is no measure
+            began, at = time.monotonic(), 200_000 * (len(took) + 1)
+            raised(uf.PageError, lambda at=at: bytes(view[at : at + 10]))
+            took.append(time.monotonic() - began)
+        assert min(took) > 1.9, took
+        assert min(took) < 2.9, took
 
-    child(code).check()
+    child(code, timeout=40).check()
 
 
 @pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])

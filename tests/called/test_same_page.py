@@ -16,10 +16,11 @@ def test_each_thread_that_reads_the_pattern_hears_of_it(child, delivery):
                 time.sleep(0.01)
 
         for turn in range(5):
-            region = uf.map(uf.Function(hang, 100_000), delivery=sys.argv[1], timeout="200ms")
-            view, said = memoryview(region), []
+            region = uf.map(uf.Function(hang, 100_000), delivery=sys.argv[1], timeout="2s")
+            view, said, together = memoryview(region), [], threading.Barrier(3)
 
             def touch():
+                together.wait()  # who came after the pattern is there would read it without a fault
                 try:
                     said.append(bytes(view[:1]))
                 except uf.PageError:
@@ -33,5 +34,5 @@ def test_each_thread_that_reads_the_pattern_hears_of_it(child, delivery):
             print(said, flush=True)
         os._exit(0)
         """
-    result = child(code, args=[delivery])
+    result = child(code, args=[delivery], timeout=40)
     assert result.check().stdout.splitlines() == ["['PageError', 'PageError', 'PageError']"] * 5

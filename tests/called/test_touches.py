@@ -212,15 +212,16 @@ def test_others_run_python_during_a_slow_touch(child, delivery):
 
         import userfault as uf
 
-        began = threading.Event()
+        began, turns = threading.Event(), []
 
         def slow(offset, buffer):
             began.set()
-            time.sleep(0.3)
+            until = time.monotonic() + 10
+            while len(turns) < 10 and time.monotonic() < until:
+                time.sleep(0.01)
             buffer[:] = b"\x07" * len(buffer)
 
         view = memoryview(uf.map(uf.Function(slow, "1MiB"), delivery=sys.argv[1]))
-        turns = []
 
         def work():
             began.wait()

@@ -36,7 +36,7 @@ def test_a_source_that_takes_too_long_is_interrupted(child, delivery):
             began = time.monotonic()
             error = raised(uf.PageError, lambda: bytes(view[5000:5010]))
             assert "deadline" in str(error), error
-            assert 0.25 < time.monotonic() - began < 2
+            assert 0.25 < time.monotonic() - began < 10
         assert seen == [4096, 4096]
         assert bytes(view[:10]) == b"\x07" * 10
         for _ in range(100_000):
@@ -73,10 +73,10 @@ def test_a_source_that_hangs_in_a_thread_of_the_library_keeps_no_fault(child):
         assert raised(OSError, lambda: os.write(pipe, view[4096:4100])).errno == errno.EFAULT
         error = raised(uf.PageError, lambda: region.populate(slice(8192, 8200)))
         assert "deadline" in str(error), error
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         hang.set()
         assert bytes(view[8192:8200]) == b"\x07" * 8
-        limit = time.monotonic() + 5  # the poison of the system call expires
+        limit = time.monotonic() + 15  # the poison of the system call expires
         while True:
             try:
                 assert os.write(pipe, view[4096:4100]) == 4
@@ -102,12 +102,12 @@ def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
 
         import userfault as uf
 
-        slow, entered = [True], threading.Event()
+        slow, entered, over = [True], threading.Event(), threading.Event()
 
         def read_into(offset, buffer):
             entered.set()
             if slow[0]:
-                time.sleep(1.5)
+                over.wait(8)
             buffer[:] = b"\x07" * len(buffer)
 
         delivery, where = sys.argv[1:]
@@ -115,17 +115,25 @@ def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
         other = threading.Thread(target=lambda: view[0])
         if where == "waiter":
             other.start()
+
+        def interrupt():
             entered.wait()
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+
         began = time.monotonic()
         try:
+            if where == "waiter":
+                entered.wait()
+            threading.Thread(target=interrupt).start()
             bytes(view[:10])
             for _ in range(1000):
                 pass
         except KeyboardInterrupt:
-            assert time.monotonic() - began < 1, time.monotonic() - began
+            assert time.monotonic() - began < 6, time.monotonic() - began
         else:
             raise AssertionError("not interrupted")
+        over.set()
         if where == "waiter":
             other.join()
         slow[0] = False
@@ -134,7 +142,7 @@ def test_ctrl_c_ends_a_touch_as_itself(child, delivery, where):
         for _ in range(1000):
             pass
 
-    child(code, args=[delivery, where]).check()
+    child(code, args=[delivery, where], timeout=40).check()
 
 
 def test_ctrl_c_in_code_that_gave_up_the_lock_is_itself_too(child):
@@ -154,8 +162,8 @@ def test_ctrl_c_in_code_that_gave_up_the_lock_is_itself_too(child):
             buffer[:] = b"\x07" * len(buffer)
 
         view = memoryview(uf.map(uf.Function(read_into, "1MiB", unit="4KiB"), delivery="signal"))
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             zlib.crc32(view)
             for _ in range(1000):
                 pass
@@ -180,14 +188,14 @@ def test_a_signal_while_a_region_closes_is_not_lost(child, delivery, end):
         import userfault as uf
 
         delivery, end = sys.argv[1:]
-        entered, closed = threading.Event(), []
+        entered, signalled, closed = threading.Event(), threading.Event(), []
 
         class Slow(uf.Source):
             length = "1MiB"
 
             def read_into(self, offset, buffer):
                 entered.set()
-                time.sleep(0.5)
+                signalled.wait(10)
                 buffer[:] = b"\x07" * len(buffer)
 
             def close(self):
@@ -197,18 +205,26 @@ def test_a_signal_while_a_region_closes_is_not_lost(child, delivery, end):
         region = uf.map(Slow(), delivery=delivery)
         region.prefetch(slice(0, 1))
         entered.wait()
-        threading.Timer(0.1, os.kill, (os.getpid(), getattr(signal, end))).start()
+
+        def kill():
+            time.sleep(0.3)
+            os.kill(os.getpid(), getattr(signal, end))
+            time.sleep(0.2)
+            signalled.set()
+
         came = None
         try:
+            threading.Thread(target=kill).start()
             region.close()  # waits for the read
-            for _ in range(1000):
+            limit = time.monotonic() + 10
+            while time.monotonic() < limit:
                 pass
         except (KeyboardInterrupt, SystemExit) as error:
             came = error
         assert type(came) is {"SIGINT": KeyboardInterrupt, "SIGTERM": SystemExit}[end]
         assert closed == [True]
 
-    assert child(code, args=[delivery, end]).check().stderr == ""
+    assert child(code, args=[delivery, end], timeout=40).check().stderr == ""
 
 
 def test_a_storm_of_failing_pages_ends_soon(child, delivery):
@@ -231,7 +247,7 @@ def test_a_storm_of_failing_pages_ends_soon(child, delivery):
         began = time.monotonic()
         error = raised(uf.PageError, array.sum)
         assert error.errno == 5
-        assert time.monotonic() - began < 4, time.monotonic() - began
+        assert time.monotonic() - began < 25, time.monotonic() - began
         check_endings(region)
 
     child(code, args=[delivery], timeout=40).check()
@@ -260,13 +276,17 @@ def test_retry_keeps_to_the_timeout(child, delivery):
         for way in (lambda: bytes(view[:10]), lambda: region.populate(slice(4096, 4106))):
             began = time.monotonic()
             assert isinstance(raised(uf.PageError, way).__cause__, ConnectionError)
-            assert 0.5 < time.monotonic() - began < 3
+            assert 0.5 < time.monotonic() - began < 12
         check_endings(region)
         stopped = memoryview(uf.map(uf.Retry(uf.Function(read_into, 4096), pause="20s"), delivery=sys.argv[1]))
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        def touch():
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            bytes(stopped[:10])
+
         began = time.monotonic()
-        raised(KeyboardInterrupt, lambda: bytes(stopped[:10]))
-        assert time.monotonic() - began < 3
+        raised(KeyboardInterrupt, touch)
+        assert time.monotonic() - began < 12
 
     child(code, args=[delivery], timeout=40).check()
 

@@ -43,11 +43,25 @@ def hit(owner: int, number: int, limit: float = 20) -> int:
         for pid in pagers_of(owner):
             with suppress(OSError):
                 os.kill(pid, number)
-                while number == signal.SIGSTOP and any(state(task) != "T" for task in Path(f"/proc/{pid}/task").iterdir()):
+                while number == signal.SIGSTOP and not is_stopped(pid):
                     time.sleep(0.001)
                 return pid
         time.sleep(0.002)
     raise TimeoutError("no pager to be hit")
+
+
+def wait_for(file: Path, limit: float = 20) -> None:
+    """Until it exists."""
+    end = time.monotonic() + limit
+    while not file.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"there is no {file}")
+        time.sleep(0.005)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of it runs any more."""
+    return all(state(task) == "T" for task in Path(f"/proc/{pid}/task").iterdir())
 
 
 def storm(owner: int, kills: int, seed: int, until: Path) -> None:
@@ -74,5 +88,7 @@ if __name__ == "__main__":
     if verb == "storm":
         storm(int(process), int(rest[0]), int(rest[1]), Path(rest[2]))
     else:
+        if len(rest) > 2:
+            wait_for(Path(rest[2]))
         time.sleep(float(rest[1]) if len(rest) > 1 else 0)
         hit(int(process), int(rest[0]))

@@ -45,13 +45,18 @@ class Failing(Known):
 
 
 class Hanging(Known):
-    """Hangs on the pages in `bad` until the file `until` exists; with `held` it keeps Python's lock meanwhile."""
+    """Hangs on the pages in `bad` until the file `until` exists; with `held` it keeps Python's lock meanwhile.
 
-    def __init__(self, length, bad, until, held=False):
+    The file `begun` tells that it does.
+    """
+
+    def __init__(self, length, bad, until, held=False, begun=None):
         super().__init__(length, unit=4096)
-        self.bad, self.until, self.held = set(bad), until, held
+        self.bad, self.until, self.held, self.begun = set(bad), until, held, begun
 
     def read_into(self, offset, buffer):
+        if self.begun is not None and offset // 4096 in self.bad:
+            Path(self.begun).touch()
         while offset // 4096 in self.bad and not Path(self.until).exists():
             if self.held:
                 os.environ.get

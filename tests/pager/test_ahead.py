@@ -28,10 +28,14 @@ def scan(region):
 def test_a_scan_waits_for_a_part_of_the_reads(child):
     """96 reads of 20 ms each; who did not ask for it waits for all of them."""
     code = f"""{PROLOGUE}
-ahead = uf.map(Slow(LENGTH, unit="4KiB", delay=0.02), delivery="process")
-plain = uf.map(Known(LENGTH, unit="4KiB", delay=0.02), delivery="process")
-took = scan(ahead), scan(plain)
-assert took[0] < took[1] / 2, took
+for _ in range(3):  # a scan that was held up by others is no measure
+    ahead = uf.map(Slow(LENGTH, unit="4KiB", delay=0.02), delivery="process")
+    plain = uf.map(Known(LENGTH, unit="4KiB", delay=0.02), delivery="process")
+    took = scan(ahead), scan(plain)
+    if took[0] < took[1] / 2:
+        break
+else:
+    raise AssertionError(took)
 assert check_endings(ahead).prefetched_units > 48 and check_endings(plain).prefetched_units == 0, ahead.statistics()
 """
     child(code, timeout=40).check()
@@ -116,7 +120,7 @@ def test_a_scan_whose_next_reads_hang_does_not_stop_other_regions(child, tmp_pat
     """Of what was planned for it four reads may hang until their time is up, and then all of it is dropped."""
     code = f"""import sys
 {PROLOGUE}{LOGGED}
-region = uf.map(Logged(log, hangs_at=48), delivery="process", timeout=2)
+region = uf.map(Logged(log, hangs_at=48), delivery="process", timeout=6)
 other = uf.map(Known(LENGTH, unit="4KiB"), delivery="process")
 view = memoryview(region)
 for page in range(40):
@@ -125,7 +129,7 @@ while "48" not in logged():
     time.sleep(0.01)
 began = time.monotonic()
 other.populate()
-assert time.monotonic() - began < 3.9, (time.monotonic() - began, logged())
+assert time.monotonic() - began < 11, (time.monotonic() - began, logged())
 """
     child(code, args=[tmp_path], timeout=50).check()
 
@@ -151,7 +155,7 @@ def test_a_region_that_is_closed_is_not_read_any_further(child, tmp_path):
 {PROLOGUE}{LOGGED}
 class Slower(Logged):
     def read_into(self, offset, buffer):
-        time.sleep(0.2)
+        time.sleep(1)
         return super().read_into(offset, buffer)
 with uf.map(Slower(log), delivery="process") as region:
     region.prefetch()
@@ -159,7 +163,7 @@ with uf.map(Slower(log), delivery="process") as region:
         time.sleep(0.01)
 began = time.monotonic()
 while "closed" not in logged():
-    assert time.monotonic() - began < 2, logged()
+    assert time.monotonic() - began < 10, logged()  # 24 s for all of it
     time.sleep(0.01)
 """
     child(code, args=[tmp_path], timeout=30).check()

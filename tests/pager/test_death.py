@@ -8,24 +8,27 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
 
 PROLOGUE = """
 import os, signal, sys, threading, time
+from pathlib import Path
 import userfault as uf
-from pager.killing import hit, pagers_of, start
+from pager.killing import hit, is_pager, is_stopped, pagers_of, start, wait_for
 from pager.sources import Hanging, Known, known
-from support.lazy import check_endings, touched
+from support.lazy import check_endings, in_threads, touched
 """
 
 
 def test_the_same_touch_continues_in_another_pager(child, tmp_path):
     """Killed in the middle of a read while the toucher keeps Python's lock: the value comes, counted as requeued."""
     code = f"""{PROLOGUE}
-region = uf.map(Hanging(1 << 20, [5], sys.argv[1] + "/go"), delivery="process")
+begun, go = sys.argv[1] + "/begun", sys.argv[1] + "/go"
+region = uf.map(Hanging(1 << 20, [5], go, begun=begun), delivery="process")
 view = memoryview(region)
 assert view[0] == known(0, 8)[0]
 first = region.pager.pid
-killer = start("hit", os.getpid(), int(signal.SIGKILL), 0.7)
-if os.fork() == 0:
-    time.sleep(1.0)
-    open(sys.argv[1] + "/go", "w").close()
+killer = start("hit", os.getpid(), int(signal.SIGKILL), 0.1, begun)
+if os.fork() == 0:  # the touch keeps Python's lock here
+    while is_pager(first):
+        time.sleep(0.01)
+    open(go, "w").close()
     os._exit(0)
 assert view[5 * 4096 + 1] == known(5 * 4096, 8)[1]
 assert killer.wait() == 0
@@ -34,7 +37,7 @@ assert view[0] == known(0, 8)[0]
 found = check_endings(region)
 assert found.requeued == 1, found
 """
-    child(code, args=[tmp_path]).check()
+    child(code, args=[tmp_path], timeout=40).check()
 
 
 def test_an_idle_pager_that_dies_is_replaced(child):
@@ -50,20 +53,26 @@ assert region.pager.restarts == 3, region.pager
     child(code).check()
 
 
-def test_too_many_deaths_end_in_errors_not_in_zeros(child):
+def test_too_many_deaths_end_in_errors_not_in_zeros(child, tmp_path):
     """After three in a minute every page that is not there fails, those of a waiting touch too; those that are there stay."""
     code = f"""{PROLOGUE}
 pager = uf.pager.Pager(restarts=1)
-region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", pager=pager)
+begun, owner = Path(sys.argv[1], "begun"), os.getpid()
+region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x", begun=begun), delivery="process", pager=pager)
 view = memoryview(region)
 assert view[0] == known(0, 8)[0]
-killers = [start("hit", os.getpid(), int(signal.SIGKILL), after) for after in (0.5, 1.5)]
+killer = os.fork()
+if killer == 0:
+    for _ in range(2):  # each in the middle of its read
+        wait_for(begun)
+        begun.unlink()
+        hit(owner, signal.SIGKILL)
+    os._exit(0)
 began = time.monotonic()
 error = touched(lambda: view[5 * 4096])
-assert 1.2 < time.monotonic() - began < 4, time.monotonic() - began
+assert time.monotonic() - began < 15, time.monotonic() - began
 assert "signal 9" in str(error) and "not replaced" in str(error), error
-for killer in killers:
-    killer.wait()
+assert os.waitpid(killer, 0)[1] == 0
 assert "signal 9" in pager.lost, pager
 assert view[0] == known(0, 8)[0]
 assert touched(lambda: view[100_000]).offset == 98304
@@ -82,7 +91,7 @@ pager.close()
 other = uf.map(Known(1 << 20), delivery="process")
 assert memoryview(other)[8] == known(8, 8)[0]
 """
-    child(code).check()
+    child(code, args=[tmp_path], timeout=40).check()
 
 
 def test_poison_is_final_for_its_region_alone(child):
@@ -105,21 +114,22 @@ check_endings(again)
     child(code).check()
 
 
-def test_poison_alone_ends_the_pager(child):
-    """No region wants another pager: none is started, and the waiting touch fails within a second."""
+def test_poison_alone_ends_the_pager(child, tmp_path):
+    """No region wants another pager: none is started, and the waiting touch fails long before its timeout."""
     code = f"""{PROLOGUE}
-region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x"), delivery="process", on_pager_death="poison")
+begun = sys.argv[1] + "/begun"
+region = uf.map(Hanging(1 << 20, [5], "/nonexistent/x", begun=begun), delivery="process", on_pager_death="poison")
 view = memoryview(region)
-killer = start("hit", os.getpid(), int(signal.SIGKILL), 0.5)
+killer = start("hit", os.getpid(), int(signal.SIGKILL), 0.1, begun)
 began = time.monotonic()
 error = touched(lambda: view[5 * 4096])
-assert time.monotonic() - began < 2.5, time.monotonic() - began
+assert time.monotonic() - began < 12, time.monotonic() - began
 assert "signal 9" in str(error) and region.pager.lost == "signal 9", (error, region.pager)
 assert pagers_of(os.getpid()) == []
 found = check_endings(region)
 assert found.requeued == 1 and found.poisoned == 1, found
 """
-    child(code).check()
+    child(code, args=[tmp_path], timeout=40).check()
 
 
 def test_abort_ends_the_process_with_a_line(child):

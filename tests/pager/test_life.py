@@ -111,7 +111,9 @@ assert min(took) < 1.0, took
     print(child(code).check().stdout)
 
 
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/sleep', ['sleep', '60'])"])
+@pytest.mark.parametrize(
+    "end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/sleep', ['sleep', '60'])"]
+)
 def test_the_pager_goes_with_its_owner(child, tmp_path, end):
     """However that ends: exit, SIGKILL, exec; a read in progress does not keep it."""
     code = f"""{PROLOGUE}

@@ -20,7 +20,7 @@ class Slow(Known):
         self.__dict__.update(state)
         (self.here / "asked").touch()
         while not self.until.exists():
-            time.sleep(0.01)
+            time.sleep(0.05)
     def read_into(self, offset, buffer):
         (self.here / "read").touch()
         super().read_into(offset, buffer)
@@ -40,7 +40,7 @@ def until(condition, limit=15):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
-def at_once(call, limit=4):
+def at_once(call, limit=10):
     began = time.monotonic()
     result = call()
     assert time.monotonic() - began < limit, time.monotonic() - began
@@ -50,7 +50,7 @@ def is_well(region):
     at_once(lambda: region.evict())
     assert at_once(lambda: region.read(8192, 16)) == known(8192, 16).tobytes()
     at_once(lambda: region.populate())
-    other = at_once(lambda: uf.map(Known(4096), delivery="process", pager=region.pager, timeout="2s"))
+    other = at_once(lambda: uf.map(Known(4096), delivery="process", pager=region.pager, timeout="8s"))
     assert bytes(other) == known(0, 4096).tobytes()
     at_once(other.close)
     assert region.pager.restarts == 0, region.pager
@@ -60,7 +60,7 @@ def is_well(region):
 def test_others_are_served_while_a_source_opens(child, tmp_path):
     """read, populate, map and close of other regions; in the end the slow one is served too."""
     code = f"""{PROLOGUE}{SOURCES}
-good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="2s")
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="8s")
 slow = []
 thread = threading.Thread(target=lambda: slow.append(uf.map(Slow(seed=5), delivery="process", timeout="30s")))
 thread.start()
@@ -79,18 +79,19 @@ def test_an_open_that_hangs_ends_with_the_timeout_of_its_region(child, tmp_path)
     """A PageError that says what took so long; the same pager serves the others on, and can be closed."""
     code = f"""{PROLOGUE}{SOURCES}
 pager = uf.pager.Pager()
-good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="2s", pager=pager)
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="8s", pager=pager)
 first = pager.pid
 began = time.monotonic()
 error = touched(lambda: uf.map(Slow(), delivery="process", timeout="6s", pager=pager))
 took = time.monotonic() - began
-assert 5.9 < took < 9, took
+assert 5.9 < took < 14, took
 assert error.__cause__.kind == "TimeoutError", error.__cause__
 assert "opening the source" in str(error) and "longer than 6 s" in str(error) and "timeout" in str(error), error
 is_well(good)
 assert pager.pid == first and pager.regions == 1, pager
 good.close()
 at_once(pager.close)
+until(lambda: not is_pager(first))
 """
     child(code, args=[tmp_path], timeout=50).check()
 
@@ -99,7 +100,7 @@ def test_many_opens_that_hang_do_not_keep_others_out(child, tmp_path):
     """More than are opened at once: all end in their time, and then another source is opened."""
     code = f"""{PROLOGUE}{SOURCES}
 pager = uf.pager.Pager()
-good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="2s", pager=pager)
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="8s", pager=pager)
 errors = []
 def hang():
     errors.append(touched(lambda: uf.map(Slow(), delivery="process", timeout="2s", pager=pager)))
@@ -107,7 +108,7 @@ threads = [threading.Thread(target=hang) for _ in range(40)]
 for thread in threads:
     thread.start()
 for thread in threads:
-    thread.join(10)
+    thread.join(25)
 assert len(errors) == 40 and all("opening the source" in str(error) for error in errors), errors
 is_well(good)
 """
@@ -138,7 +139,7 @@ os._exit(0)
 def test_the_source_of_an_open_that_was_given_up_is_closed(child, tmp_path, how):
     """When it is open at last; nothing is read from it, whatever has been mapped since."""
     code = f"""{PROLOGUE}{SOURCES}
-good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="2s")
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="8s")
 interrupt = {how == "ctrl-c"}
 def press():
     until((here / "asked").exists)
@@ -149,13 +150,13 @@ if interrupt:
     try:
         uf.map(Slow(), delivery="process", timeout="30s")
     except KeyboardInterrupt:
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10
     else:
         raise AssertionError
 else:
     touched(lambda: uf.map(Slow(), delivery="process", timeout="2s"))
-until(lambda: good.pager.regions == 1, 3)
-others = [uf.map(Known(1 << 20, seed=seed), delivery="process", timeout="2s") for seed in range(4)]
+until(lambda: good.pager.regions == 1, 15)
+others = [uf.map(Known(1 << 20, seed=seed), delivery="process", timeout="8s") for seed in range(4)]
 assert not (here / "closed").exists()
 (here / "go").touch()
 until((here / "closed").exists)
@@ -170,14 +171,14 @@ is_well(good)
 def test_a_hint_that_takes_long_keeps_no_other_region_waiting(child, tmp_path):
     """Nor does one that hangs keep its own for longer than a touch may wait: it is read without."""
     code = f"""{PROLOGUE}{SOURCES}
-good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="2s")
+good = uf.map(Known(1 << 20, unit=4096), delivery="process", timeout="8s")
 region = uf.map(Hinted(), delivery="process", timeout="3s", pager=good.pager)
 region.prefetch()
 until((here / "asked").exists)
 is_well(good)
 began = time.monotonic()
 region.populate()
-assert time.monotonic() - began < 8, time.monotonic() - began
+assert time.monotonic() - began < 15, time.monotonic() - began
 assert bytes(region) == known(0, 1 << 20).tobytes()
 at_once(region.close)
 is_well(good)
@@ -222,7 +223,7 @@ slow = uf.map(Slow(), delivery="process", timeout="2s")
 view = memoryview(slow)
 (here / "go").unlink()
 hit(os.getpid(), int(signal.SIGKILL))
-error = at_once(lambda: touched(lambda: view[8192]), 8)
+error = at_once(lambda: touched(lambda: view[8192]), 20)
 assert "opening the source" in str(error), error
 (here / "go").touch()
 end = time.monotonic() + 15

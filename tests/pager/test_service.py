@@ -109,7 +109,7 @@ with uf.pager.Pager(path=place) as pager, uf.map(uf.File(folder + "/data"), deli
 
 
 def test_nobody_listens(child, tmp_path):
-    """map() says so in a second or two; a service that is gone means poison, with the reason."""
+    """map() says so in a few seconds; a service that is gone means poison, with the reason."""
     code = f"""{PROLOGUE}
 pager = uf.pager.Pager(path=place)
 region = uf.map(uf.File(folder + "/data"), delivery="process", pager=pager, unit=4096)
@@ -123,7 +123,7 @@ try:
         pass
 except uf.PageError as error:
     assert "not replaced" in str(error) and "could not be started" in str(error), error
-    assert time.monotonic() - began < 2, time.monotonic() - began
+    assert time.monotonic() - began < 8, time.monotonic() - began
 else:
     raise AssertionError
 try:

@@ -104,12 +104,12 @@ def test_ctrl_c_ends_a_wait_at_once(child):
         from userfault.sources.aside import aside
 
         for wait in (lambda: aside(time.sleep, 30, seconds=20), lambda: _core.Turn().wait(20), _core.Turn().wait):
-            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
             began = time.monotonic()
             try:
+                threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
                 wait()
             except KeyboardInterrupt:
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 10
             else:
                 raise AssertionError
         for wait in (lambda: aside(time.sleep, 0.3, seconds=20), lambda: _core.Turn().wait(0.2), _core.Turn().wait):
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_a_wait_at_once(child):
         time.sleep(0.05)
 
     for _ in range(3):
-        child(code, warnings=None).check()
+        child(code, warnings=None, timeout=40).check()
 
 
 def test_who_touches_in_the_middle_of_a_call_is_served(child):

@@ -240,7 +240,7 @@ def test_a_lock_that_is_never_let_go_is_waited_for_once(tmp_path, data):
         fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
         assert read(opened, 0, 50 * CHUNK) == data[: 50 * CHUNK]
-        assert time.monotonic() - began < 3  # 25 s with a wait for each
+        assert time.monotonic() - began < 10  # 25 s with a wait for each
     assert size_of(tmp_path) == 0
 
 

@@ -29,6 +29,7 @@ PASSING = [
     Fault("short", keep=PAGE - 1),
     Fault("shifted"),
 ]
+SILENT = ("mute", "stall")  # given up after a quarter of the deadline, in which a good answer has to come, too
 NAMES = [f"{fault.kind} {fault.keep or fault.status}" for fault in PASSING]
 FOREVER = [*PASSING, Fault("whole"), *(Fault("status", status=status) for status in (401, 403, 404, 416))]
 FOREVER_NAMES = [f"{fault.kind} {fault.keep or fault.status}" for fault in FOREVER]
@@ -54,7 +55,7 @@ def blob(request, data):
     with FaultyProxy("127.0.0.1", server.port) as proxy:
 
         def make(**options):
-            options = {"deadline": 4, **options}
+            options = {"deadline": 12, **options}
             if request.param in KINDS:
                 return cloud.blob(name, port=proxy.port, **options), proxy
             url = f"http://127.0.0.1:{proxy.port}/{name}"
@@ -72,7 +73,7 @@ def read(source, start, stop):
 @pytest.mark.parametrize("fault", PASSING, ids=NAMES)
 def test_a_fault_that_passes_costs_only_time(blob, data, fault):
     """The read is repeated, and gives the right bytes."""
-    source, proxy = blob()
+    source, proxy = blob(deadline=8 if fault.kind in SILENT else 12)
     opened = native(source)
     proxy.order(fault)
     assert read(opened, 5 * PAGE, 6 * PAGE) == data[5 * PAGE : 6 * PAGE]
@@ -83,7 +84,7 @@ def test_a_fault_that_passes_costs_only_time(blob, data, fault):
 @pytest.mark.parametrize("fault", FOREVER, ids=FOREVER_NAMES)
 def test_a_fault_that_stays_is_an_error_with_its_cause(blob, fault):
     """After the attempts, or the deadline, and within it; nothing is made up."""
-    source, proxy = blob(deadline=1.5, attempts=2)
+    source, proxy = blob(deadline=3 if fault.kind in SILENT else 8, attempts=2)
     opened = native(source)
     proxy.order_always(fault)
     with pytest.raises(uf.PageError) as caught:
@@ -139,7 +140,7 @@ def replace(request, source, new):
 @pytest.mark.parametrize(("blob", "delivery"), STORMS, indirect=["blob"])
 def test_a_touch_gets_the_right_bytes_or_an_error(blob, data, kernel, delivery):
     """A storm: a third of the answers is spoilt in one of all ways, and every byte that is shown is compared."""
-    source, proxy = blob(deadline=1.5, attempts=3)
+    source, proxy = blob(deadline=3, attempts=3)
     numbers = random.Random(7)
     shown = failed = 0
     with TouchChild(source, delivery=delivery, unit=PAGE, timeout=30) as child:
@@ -186,13 +187,13 @@ def test_the_deadline_holds_while_the_server_is_mute(blob):
     """A read ends when it has to, whatever the attempts."""
     import time
 
-    source, proxy = blob(deadline=0.7, attempts=1000)
+    source, proxy = blob(deadline=3, attempts=1000)
     opened = native(source)
     proxy.order_always(Fault("mute"))
     start = time.monotonic()
     with pytest.raises(uf.PageError) as caught:
         read(opened, 0, PAGE)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
     assert caught.value.cause.transient
     proxy.order_always(None)
 
@@ -211,7 +212,7 @@ def test_redis_that_stumbles_is_asked_again(redis_proxy, data, fault):
     """Over a new connection."""
     pytest.importorskip("redis")
     url = f"redis://127.0.0.1:{redis_proxy.port}/0/stumbles"
-    source = uf.Redis.put(url, data, deadline=4)
+    source = uf.Redis.put(url, data, deadline=8)
     opened = native(source)
     redis_proxy.order(fault)
     assert read(opened, 1000, 90_000) == data[1000:90_000]
@@ -221,7 +222,7 @@ def test_redis_that_stumbles_is_asked_again(redis_proxy, data, fault):
 def test_redis_that_is_gone_is_an_error(redis_proxy, data):
     """With the connection's error as its cause's reason, within the deadline."""
     pytest.importorskip("redis")
-    source = uf.Redis.put(f"redis://127.0.0.1:{redis_proxy.port}/0/gone", data, deadline=1)
+    source = uf.Redis.put(f"redis://127.0.0.1:{redis_proxy.port}/0/gone", data, deadline=6)
     opened = native(source)
     redis_proxy.close()
     with pytest.raises(uf.PageError) as caught:

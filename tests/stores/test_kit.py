@@ -97,7 +97,8 @@ def test_a_source_that_dies_takes_its_process_along(delivery):
 @pytest.mark.kernel
 def test_a_touch_that_hangs_is_a_timeout_of_the_kit():
     """And the child is gone."""
-    with TouchChild(made("python", how="hang"), unit=PAGE, timeout=3, delivery="signal") as child:
+    with TouchChild(made("python", how="hang"), unit=PAGE, delivery="signal") as child:
+        child.timeout = 3  # of the touch alone: the child has started
         with pytest.raises(TouchTimeout, match="within 3 s"):
             child.touch(PAGE)
         with pytest.raises(TouchDied):
