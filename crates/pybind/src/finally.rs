@@ -18,7 +18,7 @@ const OVER: u8 = 2;
 #[pyclass(frozen, module = "userfault._core")]
 pub struct Finally {
     end: Py<PyAny>,
-    calls: Py<PyAny>,
+    append: Py<PyAny>,
     after: Py<PyAny>,
     begin: Py<PyAny>,
     phase: AtomicU8,
@@ -27,8 +27,10 @@ pub struct Finally {
 #[pymethods]
 impl Finally {
     #[new]
-    fn new(end: Py<PyAny>, calls: Py<PyAny>, after: Py<PyAny>, begin: Py<PyAny>) -> Self {
-        Self { end, calls, after, begin, phase: AtomicU8::new(NEW) }
+    fn new(end: Py<PyAny>, calls: &Bound<'_, PyAny>, after: Py<PyAny>, begin: Py<PyAny>) -> PyResult<Self> {
+        // Here, and no name that is made once for all: were it being made at a fork, the child would wait for it for ever.
+        let append = calls.getattr("append")?.unbind();
+        Ok(Self { end, append, after, begin, phase: AtomicU8::new(NEW) })
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -50,7 +52,7 @@ impl Finally {
         if self.phase.swap(OVER, Ordering::Relaxed) == OVER {
             return Ok(());
         }
-        sheltered(|| self.calls.call_method1(py, pyo3::intern!(py, "append"), (&self.end,)))?;
+        sheltered(|| self.append.call1(py, (&self.end,)))?;
         let after = || sheltered(|| self.after.call0(py)).map(drop);
         // One exception from outside ends it at most: then it is called once more.
         after().inspect_err(|_| drop(after()))
