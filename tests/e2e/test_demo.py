@@ -32,10 +32,11 @@ def test_archive_file_that_shrinks_is_filled_up(tmp_path):
 
 
 @pytest.mark.kernel
+@pytest.mark.timeout(180)
 def test_demo_prints_table_and_saves_picture(tmp_path):
     """Run twice: the first packs, the second finds the image there."""
     command = [sys.executable, "-m", "userfault", "demo", "--size", "8MiB", "--folder", str(tmp_path / "cache")]
-    first = run_command([*command, "--json"], timeout=55, cwd=tmp_path)
+    first = run_command([*command, "--json"], timeout=80, cwd=tmp_path)
     assert first.returncode == 0, first.talk()
     data = json.loads(first.stdout)
     assert data["image"]["seconds"] > 0
@@ -45,17 +46,18 @@ def test_demo_prints_table_and_saves_picture(tmp_path):
     assert lazy["answer_faults"] > 0
     assert (tmp_path / "userfault-demo.png").exists() == (data["picture"] is not None)
 
-    second = run_command(command, timeout=55, cwd=tmp_path)
+    second = run_command(command, timeout=80, cwd=tmp_path)
     assert second.returncode == 0, second.talk()
     for words in ("userfault on the image", "np.memmap", "answer", "peak"):
         assert words in second.stdout
 
 
 @pytest.mark.kernel
+@pytest.mark.timeout(180)
 def test_demo_picture_not_writable_still_answers(tmp_path):
     """The picture is the least of it: without it the table is there, and a line says why."""
     command = [sys.executable, "-m", "userfault", "demo", "--size", "4MiB", "--folder", str(tmp_path / "cache")]
-    result = run_command([*command, "--picture", str(tmp_path / "nowhere" / "picture.png")], timeout=55)
+    result = run_command([*command, "--picture", str(tmp_path / "nowhere" / "picture.png")], timeout=80)
     assert result.returncode == 0, result.talk()
     assert "userfault on the image" in result.stdout
     assert "no picture: " in result.stderr

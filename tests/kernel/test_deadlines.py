@@ -24,8 +24,9 @@ for at in range(0, 4 << 16, 1 << 16):
 for region in hasty:
     began = time.monotonic()
     raised(uf.PageError, lambda: bytes(memoryview(region)[:1]))
-    assert 0.1 < time.monotonic() - began < 3
+    assert 0.1 < time.monotonic() - began < 12
     assert look(len(data) - 70_000 - 65_536 * hasty.index(region)) == data[len(data) - 70_000 - 65_536 * hasty.index(region)]
 os._exit(0)  # the slow reads go on for long
 """,
+        timeout=40,
     )

@@ -244,7 +244,7 @@ def test_a_slow_source_does_not_keep_other_regions_waiting(child):
         import userfault as uf
 
         data = known_bytes(4 << 20)
-        slow = [uf.map(uf.testing.Chaos(uf.Bytes(data.tobytes()), delay=3), unit="64KiB") for _ in range(8)]
+        slow = [uf.map(uf.testing.Chaos(uf.Bytes(data.tobytes()), delay=60), unit="64KiB") for _ in range(8)]
         fast = [uf.map(data.tobytes(), unit="4KiB") for _ in range(8)]  # on every reader
 
         def wait(region, at):
@@ -260,10 +260,10 @@ def test_a_slow_source_does_not_keep_other_regions_waiting(child):
         for region in fast:
             assert (region.numpy()[::4096] == data[::4096]).all()
             check_endings(region)
-        assert time.monotonic() - began < 2, time.monotonic() - began
+        assert time.monotonic() - began < 15, time.monotonic() - began
         os._exit(0)
 
-    child(code, timeout=30).check()
+    child(code, timeout=50).check()
 
 
 def test_prefetch_of_a_slow_source_does_not_delay_a_touch_of_it(child):
@@ -281,14 +281,14 @@ def test_prefetch_of_a_slow_source_does_not_delay_a_touch_of_it(child):
         for at in (60 << 20, 40 << 20, 50 << 20):
             began = time.monotonic()
             assert memoryview(region)[at] == 0
-            assert time.monotonic() - began < 0.6, time.monotonic() - began
+            assert time.monotonic() - began < 5, time.monotonic() - began  # the queue in front of it takes 20 s and more
         os._exit(0)
 
     child(code).check()
 
 
 def test_a_timeout_is_a_page_error_in_time_and_the_next_touch_asks_again(child):
-    """timeout="300ms" over a source of 1 s: PageError after 300 ms, no pattern afterwards, and the page in the end."""
+    """timeout="300ms" over a source of 4 s: PageError after 300 ms, no pattern afterwards, and the page in the end."""
 
     def code():
         import time
@@ -298,7 +298,7 @@ def test_a_timeout_is_a_page_error_in_time_and_the_next_touch_asks_again(child):
         import userfault as uf
 
         data = known_bytes(64 << 10)
-        region = uf.map(uf.testing.Chaos(uf.Bytes(data.tobytes()), delay=1), unit="64KiB", timeout="300ms")
+        region = uf.map(uf.testing.Chaos(uf.Bytes(data.tobytes()), delay=4), unit="64KiB", timeout="300ms")
         view = region.numpy()
 
         def touch():
@@ -310,21 +310,21 @@ def test_a_timeout_is_a_page_error_in_time_and_the_next_touch_asks_again(child):
         began = time.monotonic()
         error = raised(uf.PageError, touch)
         took = time.monotonic() - began
-        assert 0.25 < took < 0.6, took
+        assert 0.25 < took < 3.5, took
         assert "deadline" in str(error), error
         failures, values = 1, []
-        while not values and time.monotonic() < began + 5:
+        while not values and time.monotonic() < began + 15:
             try:
                 values.append(touch())
             except uf.PageError:
                 failures += 1
         assert values == [data[5]], values
         assert failures >= 2
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 12
         assert (view == data).all()
         check_endings(region)
 
-    child(code).check()
+    child(code, timeout=40).check()
 
 
 @deliveries
@@ -383,10 +383,10 @@ def test_layers_do_their_work_under_touches(child):
         assert (region.numpy() == data).all()
         check_endings(region)
 
-        region = uf.map(uf.Deadline(uf.testing.Chaos(plain, delay=5), "200ms"), unit="64KiB")
+        region = uf.map(uf.Deadline(uf.testing.Chaos(plain, delay=20), "200ms"), unit="64KiB")
         began = time.monotonic()
         error = raised(uf.PageError, lambda: touch(region.numpy(), 70_000))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert "deadline" in str(error)
         region = uf.map(uf.Deadline(plain, "5s"))
         assert (region.numpy() == data).all()

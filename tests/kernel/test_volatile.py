@@ -261,7 +261,7 @@ def pin_and_look():
     global rounds
     limit = time.monotonic() + 4
     losses = 0
-    while time.monotonic() < limit:
+    while time.monotonic() < limit or ((losses <= 20 or rounds <= 50) and time.monotonic() < limit + 20):
         first, last = sorted(int(one) for one in np.random.default_rng(rounds).integers(0, pages + 1, 2))
         buffer.unpin(first * PAGE, last * PAGE)
         lost = lost_pages(buffer.pin(first * PAGE, last * PAGE))
@@ -277,7 +277,7 @@ def pin_and_look():
     assert losses > 20 and rounds > 50, (losses, rounds)
 
 libc.madvise.argtypes = [__import__("ctypes").c_void_p, __import__("ctypes").c_size_t, __import__("ctypes").c_int]
-in_threads(take, touch, touch, pin_and_look)
+in_threads(take, touch, touch, pin_and_look, seconds=45)
 check_endings(buffer)
 """,
         args=[delivery],

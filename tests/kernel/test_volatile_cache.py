@@ -263,18 +263,22 @@ cache = uf.VolatileCache(maxsize=30)
 stop = time.monotonic() + 4
 found = [0, 0]
 
+def going():
+    now = time.monotonic()
+    return now < stop or (min(found) <= 50 and now < stop + 20)
+
 def value(key, seed):
     return np.full(key * 700 + 1, seed, np.uint8)
 
 def write():
     rng = np.random.default_rng(threading.get_ident())
-    while time.monotonic() < stop:
+    while going():
         key = int(rng.integers(0, 40))
         cache[key] = value(key, int(rng.integers(1, 255)))
 
 def read():
     rng = np.random.default_rng(threading.get_ident())
-    while time.monotonic() < stop:
+    while going():
         key = int(rng.integers(0, 40))
         got = cache.get(key)
         found[got is None] += 1
@@ -284,7 +288,7 @@ def read():
 def borrow():
     rng = np.random.default_rng(threading.get_ident())
     kept = []
-    while time.monotonic() < stop:
+    while going():
         key = int(rng.integers(0, 40))
         with cache.borrow(key) as view:
             if view is not None:
@@ -294,7 +298,7 @@ def borrow():
             assert (old == copy).all() and copy[0] != 0
 
 def drop():
-    while time.monotonic() < stop:
+    while going():
         purge_all(cache)
         cache.statistics()
         try:
@@ -302,7 +306,7 @@ def drop():
         except KeyError:
             pass
 
-in_threads(write, write, read, read, borrow, drop)
+in_threads(write, write, read, read, borrow, drop, seconds=45)
 gc.collect()
 assert found[0] > 50 and found[1] > 50, found
 assert all(entry.holders == 0 for entry in cache._entries.values())

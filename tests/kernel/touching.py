@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+import time
+from pathlib import Path
 
 PAGE = mmap.PAGESIZE
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -30,6 +32,16 @@ def store(address: int, value: int) -> None:
     """Write one byte with the GIL released."""
     byte = ctypes.c_ubyte(value)
     libc.memcpy(address, ctypes.addressof(byte), 1)
+
+
+def asleep_in_fault(thread: threading.Thread, seconds: float = 5) -> None:
+    """Wait until a thread sleeps in the kernel for its page: its fault is read earlier, and it looks once more before it sleeps.
+
+    Returns after `seconds` in any case: not every kernel says where a thread is.
+    """
+    place, limit = Path(f"/proc/self/task/{thread.native_id}/wchan"), time.monotonic() + seconds
+    while place.read_text() != "handle_userfault" and time.monotonic() < limit:
+        time.sleep(0.001)
 
 
 class Toucher(threading.Thread):

@@ -220,14 +220,13 @@ def test_forks_beside_threads_that_allocate_fault_and_map(follow):
         for work in (allocate, allocate, fault, touch, map_and_unmap):
             threading.Thread(target=work, daemon=True).start()
         forks = 0
-        while time.monotonic() < end:
+        while time.monotonic() < end or forks <= 3:
             (server,) = it.serve()
             assert ending(fork_and(lambda: os._exit(0 if it.memory[9 * PAGE] == content(9)[0] else 100))) == 0
             forks += 1
             server.join(10)
             assert not server.is_alive()
         stop.set()
-        assert forks > 3, forks
         os._exit(0)
 
     follow(code, timeout=40)

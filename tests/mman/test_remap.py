@@ -33,7 +33,7 @@ from mman.kit import (
     vm_flags,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
 
 def test_remap_moves_the_pages_and_leaves_holes_behind(act):
@@ -346,6 +346,8 @@ def test_remap_wakes_nobody(act):
     """
 
     def code():
+        from kernel.touching import asleep_in_fault
+
         memory = flagged(1)
         out, into = os.pipe()
 
@@ -359,6 +361,7 @@ def test_remap_wakes_nobody(act):
             thread = threading.Thread(target=write, daemon=True)
             thread.start()
             assert descriptor.read_fault() == at(memory)
+            asleep_in_fault(thread)
             assert table(7, 0, memory) == PAGE
             thread.join(0.2)
             assert seen == []

@@ -93,12 +93,11 @@ ticks = []
 signal.signal(signal.SIGALRM, lambda *rest: ticks.append(1))
 signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
 until = time.monotonic() + 2
-while time.monotonic() < until:
+while time.monotonic() < until or len(ticks) <= 100:
     memory = resolved()
     assert int(np.frombuffer(memory, "u1").sum()) == sum(known)
     assert bytes(memory) == known
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert len(ticks) > 100, len(ticks)
 """,
         timeout=40,
     )

@@ -33,7 +33,7 @@ def test_fault_in_a_system_call_that_keeps_the_gil_ends_in_an_error_that_names_t
         PREPARE
         + f"""
 memory = mman.anonymous(4 * PAGE)
-it = mman.userfaultfd(timeout=0.5)
+it = mman.userfaultfd(timeout=4)
 mman.madvise(memory, mman.MADV_USERFAULT)
 it.register(memory)
 def serve():
@@ -52,20 +52,21 @@ with warnings.catch_warnings(record=True) as caught:
         took = time.monotonic() - began
         assert error.errno == {said}, error
         cause = error.__cause__
-assert 0.3 < took < 10, took
+assert 3 < took < 18, took
 if {raises}:
     assert type(cause) is UserFault and cause.address == at(memory, 2), cause
     assert "in a system call that kept the GIL" in str(cause), cause
 [text] = spoken(caught)
-for part in (hex(at(memory, 2)), f"thread {{threading.get_native_id()}} (MainThread)", "0.5 s", "system call that kept the GIL"):
+for part in (hex(at(memory, 2)), f"thread {{threading.get_native_id()}} (MainThread)", "4 s", "system call that kept the GIL"):
     assert part in text, (part, text)
 [late] = it.timed_out()
 assert (late.address, late.thread) == (at(memory, 2), threading.get_native_id()), late
-assert 0.5 <= late.seconds < 5 and late.place == "a system call that kept the GIL", late
+assert 4 <= late.seconds < 15 and late.place == "a system call that kept the GIL", late
 assert it.fdinfo().timeouts == 1
 assert memory[0] == 7
 os._exit(0)
-"""
+""",
+        timeout=40,
     )
 
 
@@ -131,11 +132,11 @@ def test_error_that_nobody_catches_is_followed_by_the_warning(child):
 from userfault import mman
 memory = mman.anonymous(4096)
 mman.madvise(memory, mman.MADV_USERFAULT)
-it = mman.userfaultfd(timeout=0.3)
+it = mman.userfaultfd(timeout=4)
 it.register(memory)
 memory.madvise(22)
 """,
-        timeout=20,
+        timeout=30,
     )
     assert result.returncode == 1, result
     assert "OSError: [Errno 133]" in result.stderr
@@ -152,13 +153,17 @@ def is_poisoned(address):
 def written(address):
     return errno_of(os.write, os.pipe()[1], (ctypes.c_char * 1).from_address(address))
 def poison(memory, page):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert written(at(memory, page)) == errno.EFAULT
-        eventually(lambda: caught, what="the warning")
-    assert is_poisoned(at(memory, page))
+    for _ in range(5):  # it goes after a second, which may be over before anybody looks
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert written(at(memory, page)) == errno.EFAULT
+            found = is_poisoned(at(memory, page))
+            eventually(lambda: caught, what="the warning")
+        if found:
+            return
+    raise AssertionError("never poisoned")
 memory = mman.anonymous(4 * PAGE)
-it = mman.userfaultfd(timeout=0.5)
+it = mman.userfaultfd(timeout=3)
 if mman.policy() != "register-only":
     mman.madvise(memory, mman.MADV_USERFAULT)
 it.register(memory)
@@ -179,7 +184,8 @@ assert not is_poisoned(at(memory, 1))
 assert written(at(memory, 1)) == 0
 assert memory[PAGE] == 0
 os._exit(0)
-"""
+""",
+        timeout=50,
     )
 
 
@@ -201,7 +207,8 @@ assert it.read_fault() == there + PAGE
 it.wake(there + PAGE)
 assert writing.ended() == 0
 os._exit(0)
-"""
+""",
+        timeout=50,
     )
 
 
@@ -215,7 +222,8 @@ it.close()
 mman.on_sigbus(memory, lambda address: table(5, 1, memory))
 assert memory[PAGE] == 5
 os._exit(0)
-"""
+""",
+        timeout=50,
     )
 
 
@@ -231,7 +239,8 @@ poison(memory, 2)
 eventually(lambda: not is_poisoned(at(memory, 2)), what="the end of poison")
 assert memory[PAGE] == 7
 os._exit(0)
-"""
+""",
+        timeout=50,
     )
 
 
@@ -241,7 +250,7 @@ def test_busy_threads_are_not_taken_for_a_call_that_keeps_the_gil(act):
         PREPARE
         + """
 memory, done = flagged(1), []
-it = mman.userfaultfd(timeout=1)
+it = mman.userfaultfd(timeout=4)
 it.register(memory)
 def busy():
     while not done:
@@ -252,15 +261,16 @@ for thread in threads:
     thread.start()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    assert Touching(at(memory), lambda address: errno_of(os.write, os.pipe()[1], memory)).ended(15) == errno.EFAULT
-    eventually(lambda: caught, what="the warning")
+    assert Touching(at(memory), lambda address: errno_of(os.write, os.pipe()[1], memory)).ended(25) == errno.EFAULT
+    eventually(lambda: caught, seconds=15, what="the warning")
 done.append(1)
-[text] = spoken(caught)
-assert "GIL" not in text and "timeout of 1 s" in text, text
-[late] = it.timed_out()
-assert (late.place, late.timeout) == ("a system call", 1), late
+for text in spoken(caught):  # the call may fault again before it ends, and be timed out once more
+    assert "GIL" not in text and "timeout of 4 s" in text, text
+late = it.timed_out()
+assert late and all((one.place, one.timeout) == ("a system call", 4) for one in late), late
 os._exit(0)
-"""
+""",
+        timeout=50,
     )
 
 
@@ -269,7 +279,7 @@ def test_touch_that_is_woken_without_its_page_again_and_again_ends_by_the_timeou
     act(
         """
 memory = flagged(4)
-it = mman.userfaultfd(timeout="1s")
+it = mman.userfaultfd(timeout="4s")
 it.register(memory)
 bring = []
 def serve():
@@ -284,16 +294,16 @@ def serve():
 threading.Thread(target=serve, daemon=True).start()
 began = time.monotonic()
 raised(UserFault, lambda: touch(at(memory, 1)))
-assert 0.9 < time.monotonic() - began < 4, time.monotonic() - began
+assert 3.9 < time.monotonic() - began < 15, time.monotonic() - began
 late = it.timed_out()
-assert [one.place for one in late] == ["user code"] and late[0].seconds < 4, late
+assert [one.place for one in late] == ["user code"] and late[0].seconds < 15, late
 bring.append(1)
 began = time.monotonic()
-while time.monotonic() - began < 2:  # twice its timeout
+while time.monotonic() - began < 8:  # twice its timeout
     assert touch(at(memory, 2)) == 7
     mman.madvise(memory, mman.MADV_DONTNEED)
 it.close()
 os._exit(0)
 """,
-        timeout=30,
+        timeout=45,
     )
